@@ -1,0 +1,263 @@
+"""The contract between a merge method and everything else.
+
+A method is a frozen dataclass. Its fields are its parameters, validated in ``__post_init__``; its
+call is the maths, from one `Slot` to one tensor. There is no base class. Three optional protocols
+say more: `Measures` (scalars of the whole tensor), `Prepares` (one look at everything first) and
+`Routes` (weights that depend on the input).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from merge_plugins.blocks import BLOCK, parallel
+from merge_plugins.errors import RecipeError
+
+T = TypeVar("T")
+Batch: TypeAlias = Mapping[str, Tensor]
+PerExpert: TypeAlias = tuple[float, ...]
+"""Type of a parameter that takes one number per expert, in the order of the recipe's models."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of a weight: one half-open range per dimension of the whole shape."""
+
+    shape: tuple[int, ...]
+    bounds: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Region:
+        """Return the region that is all of a weight."""
+        return cls(tuple(shape), tuple((0, size) for size in shape))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of the box."""
+        return tuple(stop - start for start, stop in self.bounds)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements in the box."""
+        return math.prod(self.sizes)
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Flat half-open range of a box that lies in one piece in memory, else None."""
+        sizes = self.sizes
+        free = next((i for i, n in enumerate(sizes) if n != 1), len(sizes))
+        if sizes[free + 1 :] != self.shape[free + 1 :]:
+            return None
+        strides = [math.prod(self.shape[i + 1 :]) for i in range(len(sizes))]
+        first = sum(start * stride for (start, _), stride in zip(self.bounds, strides, strict=True))
+        return first, first + self.numel
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """View this box of a whole tensor."""
+        return tensor[tuple(slice(start, stop) for start, stop in self.bounds)]
+
+    def index(self) -> Tensor:
+        """Flat positions in the whole tensor: int64, shaped like the box."""
+        if self.span is not None:
+            return torch.arange(*self.span).view(self.sizes)
+        index = torch.zeros((), dtype=torch.int64)
+        for start_stop, size in zip(self.bounds, self.shape, strict=True):
+            index = index.unsqueeze(-1) * size + torch.arange(*start_stop)
+        return index
+
+    def blocks(self, numel: int) -> Iterator[Region]:
+        """Cut into boxes of at most ``numel`` elements, in order, along the outermost dimensions."""
+        if self.numel <= numel:
+            yield self
+            return
+        dim = next(i for i, size in enumerate(self.sizes) if size > 1)
+        start, stop = self.bounds[dim]
+        step = max(1, (stop - start) * numel // self.numel)
+        for at in range(start, stop, step):
+            part = (at, min(at + step, stop))
+            bounds = (*self.bounds[:dim], part, *self.bounds[dim + 1 :])
+            yield from Region(self.shape, bounds).blocks(numel)
+
+
+class Reader(Protocol):
+    """Reads regions of one weight from every model, and forgets them again."""
+
+    def read(self, region: Region, /) -> Slot:
+        """The slot of that region, in the recipe's dtype."""
+
+    def release(self, region: Region, /) -> None:
+        """Hand the region's pages back to the system."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One named weight as every model sees it. All tensors share one shape; dtype as stored.
+
+    An elementwise kernel may be handed any region of the weight; ``index()`` tells where its
+    elements are, so that counter-based randomness gives the same bits for any region.
+    """
+
+    name: str
+    """Checkpoint name, e.g. ``model.layers.3.mlp.up_proj.weight``."""
+    maybe_base: Tensor | None
+    """The base model's weight; None when the recipe names no base."""
+    experts: tuple[Tensor, ...]
+    """N weights, in the order the user wrote the models."""
+    stats: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    """Calibration statistics, by name, one per expert."""
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's ``measure`` said of the whole weight."""
+    seed: int = 0
+    """The recipe's seed."""
+    region: Region | None = None
+    """Which part of the weight this is; None: all of it."""
+    reader: Reader | None = field(default=None, repr=False)
+    """How the runner reads regions of a weight on disk; None: cut them from the tensors here."""
+    through: Callable[[Slot], Slot] | None = field(default=None, repr=False)
+    """What a method that wraps another one changes in every region before the other sees it."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensors here, which may be a region of the weight."""
+        return self.experts[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds every input: the models', or the recipe's ``dtype``."""
+        tensors = (*self.experts, *(() if self.maybe_base is None else (self.maybe_base,)))
+        return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+
+    @property
+    def base(self) -> Tensor:
+        """The base model's weight, or an error that says how to name one."""
+        if self.maybe_base is None:
+            raise RecipeError(f"{self.name}: this method needs a base model; add base_model: <model>")
+        return self.maybe_base
+
+    def part(self, region: Region) -> Slot:
+        """The same slot, seen through one region of it."""
+        if self.reader is not None:
+            part = self.reader.read(region)
+        else:
+            base = None if self.maybe_base is None else region.of(self.maybe_base)
+            experts = tuple(region.of(expert) for expert in self.experts)
+            part = dataclasses.replace(self, maybe_base=base, experts=experts, region=region)
+        return self.through(part) if self.through else part
+
+    def map_blocks(self, function: Callable[[Slot], T]) -> list[T]:
+        """Apply a function to every cache-sized block of this whole weight: results in order.
+
+        What ``measure`` uses: runs on every core and reads each source once, in bounded memory.
+        """
+
+        def apply(region: Region) -> T:
+            result = function(self.part(region))
+            if self.reader is not None:
+                self.reader.release(region)
+            return result
+
+        return parallel(apply, self.blocks())
+
+    def blocks(self) -> list[Region]:
+        """The regions that `map_blocks` walks, in order."""
+        return list(Region.whole(self.shape).blocks(BLOCK))
+
+    def index(self) -> Tensor:
+        """Position of every element in the whole, flattened weight: int64, same shape."""
+        region = self.region or Region.whole(self.shape)
+        return region.index().to(self.experts[0].device)
+
+    def deltas(self) -> Tensor:
+        """Task vectors, expert minus base: float32 [N, *shape]."""
+        base = self.base.float()
+        deltas = torch.empty(len(self.experts), *base.shape, dtype=torch.float32, device=base.device)
+        for delta, expert in zip(deltas, self.experts, strict=True):
+            delta.copy_(expert).sub_(base)
+        return deltas
+
+    def generator(self, expert: int) -> torch.Generator:
+        """Random generator of one expert: the same draws in any order, shard or thread.
+
+        For methods that take whole tensors. An elementwise method draws from
+        `merge_plugins.arithmetic.keep_at_random`, which also agrees between regions.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+Kernel: TypeAlias = Callable[[Slot], Tensor]
+"""Pure: no input or output, no globals, inputs untouched. The runner rounds the result once."""
+Router: TypeAlias = Callable[[Batch], Tensor]
+"""From a batch to weights [batch, N]; rows sum to 1."""
+Statistic: TypeAlias = Callable[[nn.Module, Iterator[Batch]], Mapping[str, Tensor]]
+"""From one live model and calibration batches to one tensor per weight."""
+
+
+class Sources(Protocol):
+    """A lazy, read-only view of the models; at most one slot or one live model is resident."""
+
+    names: Sequence[str]
+
+    def slots(self) -> Iterator[Slot]:
+        """Every float weight once, whole, in checkpoint order; tensors are memory-mapped."""
+
+    def module(self, expert: int) -> nn.Module:
+        """The live expert, for gradients and activations."""
+
+    def batches(self) -> Iterator[Batch]:
+        """Calibration data named by the recipe."""
+
+    def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
+        """One calibration statistic of one expert, by weight name."""
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Scalars of one whole weight that an elementwise kernel needs: thresholds, norms, dots."""
+
+    def measure(self, slot: Slot, /) -> Mapping[str, Tensor]:
+        """Look at the whole weight block by block; the result arrives as ``slot.measured``."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A method that looks at all models once before it becomes a kernel."""
+
+    def prepare(self, sources: Sources, /) -> Kernel | None:
+        """The kernel for every weight, or None when this setting works weight by weight."""
+
+
+@runtime_checkable
+class Routes(Protocol):
+    """A method whose weights depend on the input: the kernel gives the shared part."""
+
+    def branches(self, slot: Slot, /) -> Sequence[Any] | None:
+        """Low-rank factors per expert, or None for a weight that is only shared."""
+
+    def router(self, sources: Sources, /) -> Router:
+        """The function from a batch to branch weights."""
+
+
+def parameter(
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str,
+    per_expert: bool = False,
+    alias: Sequence[str] = (),
+) -> Any:
+    """A field of a method: its meaning, other spellings, and whether each expert has its own.
+
+    Without a default the recipe must set it. A plain dataclass field is a shared parameter with
+    no documentation, which is all a small plugin needs.
+    """
+    metadata = {"doc": doc, "per_expert": per_expert, "alias": tuple(alias)}
+    return field(default=default, metadata=metadata)

@@ -1,0 +1,12 @@
+"""A base and three experts, tiny but real, that merge into a model with all three skills."""
+
+from pathlib import Path
+
+from merge_plugins.demo.skills import SKILLS
+
+MODELS = Path(__file__).parent / "models"
+
+
+def family() -> dict[str, Path]:
+    """The folders of the shipped models by name: the base first, then one expert per skill."""
+    return {name: MODELS / name for name in ("base", *SKILLS)}

@@ -1,0 +1,44 @@
+"""What can go wrong, as a tree.
+
+MergeError                   anything this package refuses to do
+├── RecipeError              the recipe says something impossible, before any file is opened
+│   ├── UnknownMethodError   no plugin registers that merge method
+│   └── ParameterError       a method's parameter is unknown, missing or out of range
+├── CheckpointError          a model is missing, damaged, or not a kind we read
+└── MismatchError            the models do not fit together: names, shapes, vocabularies
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class RecipeError(MergeError, ValueError):
+    """The recipe cannot mean anything: unknown key, wrong type, contradiction."""
+
+
+class UnknownMethodError(RecipeError, LookupError):
+    """No plugin registers this merge method."""
+
+
+class ParameterError(RecipeError):
+    """A parameter of a merge method is unknown, missing, or outside its range."""
+
+
+class CheckpointError(MergeError, OSError):
+    """A model's files are missing, damaged, or of a kind we refuse to read."""
+
+
+class MismatchError(MergeError, ValueError):
+    """The models' tensors do not fit together."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

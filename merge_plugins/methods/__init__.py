@@ -1,0 +1,1 @@
+"""Built-in merge methods, one file per family, registered through the hook anyone uses."""

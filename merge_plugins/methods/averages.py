@@ -1,0 +1,65 @@
+"""Weighted averages, and copying one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.arithmetic import weighted_sum
+from merge_plugins.errors import ParameterError
+from merge_plugins.hookspecs import hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Weighted average of the models [Wortsman et al. 2022, model soups]."""
+
+    weight: PerExpert = parameter(doc="share of each model", per_expert=True)
+    normalize: bool = parameter(True, doc="divide by the sum of the weights")
+
+    def __post_init__(self) -> None:
+        if self.normalize and isinstance(self.weight, tuple) and abs(sum(self.weight)) < 1e-8:
+            raise ParameterError(
+                f"the weights {list(self.weight)} sum to zero, so their average is undefined; "
+                "change a weight or set normalize: false"
+            )
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return sum(w x) / sum(w): float32 [*shape]."""
+        total = weighted_sum(slot.experts, self.weight)
+        # the divisor is a float32 sum: one unit in its last place shows in half the results
+        return total.div_(torch.tensor(self.weight).sum()) if self.normalize else total
+
+
+@dataclass(frozen=True)
+class Average:
+    """Plain mean of the models; the base is not used [WIDEN, DARE: average_merging]."""
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return the mean: float32 [*shape]."""
+        return weighted_sum(slot.experts, (1.0,) * len(slot.experts)).div_(len(slot.experts))
+
+
+@dataclass(frozen=True)
+class Passthrough:
+    """One model, unchanged or with each weight multiplied by ``scale``."""
+
+    scale: float | None = parameter(None, doc="factor on every weight; unset leaves it as it is")
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return scale * x: float32 [*shape], or x as stored."""
+        (only,) = slot.experts
+        return only.clone() if self.scale is None else only.float() * self.scale
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the family."""
+    soups = "Wortsman et al. 2022, arXiv:2203.05482"
+    register("linear", Linear, elementwise=True, paper=soups)
+    register("average_merging", Average, elementwise=True, paper=soups)
+    register("passthrough", Passthrough, elementwise=True, max_experts=1)

@@ -1,0 +1,85 @@
+"""Model Stock: how far to trust the mean of the fine-tunes, from the angles between them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Slot, parameter
+from merge_plugins.arithmetic import dot_products, rounded, task_vectors
+from merge_plugins.hookspecs import hookimpl
+
+
+def share_of_mean(dots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return t = N cos / (1 + (N-1) cos), cos the mean over pairs [Jang et al. 2024, eq. 5].
+
+    dots: products of the N task vectors, [..., N, N]; 0 where the denominator vanishes.
+    """
+    n = dots.shape[-1]
+    norms = rounded(dots.diagonal(dim1=-2, dim2=-1).sqrt().float(), dtype)
+    cosines = []
+    for i, j in combinations(range(n), 2):
+        product = rounded(norms[..., i] * norms[..., j], dtype).clamp(min=1e-6)
+        cosines.append(rounded(rounded(dots[..., i, j].float(), dtype) / product, dtype))
+    cosine = rounded(torch.stack(cosines).clamp(-1, 1).mean(0), dtype)
+    below = rounded(1 + rounded((n - 1) * cosine, dtype), dtype)
+    share = rounded(rounded(n * cosine, dtype) / below, dtype)
+    return torch.where(below.abs() < 1e-6, torch.zeros_like(share), share)
+
+
+def row_products(slot: Slot) -> Tensor:
+    """Return dot products of the task vectors within each row: float32 [*rows, N, N]."""
+    deltas = task_vectors(slot)
+    products = [[rounded(a * b, slot.dtype).sum(-1) for b in deltas] for a in deltas]
+    for i, delta in enumerate(deltas):
+        products[i][i] = delta.square().sum(-1)
+    return torch.stack([torch.stack(row, dim=-1) for row in products], dim=-2)
+
+
+@dataclass(frozen=True)
+class ModelStock:
+    """Base plus a share of the mean task vector; the share follows from the mean cosine."""
+
+    filter_wise: bool = parameter(False, doc="one share per row instead of one per weight")
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return the share of the fine-tunes' mean for this whole weight."""
+        if self.filter_wise:
+            return {}
+        dots = dot_products(slot, task_vectors, slot.dtype)
+        return {"share": share_of_mean(dots, slot.dtype)}
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
+        dtype = slot.dtype
+        if self.filter_wise:
+            share = share_of_mean(row_products(slot), dtype).unsqueeze(-1)
+        else:
+            share = slot.measured["share"].to(slot.base.device)
+        add = functools.partial(_add, dtype=dtype)
+        total = functools.reduce(add, (expert.float() for expert in slot.experts))
+        mean = rounded(total / len(slot.experts), dtype)
+        kept = rounded(slot.base.float() * rounded(1 - share, dtype), dtype)
+        return rounded(mean.mul_(share), dtype).add_(kept)
+
+
+def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
+    return rounded(total + expert, dtype)
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the family."""
+    register(
+        "model_stock",
+        ModelStock,
+        elementwise=lambda kernel: not kernel.filter_wise,
+        needs_base=True,
+        min_experts=2,
+        paper="Jang et al. 2024, arXiv:2403.19522",
+    )

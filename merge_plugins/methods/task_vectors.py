@@ -1,0 +1,223 @@
+"""Methods that add what fine-tuning changed: task arithmetic, TIES, DARE, Breadcrumbs.
+
+One pipeline with different parts: sparsify each task vector, weigh, elect signs, sum, normalise,
+scale, add to the base. Numbers are mergekit's, including where it rounds to the inputs' dtype;
+``dtype: float32`` with ``out_dtype: bfloat16`` in the recipe rounds only once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.arithmetic import combine, drop_at_random, keep_largest, task_vectors
+from merge_plugins.errors import ParameterError
+from merge_plugins.hookspecs import hookimpl
+from merge_plugins.selection import as_measured, cuts
+
+Rescale = Literal["none", "l1", "inverse_keep"]
+
+
+def _weight(*default: float) -> Any:
+    return parameter(*default, doc="factor on each task vector", per_expert=True)
+
+
+def _density() -> Any:
+    doc = "share of each task vector kept, in [0, 1]"
+    return parameter(1.0, doc=doc, per_expert=True)
+
+
+def _lambda() -> Any:
+    doc = "factor on the merged task vector"
+    return parameter(1.0, doc=doc, alias=("scaling_coefficient",))
+
+
+def _normalize(default: bool) -> Any:
+    return parameter(default, doc="divide by the sum of the weights that took part")
+
+
+def _int8_mask() -> Any:
+    return parameter(False, doc="accepted from mergekit recipes; it never changed a result")
+
+
+def check_share(method: str, name: str, values: Sequence[float]) -> None:
+    """Raise if a value is not a share in [0, 1]."""
+    for value in values:
+        if not 0 <= value <= 1:
+            hint = f" For {value:g} % write {name}: {value / 100:g}." if 1 < value <= 100 else ""
+            raise ParameterError(
+                f"{method}: {name} is the share kept, in [0, 1]; got {value:g}.{hint}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArithmetic:
+    """Base plus the weighted sum of task vectors [Ilharco et al. 2023, eq. 1]."""
+
+    weight: PerExpert = _weight(1.0)
+    lambda_: float = _lambda()
+    normalize: bool = _normalize(False)
+    int8_mask: bool = _int8_mask()
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * sum(w delta): float32 [*shape]."""
+        deltas = task_vectors(slot)
+        return combine(
+            slot,
+            deltas,
+            self.weight,
+            scale=self.lambda_,
+            normalize=self.normalize,
+            elect=False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ties:
+    """Trim to the largest magnitudes, elect signs, average what agrees [Yadav et al. 2023, alg. 1]."""
+
+    weight: PerExpert = _weight()
+    density: PerExpert = _density()
+    lambda_: float = _lambda()
+    normalize: bool = _normalize(True)
+    int8_mask: bool = _int8_mask()
+
+    def __post_init__(self) -> None:
+        check_share("ties", "density", self.density)
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return where to cut each task vector so that int(density * n) entries remain."""
+        n = math.prod(slot.shape)
+        counts = [[int(density * n) if density < 1 else n] for density in self.density]
+        return as_measured(cuts([slot], task_vectors, counts, slot.dtype))
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * elected mean of trimmed task vectors: float32 [*shape]."""
+        cut = slot.measured
+        trimmed = [
+            keep_largest(delta, slot, cut["threshold"][i, 0], cut["last"][i, 0])
+            for i, delta in enumerate(task_vectors(slot))
+        ]
+        return combine(
+            slot, trimmed, self.weight, scale=self.lambda_, normalize=self.normalize, elect=True
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DareLinear:
+    """Drop entries of each task vector at random, rescale the rest, add up [Yu et al. 2024]."""
+
+    elect: ClassVar[bool] = False
+
+    weight: PerExpert = _weight()
+    density: PerExpert = _density()
+    lambda_: float = _lambda()
+    normalize: bool = _normalize(False)
+    rescale: bool | Rescale = parameter(
+        True,
+        doc="'l1' (true) keeps each task vector's L1 norm, as mergekit does; "
+        "'inverse_keep' divides by the density, as the paper does; 'none' (false) does neither",
+    )
+    int8_mask: bool = _int8_mask()
+
+    def __post_init__(self) -> None:
+        check_share("dare", "density", self.density)
+        if self.rescale in (True, "l1", "inverse_keep") and 0 in self.density:
+            raise ParameterError("dare: density 0 leaves nothing to rescale; set rescale: false")
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return each task vector's rescaling factor: float32 [N]."""
+        if self.rescale == "inverse_keep":
+            return {"factor": torch.tensor([1 / density for density in self.density])}
+        if self.rescale in (False, "none") or min(self.density) >= 1:
+            return {"factor": torch.ones(len(self.density))}
+
+        def norms(block: Slot) -> Tensor:
+            deltas = task_vectors(block)
+            before = [delta.abs().sum() for delta in deltas]
+            after = [delta.abs().sum() for delta in self.drop(block, deltas)]
+            return torch.tensor([before, after], dtype=torch.float64)
+
+        before, after = torch.stack(slot.map_blocks(norms)).sum(0)
+        factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+        return {"factor": factor.float()}
+
+    def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Zero each entry with probability 1 - density, in place."""
+        return [
+            drop_at_random(delta, slot, i, density)
+            for i, (delta, density) in enumerate(zip(deltas, self.density, strict=True))
+        ]
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * combination of what was kept: float32 [*shape]."""
+        kept = self.drop(slot, task_vectors(slot))
+        for delta, factor in zip(kept, slot.measured["factor"].tolist(), strict=True):
+            delta.mul_(factor)
+        return combine(
+            slot, kept, self.weight, scale=self.lambda_, normalize=self.normalize, elect=self.elect
+        )
+
+
+class DareTies(DareLinear):
+    """Drop entries of each task vector at random, rescale the rest, elect signs [Yu et al. 2024]."""
+
+    elect: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breadcrumbs:
+    """Drop the largest and the smallest entries of each task vector, add up [Davari 2024]."""
+
+    weight: PerExpert = _weight()
+    density: PerExpert = _density()
+    gamma: PerExpert = parameter(
+        0.01, doc="share of the largest entries dropped, in [0, 1]", per_expert=True
+    )
+    lambda_: float = _lambda()
+    normalize: bool = _normalize(False)
+    int8_mask: bool = _int8_mask()
+
+    def __post_init__(self) -> None:
+        check_share("breadcrumbs", "density", self.density)
+        check_share("breadcrumbs", "gamma", self.gamma)
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return where the outliers end and where the crumbs begin, for each task vector."""
+        n = math.prod(slot.shape)
+        counts = []
+        for density, gamma in zip(self.density, self.gamma, strict=True):
+            top = int(gamma * n) if density < 1 else 0
+            counts.append([top, min(n, top + int(density * n)) if density < 1 else n])
+        return as_measured(cuts([slot], task_vectors, counts, slot.dtype))
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * sum of the middle of each task vector: float32 [*shape]."""
+        threshold, last = slot.measured["threshold"], slot.measured["last"]
+        middle = []
+        for i, delta in enumerate(task_vectors(slot)):
+            outliers = keep_largest(delta, slot, threshold[i, 0], last[i, 0])
+            kept = keep_largest(delta, slot, threshold[i, 1], last[i, 1])
+            middle.append(kept - outliers)
+        return combine(
+            slot, middle, self.weight, scale=self.lambda_, normalize=self.normalize, elect=False
+        )
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the family."""
+    for name, method, paper in (
+        ("task_arithmetic", TaskArithmetic, "Ilharco et al. 2023, arXiv:2212.04089"),
+        ("ties", Ties, "Yadav et al. 2023, arXiv:2306.01708"),
+        ("dare_linear", DareLinear, "Yu et al. 2024, arXiv:2311.03099"),
+        ("dare_ties", DareTies, "Yu et al. 2024, arXiv:2311.03099"),
+        ("breadcrumbs", Breadcrumbs, "Davari & Belilovsky 2024, arXiv:2312.06795"),
+    ):
+        register(name, method, elementwise=True, needs_base=True, paper=paper)

@@ -1,0 +1,161 @@
+"""Which merge methods exist: ours and everyone's, loaded one plugin at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import pluggy
+
+from merge_plugins import hookspecs
+from merge_plugins.api import PerExpert, Statistic
+from merge_plugins.errors import UnknownMethodError, did_you_mean
+
+BUILTIN = (
+    "merge_plugins.methods.averages",
+    "merge_plugins.methods.spherical",
+    "merge_plugins.methods.task_vectors",
+    "merge_plugins.methods.stock",
+    "merge_plugins.methods.seeds",
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method, as a recipe may set it."""
+
+    name: str
+    field: str
+    type: Any
+    default: Any
+    doc: str
+    per_expert: bool
+    alias: tuple[str, ...]
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must set it."""
+        return self.default is dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method and the facts its plugin stated about it."""
+
+    name: str
+    factory: Callable[..., Any]
+    plugin: str
+    version: str = ""
+    elementwise: bool | Callable[[Any], bool] = False
+    needs_base: bool = False
+    min_experts: int = 1
+    max_experts: int | None = None
+    stats: tuple[str, ...] = ()
+    paper: str = ""
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters by canonical name, in the order of the dataclass."""
+        hints = typing.get_type_hints(self.factory)
+        found = {}
+        for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
+            name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
+            per_expert = f.metadata.get("per_expert", hints[f.name] == PerExpert)
+            alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
+            found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
+        return found
+
+    @cached_property
+    def spellings(self) -> Mapping[str, Parameter]:
+        """Parameters by every spelling a recipe may use."""
+        return {word: p for p in self.parameters.values() for word in (p.name, *p.alias)}
+
+    @property
+    def summary(self) -> str:
+        """First line of the method's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+    def is_elementwise(self, kernel: Any) -> bool:
+        """Whether this built kernel may be called on any region of a weight."""
+        return self.elementwise(kernel) if callable(self.elementwise) else self.elementwise
+
+
+@dataclass
+class Registry:
+    """Methods and statistics of every plugin that loaded, and why the others did not."""
+
+    methods: dict[str, Method] = field(default_factory=dict)
+    statistics: dict[str, Statistic] = field(default_factory=dict)
+    broken: dict[str, Exception] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._loading = ("", "")
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        # Historic and called while no plugin is registered yet: each later register() then runs
+        # that plugin's hooks alone, so a broken one cannot stop the next.
+        hook = self._manager.hook
+        hook.register_merge_methods.call_historic(kwargs={"register": self._add_method})
+        hook.register_statistics.call_historic(kwargs={"register": self._add_statistic})
+
+    def _add_method(self, name: str, factory: Callable[..., Any], **facts: Any) -> None:
+        if name in self.methods:
+            raise ValueError(f"{name!r} is already registered by {self.methods[name].plugin}")
+        if not (dataclasses.is_dataclass(factory) and callable(factory)):
+            raise TypeError(f"{name!r}: a merge method is a frozen dataclass, got {factory!r}")
+        method = Method(name, factory, *self._loading, **facts)
+        _ = method.spellings  # a field whose type cannot be read fails here, not in a merge
+        self.methods[name] = method
+
+    def _add_statistic(self, name: str, function: Statistic) -> None:
+        if name in self.statistics:
+            raise ValueError(f"statistic {name!r} is already registered")
+        self.statistics[name] = function
+
+    def load(self, plugin: str, version: str, importer: Callable[[], Any]) -> None:
+        """Register one plugin; if anything in it fails, keep the error and none of its methods."""
+        self._loading = (plugin, version)
+        before = dict(self.methods), dict(self.statistics)
+        try:
+            self._manager.register(importer(), name=plugin)
+            self._manager.check_pending()
+        except Exception as exc:  # the one place: a plugin is a guest and may fail in any way
+            self.broken[plugin] = exc
+            self.methods, self.statistics = before
+            if self._manager.has_plugin(plugin):
+                self._manager.unregister(name=plugin)
+        else:
+            self.plugins[plugin] = version
+
+    def get(self, name: str) -> Method:
+        """Return the method of that name, or raise `UnknownMethodError` naming the nearest one."""
+        try:
+            return self.methods[name]
+        except KeyError:
+            raise UnknownMethodError(
+                f"no merge method {name!r}{did_you_mean(name, self.methods)}. "
+                "Run 'merge-plugins list' to see them."
+            ) from None
+
+
+@cache
+def registry() -> Registry:
+    """Return the process's registry: built-in methods first, then every installed plugin."""
+    found = Registry()
+    for module in BUILTIN:
+        found.load(module, "", lambda module=module: import_module(module))  # type: ignore[misc]
+    if found.broken:  # ours must never be: do not hide it behind 'no such method'
+        raise next(iter(found.broken.values()))
+    for point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda p: p.name):
+        dist = point.dist
+        label = f"{dist.name}:{point.name}" if dist else point.name
+        found.load(label, dist.version if dist else "", point.load)
+    return found

@@ -1,0 +1,268 @@
+"""Merged tensors that exist only while somebody looks at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from types import EllipsisType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from merge_plugins.api import Batch, Kernel, Measures, Prepares, Region, Slot
+from merge_plugins.blocks import BLOCK, parallel
+from merge_plugins.checkpoint import NAMES, StoredTensor
+from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
+from merge_plugins.plan import Plan, PlannedTensor, plan
+from merge_plugins.recipe import Recipe
+
+Index = EllipsisType | slice | tuple[slice, ...]
+_WHOLE = threading.Lock()
+"""A method that takes whole weights runs one at a time: memory stays one weight of every model."""
+
+
+class MergedTensor:
+    """One merged tensor, computed when indexed; what a loader expects of a stored tensor.
+
+    ``tensor[...]`` merges all of it, ``tensor[a:b, c:d]`` only that box. The bits of an element do
+    not depend on the box, on the number of threads, or on the order of calls.
+    """
+
+    def __init__(self, planned: PlannedTensor, merge: Merge) -> None:
+        self.planned, self._merge = planned, merge
+        self.name, self.dtype = planned.name, planned.dtype
+        self.shape = torch.Size(planned.shape)
+        self.device = torch.device("cpu")
+        self.ndim = len(planned.shape)
+        self._lock = threading.Lock()
+
+    def get_shape(self) -> list[int]:
+        """Shape, as a safetensors slice says it."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """Dtype, as a safetensors slice says it."""
+        return NAMES[self.dtype]
+
+    def is_floating_point(self) -> bool:
+        """Whether the merged tensor holds floating-point numbers."""
+        return self.dtype.is_floating_point
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.shape.numel()
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Merge all of it and convert like `torch.Tensor.to`."""
+        return self[...].to(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"MergedTensor({self.name}, {list(self.shape)}, {self.dtype})"
+
+    def __getitem__(self, index: Index) -> Tensor:
+        region = as_region(index, self.planned.shape)
+        if self.planned.kernel is None:
+            return region.of(self._agreed).clone()
+        kernel = self._merge.kernel(self.planned)
+        if not self._merge.plan.method.is_elementwise(kernel):
+            return region.of(self._whole(kernel)).contiguous()
+        if region.numel == 0:
+            return torch.empty(region.sizes, dtype=self.dtype)
+        return self._by_blocks(kernel, region)
+
+    def _by_blocks(self, kernel: Kernel, region: Region) -> Tensor:
+        reader, measured = self._reader, self._measured
+        merged = torch.empty(region.sizes, dtype=self.dtype)
+        corner = [start for start, _ in region.bounds]
+
+        def merge(block: Region) -> None:
+            slot = dataclasses.replace(reader.read(block), measured=measured)
+            box = tuple(slice(a - c, b - c) for (a, b), c in zip(block.bounds, corner, strict=True))
+            result = kernel(slot)
+            self._check(result, block)
+            merged[box] = result
+            reader.release(block)
+
+        parallel(merge, region.blocks(self._merge.block))
+        return merged
+
+    def _whole(self, kernel: Kernel) -> Tensor:
+        with _WHOLE:
+            whole = Region.whole(self.planned.shape)
+            slot = dataclasses.replace(self._reader.read(whole), measured=self._measured)
+            result = kernel(slot)
+            self._check(result, whole)
+            self._reader.release(whole)
+            return result.to(self.dtype)
+
+    @cached_property
+    def _reader(self) -> _Reader:
+        return _Reader(self.planned, self._merge.plan.recipe)
+
+    @property
+    def _measured(self) -> Mapping[str, Tensor]:
+        with self._lock:
+            return self._measured_once
+
+    @cached_property
+    def _measured_once(self) -> Mapping[str, Tensor]:
+        kernel = self._merge.kernel(self.planned)
+        return kernel.measure(self._reader.slot()) if isinstance(kernel, Measures) else {}
+
+    @cached_property
+    def _agreed(self) -> Tensor:
+        """A buffer's value, on which all models agree."""
+        first, *others = self.planned.stored
+        for other in others:
+            if not torch.equal(first.view(), other.view()):
+                raise MismatchError(
+                    f"{self.name} is no weight and cannot be averaged, and it differs between "
+                    f"{first.file} and {other.file}"
+                )
+        return first.view()
+
+    def _check(self, result: Tensor, block: Region) -> None:
+        """Refuse results that are not finite: say which source had the NaN."""
+        if result.shape != torch.Size(block.sizes):
+            raise MismatchError(
+                f"{self._merge.plan.method.name} returned {list(result.shape)} for "
+                f"{self.name} {list(block.sizes)}; a kernel keeps the shape of its slot"
+            )
+        if torch.isfinite(result.sum()) and self.dtype != torch.float16:
+            return
+        if torch.isfinite(result.to(self.dtype)).all():
+            return
+        for stored in self.planned.stored:
+            bad = torch.nonzero(~torch.isfinite(block.of(stored.view())))
+            if len(bad):
+                first = [int(i) + a for i, (a, _) in zip(bad[0], block.bounds, strict=True)]
+                raise CheckpointError(
+                    f"{stored.file}: {stored.name} holds NaN or infinity, first at {first}. "
+                    "Repair or leave out this model."
+                )
+        raise MismatchError(
+            f"{self.name}: {self._merge.plan.method.name} gave NaN, infinity or a value beyond "
+            f"{self.dtype} from finite weights; try smaller weights or out_dtype: float32"
+        )
+
+
+def as_region(index: Index, shape: Sequence[int]) -> Region:
+    """Return the box that ``...``, a slice or a tuple of slices picks; steps must be 1."""
+    parts = index if isinstance(index, tuple) else (index,)
+    given = [part for part in parts if part is not Ellipsis]
+    at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    filled = [*parts[:at], *[slice(None)] * (len(shape) - len(given)), *parts[at + 1 :]]
+    bounds = []
+    for part, size in zip(filled, shape, strict=True):
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"a merged tensor is indexed with plain slices, got {index!r}")
+        start, stop, _ = part.indices(size)
+        bounds.append((start, max(start, stop)))
+    return Region(tuple(shape), tuple(bounds))
+
+
+class _Reader:
+    """Regions of one weight in every model, in the recipe's dtype."""
+
+    def __init__(self, planned: PlannedTensor, recipe: Recipe) -> None:
+        self._planned, self._seed = planned, recipe.seed
+        self._dtype: torch.dtype | None = getattr(torch, recipe.dtype) if recipe.dtype else None
+
+    def read(self, region: Region) -> Slot:
+        base = self._planned.base
+        return Slot(
+            self._planned.name,
+            None if base is None else self._part(base, region),
+            tuple(self._part(expert, region) for expert in self._planned.experts),
+            seed=self._seed,
+            region=region,
+        )
+
+    def slot(self) -> Slot:
+        """The whole weight, unread: for looking at it block by block."""
+        base = self._planned.base
+        experts = tuple(expert.view() for expert in self._planned.experts)
+        whole = None if base is None else base.view()
+        return Slot(self._planned.name, whole, experts, seed=self._seed, reader=self)
+
+    def release(self, region: Region) -> None:
+        span = region.span
+        for stored in self._planned.stored:
+            stored.release(*(span or ()))
+
+    def _part(self, stored: StoredTensor, region: Region) -> Tensor:
+        part = region.of(stored.view())
+        return part if self._dtype is None else part.to(self._dtype)
+
+
+@dataclasses.dataclass
+class Merge:
+    """A plan being carried out."""
+
+    plan: Plan
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        self._prepared: dict[int, Kernel | None] = {}
+        self._lock = threading.Lock()
+
+    def kernel(self, planned: PlannedTensor) -> Kernel:
+        """The kernel of one tensor; a method that looks at all models first does so now, once."""
+        kernel: Kernel = planned.kernel
+        if not isinstance(kernel, Prepares):
+            return kernel
+        with self._lock:
+            if 0 not in self._prepared:
+                self._prepared[0] = self._prepare()
+        return self._prepared[0] or kernel
+
+    def _prepare(self) -> Kernel | None:
+        different: list[Any] = []
+        for planned in self.plan.tensors.values():
+            if planned.kernel is not None and planned.kernel not in different:
+                different.append(planned.kernel)
+        for kernel in different:
+            prepared: Kernel | None = kernel.prepare(_Sources(self))
+            if prepared is not None and len(different) > 1:
+                raise RecipeError(
+                    f"{self.plan.method.name} looks at the whole model at once, so each parameter "
+                    "needs one value for all tensors: no gradients, no filters"
+                )
+        return prepared
+
+    def tensors(self) -> dict[str, MergedTensor]:
+        """Every tensor of the merge, unread, in the donor's order."""
+        return {name: MergedTensor(t, self) for name, t in self.plan.tensors.items()}
+
+
+class _Sources:
+    """What a method that prepares may look at."""
+
+    def __init__(self, merge: Merge) -> None:
+        self._merge = merge
+        self.names = merge.plan.experts
+
+    def slots(self) -> Iterator[Slot]:
+        for planned in self._merge.plan.tensors.values():
+            if planned.kernel is not None:
+                yield _Reader(planned, self._merge.plan.recipe).slot()
+
+    def module(self, expert: int) -> nn.Module:
+        self._unavailable()
+
+    def batches(self) -> Iterator[Batch]:
+        self._unavailable()
+
+    def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
+        self._unavailable()
+
+    def _unavailable(self) -> NoReturn:
+        raise RecipeError(f"{self._merge.plan.method.name}: calibration data is not supported yet")
+
+
+def merged_tensors(recipe: Recipe) -> dict[str, MergedTensor]:
+    """Return every tensor of the merge by checkpoint name; each is merged when it is indexed."""
+    return Merge(plan(recipe)).tensors()

@@ -1,0 +1,62 @@
+"""One value of the short form of a recipe, whatever a parser of lm-eval made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_plugins import recipe_file, references
+from merge_plugins.errors import RecipeError
+
+WEIGHTED = re.compile(r"(.+):(-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?)")
+
+
+def models(given: Any) -> list[dict[str, Any]]:
+    """Return the entries of models=, in any of its forms."""
+    given = parsed(given)
+    if isinstance(given, Mapping) and "model" not in given:
+        own = {ref: v if isinstance(v, Mapping) else {"weight": v} for ref, v in given.items()}
+        given = [{"model": ref, "parameters": parameters} for ref, parameters in own.items()]
+    if isinstance(given, list | tuple):
+        return [_entry(item) for item in given]
+    items = [given] if isinstance(given, Mapping) else text(given).split("+")
+    return [_entry(item) for item in items]
+
+
+def _entry(item: Any) -> dict[str, Any]:
+    """Return one model as a recipe's entry: text with an optional weight, or a mapping."""
+    if isinstance(item, Mapping):
+        own = {key: value for key, value in item.items() if key not in ("model", "parameters")}
+        parameters = {**(item.get("parameters") or {}), **own}
+        return {"model": reference(item.get("model")), "parameters": parameters}
+    item = text(item)
+    if not item:
+        raise RecipeError("an item of models= is empty; write models=a+b or models=a:0.6+b:0.4")
+    weighted = WEIGHTED.fullmatch(item)
+    path, weight = weighted.groups() if weighted else (item, None)
+    return {"model": reference(path), "parameters": {"weight": weight} if weight else {}}
+
+
+def reference(given: Any) -> str:
+    """Return a model reference; paths are relative to the current folder."""
+    is_typed = isinstance(given, int | float | complex | str)
+    return references.reference(text(given) if is_typed else given, Path())
+
+
+def parsed(given: Any) -> Any:
+    """Return the value of text that is JSON or a YAML list or mapping; anything else as it is."""
+    if isinstance(given, str) and given.strip()[:1] in ("[", "{"):
+        return recipe_file.from_yaml(given)
+    return given
+
+
+def text(given: Any) -> str:
+    """Return a name or path as the user typed it, whatever a parser made of it."""
+    return repr(given).strip("()") if isinstance(given, complex) else str(given).strip()
+
+
+def is_set(given: Any) -> bool:
+    """Whether an argument says anything; older lm-eval leaves None as text."""
+    return given is not None and given != "None"
