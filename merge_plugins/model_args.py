@@ -88,11 +88,9 @@ def _method(args: Mapping[str, Any]) -> Method:
 
 
 def _file(given: Any) -> Path | None:
-    return (
-        recipe_file.find(Path(short_form.text(given)).expanduser())
-        if short_form.is_set(given)
-        else None
-    )
+    if not short_form.is_set(given):
+        return None
+    return recipe_file.find(Path(short_form.text(given)).expanduser())
 
 
 def _by_name(ours: Mapping[str, Any], method: Method) -> dict[str, Any]:
@@ -113,9 +111,8 @@ def _settings(given: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, An
         found["base_model"] = short_form.reference(given["base_model"])
     if "tokenizer_source" in given:
         source = given["tokenizer_source"]
-        found["tokenizer_source"] = (
-            source if source in ("base", "union") else short_form.reference(source)
-        )
+        is_word = source in ("base", "union")
+        found["tokenizer_source"] = source if is_word else short_form.reference(source)
     if "models" in given:
         found["models"] = short_form.models(given["models"])
     if "params" in given:

@@ -31,7 +31,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 def fields(mapping: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe's fields: `models` as (reference, parameters) pairs, references resolved."""
     given = {key: value for key, value in mapping.items() if value is not None}
-    method = registry().get(_text("merge_method", given.get("merge_method")))
+    method = registry().get(_method_name(given.get("merge_method")))
     _check_keys(given, method)
     entries, parameters = given.get("models"), _scope(given.get("parameters"), "parameters")
     if sum(key in given for key in ("models", "slices", "modules")) != 1:
@@ -125,7 +125,8 @@ def _misplaced(key: str, method: Method, *, in_model: bool = False) -> str:
     if in_model and key in ("layer_range", "sources"):
         return f"{key}: layer stacking is not supported yet; whole models are"
     known = ("model", "parameters") if in_model else KEYS
-    return f"no recipe key {key!r}{did_you_mean(key, (*known, *method.spellings))}"
+    hint = did_you_mean(key, (*known, *method.spellings))
+    return f"no recipe key {key!r}{hint or '; there are ' + ', '.join(known)}"
 
 
 def _check_parameters(parameters: Mapping[str, Setting], method: Method) -> None:
@@ -140,9 +141,12 @@ def _scope(given: Any, where: str) -> dict[str, Setting]:
     return {str(key): value for key, value in (given or {}).items()}
 
 
-def _text(key: str, given: Any) -> str:
+def _method_name(given: Any) -> str:
     if not isinstance(given, str) or not given:
-        raise RecipeError(f"{key} is a name; got {'nothing' if given is None else repr(given)}")
+        got = "nothing" if given is None else repr(given)
+        raise RecipeError(
+            f"merge_method is a name; got {got}. Run 'merge-plugins list' to see them."
+        )
     return given
 
 

@@ -1,0 +1,141 @@
+"""Write a merge as an ordinary checkpoint, for publishing the winner.
+
+Tensors go to disk one at a time as they are merged. The folder appears under its name only when it
+is complete; a run that fails or is interrupted leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from tqdm.auto import tqdm
+
+from merge_plugins.card import model_card, portable
+from merge_plugins.errors import MergeError
+from merge_plugins.plan import Plan, plan
+from merge_plugins.recipe import Recipe
+from merge_plugins.runner import Merge, MergedTensor
+
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "*.tiktoken", "chat_template.*",
+)  # fmt: skip
+"""What a tokenizer may consist of."""
+
+
+def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB") -> Path:
+    """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
+
+    Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MergeError(f"{target} exists and is not empty; name a new folder or remove it")
+    found = plan(recipe)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < found.bytes_merged:
+        raise MergeError(
+            f"{target}: the merge needs {found.bytes_merged / 1e9:.2f} GB, "
+            f"the disk has {free / 1e9:.2f} GB free"
+        )
+    with _complete_or_nothing(target) as unfinished:
+        _write_weights(found, unfinished, max_shard_size)
+        _write_config(found, unfinished)
+        _copy_companions(found, unfinished)
+        (unfinished / "merge.yaml").write_text(portable(recipe, target), encoding="utf-8")
+        (unfinished / "README.md").write_text(model_card(found, target.name), encoding="utf-8")
+    return target
+
+
+@contextmanager
+def _complete_or_nothing(target: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside the target; rename it on success, delete it on any failure."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        if target.is_dir():
+            target.rmdir()
+        unfinished.rename(target)
+    except OSError as exc:
+        raise MergeError(f"{target} was not written: {exc}") from exc
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_weights(found: Plan, folder: Path, max_shard_size: int | str) -> None:
+    tensors = Merge(found).tensors()
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.numel() * tensor.dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with tqdm(total=found.bytes_merged, unit="B", unit_scale=True, desc="Merging") as progress:
+        for file, names in split.filename_to_tensors.items():
+            _write_shard(folder / file, [tensors[name] for name in names], progress)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[None]) -> None:
+    """Write the safetensors format: its header is known before any tensor is merged."""
+    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # keeps all aligned
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.numel() * tensor.dtype.itemsize
+        header[tensor.name] = {
+            "dtype": tensor.get_dtype(),
+            "shape": tensor.get_shape(),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)
+            handle.write(raw.numpy().data)
+            progress.update(raw.numel())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _write_config(found: Plan, folder: Path) -> None:
+    config = dict(found.donor.config)
+    dtype = found.recipe.out_dtype or found.recipe.dtype
+    if dtype:  # one key for transformers 5, one for those before 4.56
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _copy_companions(found: Plan, folder: Path) -> None:
+    from merge_plugins.hub import resolve
+
+    for pattern in ("generation_config.json", "*.py"):
+        _copy(found.donor.path, pattern, folder)
+    tokenizer = resolve(found.recipe.tokenizer_donor)
+    for pattern in TOKENIZER_FILES:
+        _copy(tokenizer, pattern, folder)
+
+
+def _copy(source: Path, pattern: str, folder: Path) -> None:
+    for file in sorted(source.glob(pattern)):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
