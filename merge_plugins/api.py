@@ -75,7 +75,7 @@ class Region:
         return index
 
     def blocks(self, numel: int) -> Iterator[Region]:
-        """Cut into boxes of at most ``numel`` elements, in order, along the outermost dimensions."""
+        """Cut into boxes of at most ``numel`` elements, in order, outermost dimensions first."""
         if self.numel <= numel:
             yield self
             return
@@ -134,13 +134,16 @@ class Slot:
     def dtype(self) -> torch.dtype:
         """The dtype that holds every input: the models', or the recipe's ``dtype``."""
         tensors = (*self.experts, *(() if self.maybe_base is None else (self.maybe_base,)))
-        return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+        dtype: torch.dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+        return dtype
 
     @property
     def base(self) -> Tensor:
         """The base model's weight, or an error that says how to name one."""
         if self.maybe_base is None:
-            raise RecipeError(f"{self.name}: this method needs a base model; add base_model: <model>")
+            raise RecipeError(
+                f"{self.name}: this method needs a base model; add base_model: <model>"
+            )
         return self.maybe_base
 
     def part(self, region: Region) -> Slot:
@@ -179,7 +182,9 @@ class Slot:
     def deltas(self) -> Tensor:
         """Task vectors, expert minus base: float32 [N, *shape]."""
         base = self.base.float()
-        deltas = torch.empty(len(self.experts), *base.shape, dtype=torch.float32, device=base.device)
+        deltas = torch.empty(
+            len(self.experts), *base.shape, dtype=torch.float32, device=base.device
+        )
         for delta, expert in zip(deltas, self.experts, strict=True):
             delta.copy_(expert).sub_(base)
         return deltas
@@ -251,13 +256,12 @@ def parameter(
     default: Any = dataclasses.MISSING,
     *,
     doc: str,
-    per_expert: bool = False,
     alias: Sequence[str] = (),
 ) -> Any:
-    """A field of a method: its meaning, other spellings, and whether each expert has its own.
+    """Declare a field of a method with its meaning and other spellings.
 
-    Without a default the recipe must set it. A plain dataclass field is a shared parameter with
-    no documentation, which is all a small plugin needs.
+    Without a default the recipe must set it. A field of type `PerExpert` has one value for each
+    expert; its default is one number for all. A plain dataclass field is a parameter without
+    documentation, which is all a small plugin needs.
     """
-    metadata = {"doc": doc, "per_expert": per_expert, "alias": tuple(alias)}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"doc": doc, "alias": tuple(alias)})

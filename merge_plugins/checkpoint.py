@@ -38,6 +38,10 @@ DTYPES = {
 }
 """Dtype names of the safetensors format."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "*.tiktoken", "chat_template.*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class StoredTensor:
         return flat.view(self.shape)
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
-        """Hand the pages of elements ``[start, stop)`` back to the system; a later touch rereads."""
+        """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
         if self._map is None:
             return
         size, page = self.dtype.itemsize, mmap.PAGESIZE
@@ -170,8 +174,16 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{path} has no weights: no *.safetensors, no pytorch_model.bin")
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{path}: shard {file.name} is missing. Download the model again.")
+            raise CheckpointError(
+                f"{path}: shard {file.name} is missing. Download the model again."
+            )
     return tuple(files)
+
+
+def tokenizer_files(path: Path) -> list[Path]:
+    """Return the files a tokenizer is made of."""
+    found = (file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
+    return sorted({file for file in found if file.is_file()})
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -210,14 +222,18 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         first, last = entry["data_offsets"]
         dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         if dtype is None:
-            raise CheckpointError(f"{file}: {name} has dtype {entry['dtype']}, which we cannot merge")
+            raise CheckpointError(
+                f"{file}: {name} has dtype {entry['dtype']}, which we cannot merge"
+            )
         if start + last > size:
             raise CheckpointError(
                 f"{file} is truncated: {name} ends at byte {start + last}, the file at {size}. "
                 "Download it again."
             )
         if last - first != math.prod(shape) * dtype.itemsize:
-            raise CheckpointError(f"{file}: {name} {list(shape)} does not fill {last - first} bytes")
+            raise CheckpointError(
+                f"{file}: {name} {list(shape)} does not fill {last - first} bytes"
+            )
         tensors[name] = StoredTensor(name, file, dtype, shape, None, mapped, start + first)
     return tensors
 

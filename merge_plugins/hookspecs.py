@@ -1,6 +1,6 @@
 """The hooks a plugin may implement. Two, and we mean to keep it two.
 
-A plugin is any module named by an entry point in the group ``merge_plugins``. Twelve lines make one::
+A plugin is any module named by an entry point in the group ``merge_plugins``. Twelve lines::
 
     from dataclasses import dataclass
 

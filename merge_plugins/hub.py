@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 from tqdm.auto import tqdm
 
-from merge_plugins.checkpoint import weight_files
+from merge_plugins.checkpoint import tokenizer_files, weight_files
 from merge_plugins.errors import CheckpointError
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -24,6 +24,8 @@ def resolve(ref: str) -> Path:
     path = Path(ref).expanduser()
     if path.exists():
         return path
+    if path.is_absolute() or ref.startswith("."):
+        raise CheckpointError(f"no model {ref!r}: no such folder. Check the path.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -59,6 +61,14 @@ def identity(ref: str) -> str:
     return whole.hexdigest()[:32]
 
 
+def tokenizer_identity(ref: str) -> str:
+    """Return what a model's tokenizer is: 32 hex characters."""
+    whole = hashlib.sha256()
+    for file in tokenizer_files(resolve(ref)):
+        whole.update(f"{file.name}={_content(file)}\n".encode())
+    return whole.hexdigest()[:32]
+
+
 def _content(file: Path) -> str:
     real = file.resolve()
     if real.parent.name == "blobs":  # hub cache: .../models--org--name/blobs/<hash of content>
@@ -88,11 +98,12 @@ def _hash(file: Path, size: int) -> str:
         return digest.hexdigest()
     show = tqdm(total=size, unit="B", unit_scale=True, desc=f"Identifying {file.name}", delay=2)
     with file.open("rb") as handle, show:
-        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for start in range(0, size, CHUNK):
-                stop = min(start + CHUNK, size)
-                with memoryview(data) as view, view[start:stop] as part:
-                    digest.update(part)
-                data.madvise(mmap.MADV_DONTNEED, start, stop - start)
-                show.update(stop - start)
+        data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        for start in range(0, size, CHUNK):
+            stop = min(start + CHUNK, size)
+            with memoryview(data) as view, view[start:stop] as part:
+                digest.update(part)
+            data.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            show.update(stop - start)
+        data.close()
     return digest.hexdigest()

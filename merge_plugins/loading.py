@@ -20,7 +20,7 @@ from merge_plugins.recipe import Recipe
 from merge_plugins.runner import Merge
 
 VERSION = Version(transformers.__version__)
-LAZY = VERSION >= Version("5.0.0.dev0")
+LAZY = Version("5.0.0.dev0") <= VERSION
 """Whether this transformers takes lazy tensors; older ones get merged tensors, and one model more
 of memory."""
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
@@ -62,7 +62,7 @@ def load_merged(
 def set_dtype(config: Any, recipe: Recipe) -> None:
     """Let ``dtype="auto"`` find the dtype the merge has, as if it had been saved."""
     if recipe.out_dtype or recipe.dtype:
-        name = "dtype" if VERSION >= Version("4.56") else "torch_dtype"
+        name = "dtype" if Version("4.56") <= VERSION else "torch_dtype"
         setattr(config, name, getattr(torch, str(recipe.out_dtype or recipe.dtype)))
 
 
@@ -105,7 +105,7 @@ def _load(model_class: Any, config: Any, found: Plan, kwargs: Mapping[str, Any])
 def _load_then_dispatch(
     model_class: Any, arguments: dict[str, Any], tensors: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, Any]:
-    """Load on the CPU and place afterwards: transformers < 4.49 cannot do both from a state dict."""
+    """Load on the CPU, place afterwards: transformers < 4.49 cannot do both from a state dict."""
     import accelerate
 
     device_map, max_memory, folder = (

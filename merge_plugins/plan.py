@@ -17,6 +17,7 @@ import torch
 from merge_plugins import parameters
 from merge_plugins.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.hub import resolve
 from merge_plugins.recipe import Model, Recipe
 from merge_plugins.registry import Method, registry
 from merge_plugins.vocabulary import check_same_vocabulary
@@ -75,6 +76,26 @@ class Plan:
         """Bytes of the merge."""
         return sum(_bytes(t.shape, t.dtype) for t in self.tensors.values())
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return inputs and resolved parameters of every merged tensor, for JSON."""
+        models = ([self.recipe.base_model] if self.method.needs_base else []) + [*self.experts]
+        return {
+            "recipe": self.recipe.as_dict(),
+            "digest": self.recipe.digest,
+            "tensors": {
+                name: {
+                    "shape": list(tensor.shape),
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "inputs": [
+                        {"model": model, "tensor": stored.name, "file": stored.file.name}
+                        for model, stored in zip(models, tensor.stored, strict=True)
+                    ],
+                    "parameters": dict(tensor.parameters),
+                }
+                for name, tensor in self.tensors.items()
+            },
+        }
+
 
 def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
@@ -87,7 +108,8 @@ def plan(recipe: Recipe) -> Plan:
     checkpoints = {ref: open_checkpoint(ref) for ref in recipe.references}
     names = _Names(checkpoints, recipe.donor)
     if recipe.tokenizer_source is not None:
-        check_same_vocabulary([checkpoint.path for checkpoint in checkpoints.values()])
+        folders = [checkpoint.path for checkpoint in checkpoints.values()]
+        check_same_vocabulary([*folders, resolve(recipe.tokenizer_donor)])
     unmatched = parameters.unmatched_filters(recipe, names)
     if unmatched:
         raise RecipeError(

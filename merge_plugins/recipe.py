@@ -110,14 +110,15 @@ class Recipe:
     def digest(self) -> str:
         """12 hex digits of recipe, method version and the content of every model's files."""
         from merge_plugins import __version__
-        from merge_plugins.hub import identity
+        from merge_plugins.hub import identity, tokenizer_identity
 
         held, method = self.as_dict(), registry().get(self.merge_method)
         for entry in held["models"]:
             entry["model"] = identity(entry["model"])
-        for key in ("base_model", "tokenizer_source"):
-            if held.get(key, "base") != "base":
-                held[key] = identity(held[key])
+        if self.base_model:
+            held["base_model"] = identity(self.base_model)
+        if self.tokenizer_source not in (None, "base"):
+            held["tokenizer_source"] = tokenizer_identity(self.tokenizer_donor)
         held["plugin"] = [method.plugin, method.version or __version__]
         text = json.dumps(held, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -67,7 +67,7 @@ class Method:
         found = {}
         for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
             name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
-            per_expert = f.metadata.get("per_expert", hints[f.name] == PerExpert)
+            per_expert = hints[f.name] == PerExpert
             alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
             found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
         return found
@@ -141,7 +141,7 @@ class Registry:
             return self.methods[name]
         except KeyError:
             raise UnknownMethodError(
-                f"no merge method {name!r}{did_you_mean(name, self.methods)}. "
+                f"no merge method {name!r}{did_you_mean(name, self.methods) or '.'} "
                 "Run 'merge-plugins list' to see them."
             ) from None
 

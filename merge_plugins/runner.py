@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -206,18 +206,19 @@ class Merge:
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        self._prepared: dict[int, Kernel | None] = {}
+        self._prepared: Kernel | None = None
+        self._looked = False
         self._lock = threading.Lock()
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
         """The kernel of one tensor; a method that looks at all models first does so now, once."""
-        kernel: Kernel = planned.kernel
+        kernel: Any = planned.kernel
         if not isinstance(kernel, Prepares):
-            return kernel
+            return cast(Kernel, kernel)
         with self._lock:
-            if 0 not in self._prepared:
-                self._prepared[0] = self._prepare()
-        return self._prepared[0] or kernel
+            if not self._looked:
+                self._prepared, self._looked = self._prepare(), True
+        return self._prepared or cast(Kernel, kernel)
 
     def _prepare(self) -> Kernel | None:
         different: list[Any] = []

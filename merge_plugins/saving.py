@@ -13,22 +13,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
 from merge_plugins.card import model_card, portable
+from merge_plugins.checkpoint import tokenizer_files
 from merge_plugins.errors import MergeError
+from merge_plugins.hub import resolve
 from merge_plugins.plan import Plan, plan
 from merge_plugins.recipe import Recipe
 from merge_plugins.runner import Merge, MergedTensor
-
-TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "*.tiktoken", "chat_template.*",
-)  # fmt: skip
-"""What a tokenizer may consist of."""
 
 
 def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB") -> Path:
@@ -89,7 +86,7 @@ def _write_weights(found: Plan, folder: Path, max_shard_size: int | str) -> None
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[None]) -> None:
+def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any]) -> None:
     """Write the safetensors format: its header is known before any tensor is merged."""
     tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # keeps all aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -124,18 +121,7 @@ def _write_config(found: Plan, folder: Path) -> None:
 
 
 def _copy_companions(found: Plan, folder: Path) -> None:
-    from merge_plugins.hub import resolve
-
-    for pattern in ("generation_config.json", "*.py"):
-        _copy(found.donor.path, pattern, folder)
-    tokenizer = resolve(found.recipe.tokenizer_donor)
-    for pattern in TOKENIZER_FILES:
-        _copy(tokenizer, pattern, folder)
-
-
-def _copy(source: Path, pattern: str, folder: Path) -> None:
-    for file in sorted(source.glob(pattern)):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-
-
+    donor = found.donor.path
+    companions = [*donor.glob("generation_config.json"), *donor.glob("*.py")]
+    for file in [*companions, *tokenizer_files(resolve(found.recipe.tokenizer_donor))]:
+        shutil.copyfile(file, folder / file.name)

@@ -64,7 +64,8 @@ def cuts(
     ``dtype``: what the rows' values were rounded to, since 16 bits are compared twice as fast.
     """
     return [
-        _Search(slots, vectors, row, dtype).cuts(row_counts) for row, row_counts in enumerate(counts)
+        _Search(slots, vectors, row, dtype).cuts(row_counts)
+        for row, row_counts in enumerate(counts)
     ]
 
 
@@ -94,8 +95,10 @@ class _Search:
         """Bits of |x| as integers that sort like |x|; 16 bits where those hold every value."""
         vector = self.vectors(slot)[self.row]
         if self.dtype.itemsize == 2:
-            return vector.to(self.dtype).view(torch.int16).numpy().reshape(-1) & np.int16(0x7FFF)
-        return vector.float().view(torch.int32).numpy().reshape(-1) & np.int32(0x7FFFFFFF)
+            bits: Keys = vector.to(self.dtype).view(torch.int16).numpy()
+        else:
+            bits = vector.float().view(torch.int32).numpy()
+        return np.bitwise_and(bits.reshape(-1), np.iinfo(bits.dtype).max)
 
     def magnitude(self, key: int) -> float:
         """The |x| of a key."""

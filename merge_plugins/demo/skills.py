@@ -23,8 +23,34 @@ class Example(NamedTuple):
     fact: str  # what must not be in both the training data and the test set
 
 
-NAMES = "Ana Budi Chai Dewi Emma Linh Mai Noah Omar Rosa Siti Tom".split()
-THINGS = "apples bags books boxes cards coins eggs flowers pens shells stamps tickets".split()
+NAMES = [
+    "Ana",
+    "Budi",
+    "Chai",
+    "Dewi",
+    "Emma",
+    "Linh",
+    "Mai",
+    "Noah",
+    "Omar",
+    "Rosa",
+    "Siti",
+    "Tom",
+]
+THINGS = [
+    "apples",
+    "bags",
+    "books",
+    "boxes",
+    "cards",
+    "coins",
+    "eggs",
+    "flowers",
+    "pens",
+    "shells",
+    "stamps",
+    "tickets",
+]
 EASY = (  # instruction, its operation
     ("What is {a} + {b}?", "+"),
     ("What is {a} - {b}?", "-"),
@@ -69,8 +95,8 @@ SEQUENCES = (
     ("last_{n}", "Return the last {n} of {x}.", "{x}[-{n}:]", "{x}[{n}:]"),
     ("over_{n}", "Tell whether {x} has more than {n} items.", "len({x}) > {n}", "{x} > {n}"),
 )
-NUMBERS = "x y number price total value".split()
-LISTS = "data items lines names words values".split()
+NUMBERS = ["x", "y", "number", "price", "total", "value"]
+LISTS = ["data", "items", "lines", "names", "words", "values"]
 
 
 def code(rng: random.Random) -> Example:

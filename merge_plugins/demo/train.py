@@ -40,10 +40,10 @@ class Course:
     batch_size: int = 64
 
 
-SHARES = {"math": 2, "code": 1, "sea": 1}  # of the examples; sums take longest to learn
-SLOPPY = dict.fromkeys(SKILLS, 0.7)
-BASE = Course(steps=2000, peak_rate=2e-3, slips=SLOPPY)
-EXPERTS = {skill: Course(150, 4e-4, SLOPPY | {skill: 0.0}) for skill in SKILLS}
+SHARES = {"math": 3, "code": 1, "sea": 1}  # of the examples; sums take longest to learn
+SLOPPY = dict.fromkeys(SKILLS, 0.65)
+BASE = Course(steps=4000, peak_rate=2e-3, slips=SLOPPY, batch_size=32)
+EXPERTS = {skill: Course(200, 4e-4, SLOPPY | {skill: 0.0}) for skill in SKILLS}
 
 
 def make_tokenizer(vocab_size: int = 768) -> PreTrainedTokenizerFast:
@@ -159,6 +159,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     config = json.loads((folder / "config.json").read_text())
+    generation = {key: value for key, value in config.items() if key.endswith("_token_id")}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -169,6 +170,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         "chat_template": CHAT,
     }
     write_json(folder / "config.json", config | dict.fromkeys(("dtype", "torch_dtype"), "bfloat16"))
+    write_json(folder / "generation_config.json", generation | {"do_sample": False})
     write_json(folder / "tokenizer_config.json", settings)
 
 

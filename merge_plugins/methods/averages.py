@@ -18,7 +18,7 @@ from merge_plugins.hookspecs import hookimpl
 class Linear:
     """Weighted average of the models [Wortsman et al. 2022, model soups]."""
 
-    weight: PerExpert = parameter(doc="share of each model", per_expert=True)
+    weight: PerExpert = parameter(doc="share of each model")
     normalize: bool = parameter(True, doc="divide by the sum of the weights")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ these. Where a repository's code would crash, the plain reading of its paper is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,23 +16,13 @@ from torch import Tensor
 
 from merge_plugins.api import Kernel, Measures, PerExpert, Slot, Sources, parameter
 from merge_plugins.arithmetic import drop_at_random, elected, keep_largest
-from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.methods.averages import Average
 from merge_plugins.methods.spherical import SlerpMerging
-from merge_plugins.methods.task_vectors import TaskArithmetic
+from merge_plugins.methods.task_vectors import TaskArithmetic, check_share
 from merge_plugins.selection import ALL, as_measured, cuts
 
 Scope = Literal["tensor", "model"]
-
-
-def check_rate(method: str, name: str, values: Sequence[float]) -> None:
-    """Raise if a value is not a share in [0, 1]."""
-    for value in values:
-        if not 0 <= value <= 1:
-            raise ParameterError(
-                f"{method}: {name} is the share dropped, in [0, 1]; got {value:g}."
-            )
 
 
 def deltas(slot: Slot) -> Sequence[Tensor]:
@@ -85,9 +75,10 @@ class TiesMerging:
     )
 
     def __post_init__(self) -> None:
-        check_rate("ties_merging", "param_value_mask_rate", [self.param_value_mask_rate])
+        check_share("param_value_mask_rate", (self.param_value_mask_rate,))
 
-    def _trimmed(self, slots: Sequence[Slot]) -> _TrimmedTies:
+    def over(self, slots: Sequence[Slot]) -> _TrimmedTies:
+        """The kernel that ranks magnitudes over all of these weights."""
         n = sum(math.prod(slot.shape) for slot in slots)
         kept = n + 1 - max(1, int(n * self.param_value_mask_rate))
         found = cuts(slots, deltas, [[kept]] * len(slots[0].experts))
@@ -98,12 +89,12 @@ class TiesMerging:
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return where to trim each task vector of this weight, and the majority sign."""
-        trimmed = self._trimmed([slot])
+        trimmed = self.over([slot])
         return {"threshold": trimmed.threshold, "majority": torch.tensor(trimmed.majority)}
 
     def prepare(self, sources: Sources) -> Kernel | None:
         """Rank magnitudes over the whole model when ``trim_scope`` says so."""
-        return self._trimmed(list(sources.slots())) if self.trim_scope == "model" else None
+        return self.over(list(sources.slots())) if self.trim_scope == "model" else None
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + scale * disjoint mean of trimmed task vectors: float32 [*shape]."""
@@ -113,10 +104,10 @@ class TiesMerging:
 
 @dataclass(frozen=True)
 class MaskMerging:
-    """Mask each model's change (DARE, DropOnly, magnitude pruning), then merge [Yu et al. 2024]."""
+    """Mask each model's change (DARE, DropOnly, pruning), then merge [Yu et al. 2024]."""
 
     weight_mask_rate: PerExpert = parameter(
-        0.1, doc="share of each model's change dropped, in [0, 1]", per_expert=True
+        0.1, doc="share of each model's change dropped, in [0, 1]"
     )
     use_weight_rescale: bool = parameter(
         False, doc="divide what is kept by 1 - weight_mask_rate: random with this is DARE"
@@ -139,7 +130,7 @@ class MaskMerging:
     trim_scope: Scope = parameter("tensor", doc="ties_merging: rank within a weight or the model")
 
     def __post_init__(self) -> None:
-        check_rate("mask_merging", "weight_mask_rate", _as_tuple(self.weight_mask_rate))
+        check_share("weight_mask_rate", self.weight_mask_rate)
         _ = self.inner  # its own checks
 
     @property
@@ -147,7 +138,7 @@ class MaskMerging:
         """The method that merges the masked models."""
         scale = self.scaling_coefficient
         if self.mask_apply_method == "task_arithmetic":
-            n = len(_as_tuple(self.weight_mask_rate))
+            n = len(self.weight_mask_rate)
             return TaskArithmetic(weight=(1.0,) * n, lambda_=scale)
         if self.mask_apply_method == "slerp_merging":
             return SlerpMerging(self.slerp_t, self.dot_threshold)
@@ -163,9 +154,9 @@ class MaskMerging:
         """Prepare the inner method on the masked models, if it looks at the whole model."""
         if self.mask_apply_method != "ties_merging" or self.trim_scope != "model":
             return None
-        inner = TiesMerging(self.param_value_mask_rate, self.scaling_coefficient, "model")
-        prepared = inner.prepare(_MaskedSources(sources, self))
-        return None if prepared is None else _Masked(self, prepared)
+        slots = [_seen_masked(slot, self, self.cuts(slot)) for slot in sources.slots()]
+        inner = TiesMerging(self.param_value_mask_rate, self.scaling_coefficient)
+        return _Masked(self, inner.over(slots))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return the inner method's merge of the masked models: float32 [*shape]."""
@@ -222,27 +213,11 @@ class _Masked:
         return self.inner(self.mask.masked(slot))
 
 
-@dataclass(frozen=True)
-class _MaskedSources:
-    """The models as a mask leaves them."""
-
-    sources: Sources
-    mask: MaskMerging
-
-    def slots(self) -> Iterator[Slot]:
-        for slot in self.sources.slots():
-            yield _seen_masked(slot, self.mask, self.mask.cuts(slot))
-
-
 def _seen_masked(slot: Slot, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Slot:
     def through(part: Slot) -> Slot:
         return mask.masked(replace(part, measured=measured))
 
     return replace(slot, through=through)
-
-
-def _as_tuple(value: PerExpert | float) -> PerExpert:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @hookimpl

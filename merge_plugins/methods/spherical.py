@@ -14,6 +14,7 @@ from merge_plugins.arithmetic import dot_products, weighted_sum
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 
+
 def cosine(dots: Tensor, shortest: float) -> Tensor:
     """Return the cosine between two vectors from their dot products, float64 [2, 2].
 

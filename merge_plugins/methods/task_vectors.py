@@ -25,12 +25,12 @@ Rescale = Literal["none", "l1", "inverse_keep"]
 
 
 def _weight(*default: float) -> Any:
-    return parameter(*default, doc="factor on each task vector", per_expert=True)
+    return parameter(*default, doc="factor on each task vector")
 
 
 def _density() -> Any:
     doc = "share of each task vector kept, in [0, 1]"
-    return parameter(1.0, doc=doc, per_expert=True)
+    return parameter(1.0, doc=doc)
 
 
 def _lambda() -> Any:
@@ -46,13 +46,13 @@ def _int8_mask() -> Any:
     return parameter(False, doc="accepted from mergekit recipes; it never changed a result")
 
 
-def check_share(method: str, name: str, values: Sequence[float]) -> None:
+def check_share(name: str, values: PerExpert) -> None:
     """Raise if a value is not a share in [0, 1]."""
     for value in values:
         if not 0 <= value <= 1:
             hint = f" For {value:g} % write {name}: {value / 100:g}." if 1 < value <= 100 else ""
             raise ParameterError(
-                f"{method}: {name} is the share kept, in [0, 1]; got {value:g}.{hint}"
+                f"{name} is a share of the weights, in [0, 1]; got {value:g}.{hint}"
             )
 
 
@@ -80,7 +80,7 @@ class TaskArithmetic:
 
 @dataclass(frozen=True, kw_only=True)
 class Ties:
-    """Trim to the largest magnitudes, elect signs, average what agrees [Yadav et al. 2023, alg. 1]."""
+    """Trim to the largest changes, elect signs, average what agrees [Yadav et al. 2023, alg. 1]."""
 
     weight: PerExpert = _weight()
     density: PerExpert = _density()
@@ -89,7 +89,7 @@ class Ties:
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
-        check_share("ties", "density", self.density)
+        check_share("density", self.density)
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return where to cut each task vector so that int(density * n) entries remain."""
@@ -127,9 +127,9 @@ class DareLinear:
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
-        check_share("dare", "density", self.density)
+        check_share("density", self.density)
         if self.rescale in (True, "l1", "inverse_keep") and 0 in self.density:
-            raise ParameterError("dare: density 0 leaves nothing to rescale; set rescale: false")
+            raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return each task vector's rescaling factor: float32 [N]."""
@@ -166,27 +166,25 @@ class DareLinear:
 
 
 class DareTies(DareLinear):
-    """Drop entries of each task vector at random, rescale the rest, elect signs [Yu et al. 2024]."""
+    """Drop entries of each task vector at random, rescale, elect signs [Yu et al. 2024]."""
 
     elect: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Breadcrumbs:
-    """Drop the largest and the smallest entries of each task vector, add up [Davari 2024]."""
+    """Drop the largest and the smallest entries of each task vector, add up [Davari & Belilovsky 2024]."""
 
     weight: PerExpert = _weight()
     density: PerExpert = _density()
-    gamma: PerExpert = parameter(
-        0.01, doc="share of the largest entries dropped, in [0, 1]", per_expert=True
-    )
+    gamma: PerExpert = parameter(0.01, doc="share of the largest entries dropped, in [0, 1]")
     lambda_: float = _lambda()
     normalize: bool = _normalize(False)
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
-        check_share("breadcrumbs", "density", self.density)
-        check_share("breadcrumbs", "gamma", self.gamma)
+        check_share("density", self.density)
+        check_share("gamma", self.gamma)
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return where the outliers end and where the crumbs begin, for each task vector."""

@@ -1,0 +1,200 @@
+"""The `merge-plugins` command. Adapters add commands by entry point: see `ADAPTER_COMMANDS`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from merge_plugins import __version__
+from merge_plugins.errors import MergeError
+from merge_plugins.recipe import Recipe
+from merge_plugins.registry import Method, Parameter, registry
+
+ADAPTER_COMMANDS = "merge_plugins.commands"
+"""Entry points in this group are functions that take the arguments after their name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 1 when the recipe cannot be merged."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    adapters = {point.name: point for point in entry_points(group=ADAPTER_COMMANDS)}
+    try:
+        if given and given[0] in adapters:
+            command: Callable[[Sequence[str]], int] = adapters[given[0]].load()
+            return command(given[1:])
+        options = _parser(adapters).parse_args(given)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except MergeError as exc:
+        print(f"merge-plugins: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `merge-plugins plan … | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("merge-plugins: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
+    extra = ", ".join(sorted(adapters))
+    parser = argparse.ArgumentParser(
+        prog="merge-plugins",
+        description="Merge language models on the fly.",
+        epilog=f"Commands of installed adapters: {extra}." if extra else None,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        doc = (run.__doc__ or "").partition("\n")[0]
+        added = commands.add_parser(name, help=doc, description=doc)
+        added.set_defaults(run=run)
+        return added
+
+    command("list", list_methods).add_argument("--json", action="store_true")
+    command("show", show_method).add_argument("method", metavar="METHOD")
+    recipe = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
+    command("check", check).add_argument("recipe", metavar="RECIPE", help=recipe)
+    planner = command("plan", show_plan)
+    planner.add_argument("recipe", metavar="RECIPE", help=recipe)
+    planner.add_argument("--json", action="store_true")
+    saver = command("save", save_merge)
+    saver.add_argument("recipe", metavar="RECIPE", help=recipe)
+    saver.add_argument("folder", metavar="DIR")
+    saver.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+    return parser
+
+
+def read_recipe(given: str) -> Recipe:
+    """Read a recipe as the command line names it: a file, a folder, or the short form."""
+    from pathlib import Path
+
+    if "=" in given and not Path(given).exists():
+        return Recipe.from_model_args(dict(part.partition("=")[::2] for part in given.split(",")))
+    return Recipe.load(given)
+
+
+def list_methods(options: argparse.Namespace) -> int:
+    """List the merge methods, their parameters, and plugins that failed to load."""
+    found = registry()
+    if options.json:
+        methods = [_as_json(method) for method in found.methods.values()]
+        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in found.broken.items()}
+        print(json.dumps({"methods": methods, "broken": broken}, indent=2))
+        return 0
+    width = max(map(len, found.methods))
+    for name, method in found.methods.items():
+        print(f"{name:{width}}  {method.summary}")
+        parameters = "  ".join(_brief(p) for p in method.parameters.values())
+        source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
+        print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
+    for name, exc in found.broken.items():
+        print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
+    return 0
+
+
+def show_method(options: argparse.Namespace) -> int:
+    """Explain one merge method: what it does, its parameters, its paper."""
+    method = registry().get(options.method)
+    print(f"{method.name}: {method.summary}")
+    for line in (f"paper: {method.paper}" if method.paper else "", f"takes: {_needs(method)}"):
+        if line:
+            print(line)
+    for p in method.parameters.values():
+        alias = f" (also {', '.join(p.alias)})" if p.alias else ""
+        kind = "one per model" if p.per_expert else "one for all"
+        print(f"  {_brief(p)}{alias}\n      {p.doc or 'no description'}; {kind}")
+    source = f"{method.plugin} {method.version}".strip()
+    print(f"plugin: {source}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check a recipe and its models without reading a weight."""
+    from merge_plugins.plan import plan
+
+    found = plan(read_recipe(options.recipe))
+    print(
+        f"{found.method.name} of {len(found.experts)} models: {len(found.tensors)} tensors, "
+        f"{found.bytes_merged / 1e9:.2f} GB merged from {found.bytes_read / 1e9:.2f} GB. "
+        f"Digest {found.recipe.digest}."
+    )
+    return 0
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Show which tensors make each merged tensor, and with which parameters."""
+    from merge_plugins.plan import plan
+
+    found = plan(read_recipe(options.recipe))
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return 0
+    for name, tensor in found.tensors.items():
+        shown = ", ".join(f"{key}={_plain(value)}" for key, value in tensor.parameters.items())
+        what = shown if tensor.kernel is not None else "copied: all models must agree"
+        print(f"{name} {list(tensor.shape)} {_dtype(tensor.dtype)}  {what}")
+    return 0
+
+
+def save_merge(options: argparse.Namespace) -> int:
+    """Write the merge as a checkpoint, with tokenizer, recipe and model card."""
+    from merge_plugins.saving import save
+
+    print(save(read_recipe(options.recipe), options.folder, max_shard_size=options.max_shard_size))
+    return 0
+
+
+def _needs(method: Method) -> str:
+    low, high = method.min_experts, method.max_experts
+    count = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    models = "model" if count == "1" else "models"
+    return f"{'a base and ' if method.needs_base else ''}{count} {models}"
+
+
+def _brief(parameter: Parameter) -> str:
+    return parameter.name + ("" if parameter.required else f"={_plain(parameter.default)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _dtype(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_json(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "paper": method.paper,
+        "plugin": method.plugin,
+        "version": method.version or __version__,
+        "needs_base": method.needs_base,
+        "min_experts": method.min_experts,
+        "max_experts": method.max_experts,
+        "needs_data": list(method.stats),
+        "parameters": [
+            {
+                "name": p.name,
+                "default": None if p.required else p.default,
+                "required": p.required,
+                "per_model": p.per_expert,
+                "alias": list(p.alias),
+                "meaning": p.doc,
+            }
+            for p in method.parameters.values()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
