@@ -94,6 +94,9 @@ class Reader(Protocol):
     def read(self, region: Region, /) -> Slot:
         """The slot of that region, in the recipe's dtype."""
 
+    def convert(self, stored: Tensor, /) -> Tensor:
+        """Part of a stored weight, in the recipe's dtype."""
+
     def release(self, region: Region, /) -> None:
         """Hand the region's pages back to the system."""
 
@@ -129,6 +132,12 @@ class Slot:
     def shape(self) -> torch.Size:
         """Shape of the tensors here, which may be a region of the weight."""
         return self.experts[0].shape
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Flat range of the whole weight that this region lies in, possibly with gaps."""
+        region = self.region or Region.whole(self.shape)
+        return region.span or (0, math.prod(region.shape))
 
     @property
     def dtype(self) -> torch.dtype:

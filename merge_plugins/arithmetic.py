@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Region, Slot
-from merge_plugins.blocks import BLOCK
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,14 +60,8 @@ def dot_products(
 
 
 def task_vectors(slot: Slot) -> list[Tensor]:
-    """Return expert minus base, N of float32 [*shape], rounded to the inputs' dtype."""
-    base, dtype = slot.base.float(), slot.dtype
-    return [rounded(expert.float().sub_(base), dtype) for expert in own(slot.experts)]
-
-
-def own(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors whose ``.float()`` is a copy that may be overwritten, never an input."""
-    return [t.clone() if t.dtype == torch.float32 else t for t in tensors]
+    """Return expert minus base, N of [*shape], in the inputs' dtype: mergekit's arithmetic."""
+    return [expert - slot.base for expert in slot.experts]
 
 
 def combine(
@@ -84,101 +77,108 @@ def combine(
 
     Election keeps the entries whose sign is the sign of the weighted sum (zero counts as plus) and
     normalising divides by the weights that took part [Yadav et al. 2023, alg. 1; mergekit].
-    Overwrites ``deltas``. Every step is rounded to the inputs' dtype, as mergekit does.
+    Rounds to the dtype of ``deltas`` where mergekit does: after every step but the sums.
     """
-    dtype = slot.dtype
+    dtype = deltas[0].dtype
     weights = [float(torch.tensor(w, dtype=dtype)) for w in weight]
-    terms = [
-        delta if w == 1 else rounded(delta.mul_(w), dtype)
-        for delta, w in zip(deltas, weights, strict=True)
-    ]
+    terms = [(d if w == 1 else d * w).float() for d, w in zip(deltas, weights, strict=True)]
     if elect:
-        total, share = elected(terms, weights, 1.0)
-        total, share = rounded(total, dtype), rounded(share, dtype)
-        share.add_(share.sign().abs_().neg_().add_(1))  # nobody took part: divide zero by one
+        summed, share = elected(terms, weights if normalize else None, tie=1.0)
     else:
-        total = rounded(functools.reduce(Tensor.add_, terms), dtype)
-        share = rounded(torch.tensor(sum(weights)), dtype)
-        share = share if abs(share) >= 1e-8 else torch.tensor(1.0)
+        summed = functools.reduce(Tensor.add_, terms[1:], terms[0].clone())
+        share = torch.tensor(sum(weights))
+        share = torch.where(share.abs() < 1e-8, 1.0, share)
+    total = summed.to(dtype)
     if normalize:
-        total = rounded(total.div_(share.to(total.device)), dtype)
+        total = total / share.to(total)
     if scale != 1:
-        total = rounded(total.mul_(scale), dtype)
-    return total.add_(slot.base)
+        total = total * scale
+    return total + slot.base
 
 
-def elected(terms: Sequence[Tensor], weights: Sequence[float], tie: float) -> tuple[Tensor, Tensor]:
+def elected(
+    terms: Sequence[Tensor], weights: Sequence[float] | None, tie: float
+) -> tuple[Tensor, Tensor]:
     """Return the sum of the terms that have the sign of their sum, and the weights of those.
 
     terms: N of float32 [*shape], overwritten; ``tie``: the sign (+1, -1) where they sum to zero,
-    or 0 to keep nothing there. The second result is 0 where no term took part.
+    or 0 to keep nothing there. Where no term took part the second result is 1; without weights it
+    is not computed.
     """
     sign = functools.reduce(Tensor.add_, terms[1:], terms[0].clone()).sign_()
     sign.add_(tie / 2).sign_()
     total, share = torch.zeros_like(sign), torch.zeros_like(sign)
-    for term, weight in zip(terms, weights, strict=True):
+    for i, term in enumerate(terms):
         agreeing = term.mul_(sign).relu_()
         total.add_(agreeing)
-        share.add_(agreeing.sign_(), alpha=weight)
+        if weights is not None:
+            share.add_(agreeing.sign_(), alpha=weights[i])
+    if weights is not None:
+        share.add_(share.sign().abs_().neg_().add_(1))
     return total.mul_(sign), share
 
 
 def keep_largest(x: Tensor, slot: Slot, threshold: Tensor, last: Tensor) -> Tensor:
-    """Zero what is below a `Cut` of `merge_plugins.selection`: keeps exactly that many entries.
+    """Zero what is below a cut of `merge_plugins.selection`: keeps exactly that many entries.
 
-    x: float32 [*shape]; ``threshold``: magnitude; ``last``: flat position in the whole weight of
-    the last entry *at* the threshold that is kept, -1 for none, 2**62 for all.
+    x: [*shape]; ``threshold``: magnitude; ``last``: flat position in the whole weight of the last
+    entry *at* the threshold that is kept, -1 for none, 2**62 for all.
     """
-    limit = float(threshold)
-    if int(last) < 0:
+    limit, end = float(threshold), int(last)
+    first, stop = slot.span
+    if end < first:
         return hardshrink(x, limit)
-    if int(last) >= 1 << 62:
-        below = torch.nextafter(threshold.float(), torch.tensor(-1.0))
-        return x if limit <= 0 else hardshrink(x, float(below))
-    kept_ties = (x.abs() == limit) & (slot.index() <= int(last))
-    return hardshrink(x, limit).add_(x * kept_ties)
+    below = torch.nextafter(torch.tensor(limit, dtype=x.dtype), torch.tensor(-1.0, dtype=x.dtype))
+    at_least = x if limit <= 0 else hardshrink(x, float(below))
+    if end >= stop - 1:
+        return at_least
+    return torch.where(slot.index() <= end, at_least, hardshrink(x, limit))
 
 
 def drop_at_random(x: Tensor, slot: Slot, expert: int, density: float) -> Tensor:
-    """Zero each entry with probability 1 - density, in place. x: float32 [*shape], contiguous.
+    """Zero each entry with probability 1 - density, in place. x: [*shape], contiguous.
 
     Counter-based: the fate of entry j depends only on (seed, name, expert, j), so any region,
-    block order, thread count and device give the same mask. Resolution of density: 2**-31.
+    block order, thread count and device give the same mask. Density has a resolution of 2**-15.
     """
     if density >= 1:
         return x
-    limit = round(density * (1 << 31))
-    keep = _hash31(slot, expert, x.device).sub_(limit).bitwise_right_shift_(31)  # -1 or 0
-    x.view(torch.int32).bitwise_and_(keep)
+    keep = _bits(slot, expert, x.device).bitwise_and_(0x7FFF)
+    keep.sub_(round(density * (1 << 15))).bitwise_right_shift_(15)  # -1 or 0
+    if x.dtype.itemsize == 2:
+        x.view(torch.int16).bitwise_and_(keep)
+    else:
+        integer = torch.int32 if x.dtype.itemsize == 4 else torch.int64
+        x.view(integer).bitwise_and_(keep.to(integer))
     return x
 
 
-def _hash31(slot: Slot, expert: int, device: torch.device) -> Tensor:
-    """Return 31 random bits per entry: int32 [*shape], a hash of its position.
-
-    Two rounds of xor-shift and multiply [C. Wellons, "Hash function prospecting", lowbias32],
-    keyed twice. torch shifts int32 arithmetically; that makes x and ~x collide, which costs one of
-    the 32 bits and no uniformity.
-    """
-    digest = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
-    first, second = (int.from_bytes(digest[i : i + 4], "little", signed=True) for i in (0, 4))
-    x = _counter(slot, device, first)
-    x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_xor_(x >> 15)
-    x.bitwise_xor_(second).mul_(-2073254261).bitwise_xor_(x >> 16)  # 0x846ca68b, signed
-    return x.bitwise_and_(0x7FFFFFFF)
-
-
-def _counter(slot: Slot, device: torch.device, key: int) -> Tensor:
+def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
+    """Return 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
+    key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
     region = slot.region or Region.whole(slot.shape)
-    span = region.span
-    if span is not None and span[1] < 1 << 31 and region.numel <= BLOCK:
-        start = (span[0] + key + (1 << 31)) % (1 << 32) - (1 << 31)
-        return (_ramp(device)[: region.numel] + start).view(region.sizes)
+    if region.span is not None:
+        start, stop = region.span
+        pairs = torch.arange(start // 2, (stop + 1) // 2, device=device)
+        halves = _hash(pairs, key).view(torch.int16)[start % 2 :]
+        return halves[: stop - start].reshape(region.sizes)
     index = region.index().to(device)
-    high = (index >> 32).to(torch.int32).mul_(-1640531527)  # weights of over 4 G entries
-    return index.to(torch.int32).bitwise_xor_(high).add_(key)
+    shift = (index & 1).mul_(16).to(torch.int32)
+    return (_hash(index >> 1, key) >> shift).to(torch.int16)
 
 
-@functools.cache
-def _ramp(device: torch.device) -> Tensor:
-    return torch.arange(BLOCK, dtype=torch.int32, device=device)
+def _hash(counter: Tensor, key: bytes) -> Tensor:
+    """Return 32 random bits for each counter: int64 [...] to int32 [...].
+
+    Multiply and xor-shift [C. Wellons, "Hash function prospecting", lowbias32], keyed at both
+    ends. torch shifts int32 arithmetically: x and ~x collide, which costs no uniformity.
+    """
+    first, second, third = (
+        int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)
+    )
+    x = counter.to(torch.int32).add_(first)
+    if counter.numel() and int(counter.reshape(-1)[-1]) >> 32:  # weights of over 8 G entries
+        x.bitwise_xor_((counter >> 32).to(torch.int32).mul_(third))
+    x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_xor_(x >> 15)
+    x.bitwise_xor_(second).mul_(-2073254261)  # 0x846ca68b, signed
+    return x.bitwise_xor_(x >> 16)

@@ -18,6 +18,7 @@ import torch
 
 BLOCK = 1 << 17
 """Elements per block: 512 KiB of float32. Results do not depend on it."""
+KEPT = (32 << 20) - 4096  # the most that counts
 MOST_WORKERS = 16
 """Past this, threads wait for each other's Python rather than compute."""
 
@@ -30,8 +31,12 @@ def _pool(pid: int) -> ThreadPoolExecutor:  # by process id: threads do not surv
     threads = torch.get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
+    # glibc returns freed memory at once until it has seen one large block freed. After this it
+    # keeps some megabytes per thread, and temporaries of a block cost no page faults.
+    torch.empty(KEPT, dtype=torch.uint8)
 
     def start() -> None:
+        torch.get_num_threads()  # torch gives a thread the process's number at its first use: now
         torch.set_num_threads(1)  # here and, as a side effect, for threads that start later
         ready.wait()
 

@@ -82,7 +82,7 @@ class MergedTensor:
             slot = dataclasses.replace(reader.read(block), measured=measured)
             box = tuple(slice(a - c, b - c) for (a, b), c in zip(block.bounds, corner, strict=True))
             result = kernel(slot)
-            self._check(result, block)
+            self._check(slot, result, block)
             merged[box] = result
             reader.release(block)
 
@@ -94,7 +94,7 @@ class MergedTensor:
             whole = Region.whole(self.planned.shape)
             slot = dataclasses.replace(self._reader.read(whole), measured=self._measured)
             result = kernel(slot)
-            self._check(result, whole)
+            self._check(slot, result, whole)
             self._reader.release(whole)
             return result.to(self.dtype)
 
@@ -124,29 +124,40 @@ class MergedTensor:
                 )
         return first.view()
 
-    def _check(self, result: Tensor, block: Region) -> None:
-        """Refuse results that are not finite: say which source had the NaN."""
+    def _check(self, slot: Slot, result: Tensor, block: Region) -> None:
+        """Refuse NaN and infinity, also where the method would have dropped them."""
+        name = self._merge.plan.method.name
         if result.shape != torch.Size(block.sizes):
             raise MismatchError(
-                f"{self._merge.plan.method.name} returned {list(result.shape)} for "
-                f"{self.name} {list(block.sizes)}; a kernel keeps the shape of its slot"
+                f"{name} returned {list(result.shape)} for {self.name} {list(block.sizes)}; "
+                "a kernel keeps the shape of its slot"
             )
-        if torch.isfinite(result.sum()) and self.dtype != torch.float16:
-            return
-        if torch.isfinite(result.to(self.dtype)).all():
-            return
+        bases = () if slot.maybe_base is None else (slot.maybe_base,)
+        if not all(map(_is_finite, (*bases, *slot.experts))):
+            self._name_the_source()
+        if not _is_finite(result if self.dtype != torch.float16 else result.half()):
+            self._name_the_source()  # what was measured spoils every block of the weight
+            raise MismatchError(
+                f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
+                "finite weights; try smaller weights or out_dtype: float32"
+            )
+
+    def _name_the_source(self) -> None:
+        """Raise if a source holds NaN or infinity."""
         for stored in self.planned.stored:
-            bad = torch.nonzero(~torch.isfinite(block.of(stored.view())))
-            if len(bad):
-                first = [int(i) + a for i, (a, _) in zip(bad[0], block.bounds, strict=True)]
+            bad = torch.isfinite(stored.view()).logical_not_().reshape(-1)
+            if bad.any():
+                at = bad.to(torch.uint8).argmax()
+                first = [int(i) for i in torch.unravel_index(at, stored.shape)]
                 raise CheckpointError(
                     f"{stored.file}: {stored.name} holds NaN or infinity, first at {first}. "
                     "Repair or leave out this model."
                 )
-        raise MismatchError(
-            f"{self.name}: {self._merge.plan.method.name} gave NaN, infinity or a value beyond "
-            f"{self.dtype} from finite weights; try smaller weights or out_dtype: float32"
-        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all are finite; a sum says so ten times faster, unless it overflows itself."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def as_region(index: Index, shape: Sequence[int]) -> Region:
@@ -193,9 +204,11 @@ class _Reader:
         for stored in self._planned.stored:
             stored.release(*(span or ()))
 
+    def convert(self, stored: Tensor) -> Tensor:
+        return stored if self._dtype is None else stored.to(self._dtype)
+
     def _part(self, stored: StoredTensor, region: Region) -> Tensor:
-        part = region.of(stored.view())
-        return part if self._dtype is None else part.to(self._dtype)
+        return self.convert(region.of(stored.view()))
 
 
 @dataclasses.dataclass

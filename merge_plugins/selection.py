@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ ALL = 1 << 62
 
 Keys = NDArray[np.integer]
 Vectors = Callable[[Slot], Sequence[Tensor]]
+Wanted = tuple[int, int]  # row, count
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,23 @@ class _Block:
 
 
 def cuts(
-    slots: Sequence[Slot],
-    vectors: Vectors,
-    counts: Sequence[Sequence[int]],
-    dtype: torch.dtype = torch.float32,
+    slots: Sequence[Slot], vectors: Vectors, counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
     """Return, for each row of ``vectors``, the cut that keeps each count of largest magnitudes.
 
-    ``slots``: whole weights, taken as one long vector per row; ``vectors(slot)``: rows of float32
-    [*slot.shape] (task vectors, usually); ``counts``: per row, how many entries to keep;
-    ``dtype``: what the rows' values were rounded to, since 16 bits are compared twice as fast.
+    ``slots``: whole weights, taken as one long vector per row; ``vectors(slot)``: rows of
+    [*slot.shape] (task vectors, usually); ``counts``: per row, how many entries to keep.
     """
-    return [
-        _Search(slots, vectors, row, dtype).cuts(row_counts)
-        for row, row_counts in enumerate(counts)
-    ]
+    search = _Search(slots, vectors)
+    total = search.total
+    found = {
+        (row, count): Cut(math.inf, -1) if count <= 0 else Cut(0.0, ALL)
+        for row, wanted in enumerate(counts)
+        for count in wanted
+        if count <= 0 or count >= total
+    }
+    search.find([(r, c) for r, wanted in enumerate(counts) for c in wanted if 0 < c < total], found)
+    return [[found[row, count] for count in wanted] for row, wanted in enumerate(counts)]
 
 
 def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
@@ -79,67 +83,51 @@ def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Search:
-    """One row of magnitudes over all blocks of all slots."""
+    """Rows of magnitudes over all blocks of all slots."""
 
     slots: Sequence[Slot]
     vectors: Vectors
-    row: int
-    dtype: torch.dtype
 
     @property
     def total(self) -> int:
-        """Length of the row."""
+        """Length of a row."""
         return sum(math.prod(slot.shape) for slot in self.slots)
 
-    def keys(self, slot: Slot) -> Keys:
-        """Bits of |x| as integers that sort like |x|; 16 bits where those hold every value."""
-        vector = self.vectors(slot)[self.row]
-        if self.dtype.itemsize == 2:
-            bits: Keys = vector.to(self.dtype).view(torch.int16).numpy()
-        else:
-            bits = vector.float().view(torch.int32).numpy()
-        return np.bitwise_and(bits.reshape(-1), np.iinfo(bits.dtype).max)
+    def find(self, wanted: Sequence[Wanted], found: dict[Wanted, Cut]) -> None:
+        """Add the cut of every (row, count); one pass over the blocks unless a bracket misses."""
+        samples = self.samples() if wanted else []
+        margin = 0.0
+        while wanted:
+            margin = 4 * margin or 4 / math.sqrt(len(samples[0]))
+            brackets = [
+                (row, *_bracket(samples[row], count / self.total, margin)) for row, count in wanted
+            ]
+            look = functools.partial(self.survey, brackets)
+            surveys = [blocks for slot in self.slots for blocks in slot.map_blocks(look)]
+            missed = []
+            for i, (row, count) in enumerate(wanted):
+                cut = self.resolve(brackets[i], [blocks[i] for blocks in surveys], count)
+                if cut is None:
+                    missed.append((row, count))
+                else:
+                    found[row, count] = cut
+            wanted = missed
 
-    def magnitude(self, key: int) -> float:
-        """The |x| of a key."""
-        if self.dtype.itemsize == 2:
-            return float(torch.tensor(key, dtype=torch.int16).view(self.dtype))
-        return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
-
-    def cuts(self, counts: Sequence[int]) -> list[Cut]:
-        """One cut for each count of entries to keep."""
-        if all(count <= 0 or count >= self.total for count in counts):
-            return [Cut(math.inf, -1) if count <= 0 else Cut(0.0, ALL) for count in counts]
-        sample = self.sample()
-        return [self.cut(count, sample) for count in counts]
-
-    def cut(self, count: int, sample: Keys) -> Cut:
-        """The cut that keeps ``count`` entries, given a sample of keys sorted downwards."""
-        if count <= 0:
-            return Cut(math.inf, -1)
-        if count >= self.total:
-            return Cut(0.0, ALL)
-        margin = 4 / math.sqrt(len(sample))
-        while True:
-            low, high = _bracket(sample, count / self.total, margin)
-            look = functools.partial(self.survey, low, high)
-            blocks = [block for slot in self.slots for block in slot.map_blocks(look)]
-            wanted = count - sum(block.above for block in blocks)
-            if 0 < wanted <= sum(b.at_high + len(b.inside) + b.at_low for b in blocks):
-                return self.resolve(blocks, low, high, wanted)
-            margin *= 4
-
-    def survey(self, low: int, high: int, block: Slot) -> _Block:
+    def survey(self, brackets: Sequence[tuple[int, int, int]], block: Slot) -> list[_Block]:
         """Look at one block once."""
-        keys = self.keys(block)
-        at_low, at_high = (int(np.count_nonzero(keys == bound)) for bound in (low, high))
-        inside = keys[(keys > low) & (keys < high)]
-        return _Block(int(np.count_nonzero(keys > high)), at_high, inside, at_low)
+        keys = [_keys(vector) for vector in self.vectors(block)]
+        return [_surveyed(keys[row], low, high) for row, low, high in brackets]
 
-    def resolve(self, blocks: Sequence[_Block], low: int, high: int, wanted: int) -> Cut:
+    def resolve(
+        self, bracket: tuple[int, int, int], blocks: Sequence[_Block], count: int
+    ) -> Cut | None:
         """Find the threshold in the bracket, and which of the entries equal to it are kept."""
+        row, low, high = bracket
+        wanted = count - sum(block.above for block in blocks)
         inside = np.concatenate([block.inside for block in blocks])
-        at_high = sum(block.at_high for block in blocks)
+        at_high, at_low = (sum(b.at_high for b in blocks), sum(b.at_low for b in blocks))
+        if not 0 < wanted <= at_high + len(inside) + at_low:
+            return None
         if wanted <= at_high:
             key, ties = high, [block.at_high for block in blocks]
         elif wanted <= at_high + len(inside):
@@ -150,10 +138,10 @@ class _Search:
         else:
             key, ties = low, [block.at_low for block in blocks]
             wanted -= at_high + len(inside)
-        last = ALL if wanted == sum(ties) else self.position(key, ties, wanted)
-        return Cut(self.magnitude(key), last)
+        last = ALL if wanted == sum(ties) else self.position(row, key, ties, wanted)
+        return Cut(_magnitude(key, self.dtype), last)
 
-    def position(self, key: int, ties: Sequence[int], nth: int) -> int:
+    def position(self, row: int, key: int, ties: Sequence[int], nth: int) -> int:
         """Flat position of the nth entry equal to ``key``; ``ties``: how many each block holds."""
         at = int(np.searchsorted(np.cumsum(ties), nth))
         nth -= sum(ties[:at])
@@ -162,16 +150,48 @@ class _Search:
             regions = slot.blocks()
             if at < len(regions):
                 block = slot.part(regions[at])
-                equal = np.flatnonzero(self.keys(block) == key)
+                equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
                 return start + int(block.index().reshape(-1)[int(equal[nth - 1])])
             at, start = at - len(regions), start + math.prod(slot.shape)
         raise AssertionError("a block beyond the last one")
 
-    def sample(self) -> Keys:
-        """Keys of a strided sample of the row, sorted downwards."""
+    def samples(self) -> list[Keys]:
+        """Keys of a strided sample of each row, sorted downwards."""
         size = SAMPLE if len(self.slots) == 1 else 16 * SAMPLE  # one long row: narrower brackets
         step = max(1, self.total // size)
-        return -np.sort(-np.concatenate([self.keys(_thinned(slot, step)) for slot in self.slots]))
+        rows = zip(*(self.vectors(_thinned(slot, step)) for slot in self.slots), strict=True)
+        return [-np.sort(-np.concatenate([_keys(vector) for vector in row])) for row in rows]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows; one for all slots."""
+        dtypes = {
+            vector.dtype for slot in self.slots for vector in self.vectors(_thinned(slot, 1 << 62))
+        }
+        assert len(dtypes) == 1, f"rows of different dtypes cannot be ranked together: {dtypes}"
+        return dtypes.pop()
+
+
+def _keys(vector: Tensor) -> Keys:
+    """Bits of |x| as integers that sort like |x|."""
+    if vector.dtype.itemsize == 2:
+        bits: Keys = vector.reshape(-1).view(torch.int16).numpy()
+    else:
+        bits = vector.float().reshape(-1).view(torch.int32).numpy()
+    return np.bitwise_and(bits, np.iinfo(bits.dtype).max)
+
+
+def _magnitude(key: int, dtype: torch.dtype) -> float:
+    """The |x| of a key."""
+    if dtype.itemsize == 2:
+        return float(torch.tensor(key, dtype=torch.int16).view(dtype))
+    return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
+
+
+def _surveyed(keys: Keys, low: int, high: int) -> _Block:
+    at_low, at_high = (int(np.count_nonzero(keys == bound)) for bound in (low, high))
+    inside = keys[(keys > low) & (keys < high)]
+    return _Block(int(np.count_nonzero(keys > high)), at_high, inside, at_low)
 
 
 def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
@@ -189,8 +209,10 @@ def _thinned(slot: Slot, step: int) -> Slot:
         flat = tensor.reshape(-1)
         runs = flat.numel() // (step * RUN)
         if step == 1 or runs == 0:
-            return flat[::step]
-        return flat.as_strided((runs, RUN), (step * RUN, 1), flat.storage_offset()).reshape(-1)
+            some = flat[::step]
+        else:
+            some = flat.as_strided((runs, RUN), (step * RUN, 1), flat.storage_offset()).reshape(-1)
+        return slot.reader.convert(some) if slot.reader else some
 
     base = None if slot.maybe_base is None else thin(slot.maybe_base)
     thinned = Slot(slot.name, base, tuple(thin(expert) for expert in slot.experts), seed=slot.seed)

@@ -55,7 +55,7 @@ class _TrimmedTies:
     def __call__(self, slot: Slot) -> Tensor:
         trimmed = self.trim(slot)
         total, count = elected(trimmed, (1.0,) * len(trimmed), self.majority)
-        return total.div_(count.clamp_(min=1)).mul_(self.scaling_coefficient).add_(slot.base)
+        return total.div_(count).mul_(self.scaling_coefficient).add_(slot.base)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def share_of_mean(dots: Tensor, dtype: torch.dtype) -> Tensor:
 
 def row_products(slot: Slot) -> Tensor:
     """Return dot products of the task vectors within each row: float32 [*rows, N, N]."""
-    deltas = task_vectors(slot)
+    deltas = [delta.float() for delta in task_vectors(slot)]
     products = [[rounded(a * b, slot.dtype).sum(-1) for b in deltas] for a in deltas]
     for i, delta in enumerate(deltas):
         products[i][i] = delta.square().sum(-1)
@@ -58,7 +58,8 @@ class ModelStock:
         """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
         dtype = slot.dtype
         if self.filter_wise:
-            share = share_of_mean(row_products(slot), dtype).unsqueeze(-1)
+            share = share_of_mean(row_products(slot), dtype)
+            share = share.unsqueeze(-1) if slot.shape else share
         else:
             share = slot.measured["share"].to(slot.base.device)
         add = functools.partial(_add, dtype=dtype)

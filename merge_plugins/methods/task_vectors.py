@@ -95,7 +95,7 @@ class Ties:
         """Return where to cut each task vector so that int(density * n) entries remain."""
         n = math.prod(slot.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
-        return as_measured(cuts([slot], task_vectors, counts, slot.dtype))
+        return as_measured(cuts([slot], task_vectors, counts))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * elected mean of trimmed task vectors: float32 [*shape]."""
@@ -140,8 +140,8 @@ class DareLinear:
 
         def norms(block: Slot) -> Tensor:
             deltas = task_vectors(block)
-            before = [delta.abs().sum() for delta in deltas]
-            after = [delta.abs().sum() for delta in self.drop(block, deltas)]
+            before = [delta.abs().float().sum() for delta in deltas]
+            after = [delta.abs().float().sum() for delta in self.drop(block, deltas)]
             return torch.tensor([before, after], dtype=torch.float64)
 
         before, after = torch.stack(slot.map_blocks(norms)).sum(0)
@@ -173,7 +173,7 @@ class DareTies(DareLinear):
 
 @dataclass(frozen=True, kw_only=True)
 class Breadcrumbs:
-    """Drop the largest and the smallest entries of each task vector, add up [Davari & Belilovsky 2024]."""
+    """Drop the largest and smallest entries of each task vector [Davari & Belilovsky 2024]."""
 
     weight: PerExpert = _weight()
     density: PerExpert = _density()
@@ -193,7 +193,7 @@ class Breadcrumbs:
         for density, gamma in zip(self.density, self.gamma, strict=True):
             top = int(gamma * n) if density < 1 else 0
             counts.append([top, min(n, top + int(density * n)) if density < 1 else n])
-        return as_measured(cuts([slot], task_vectors, counts, slot.dtype))
+        return as_measured(cuts([slot], task_vectors, counts))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum of the middle of each task vector: float32 [*shape]."""
