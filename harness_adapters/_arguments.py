@@ -1,0 +1,109 @@
+"""What ``--model merged`` accepts beside the recipe, and what it refuses by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from merge_plugins.errors import RecipeError, did_you_mean
+
+REFUSED: Mapping[str, str] = {
+    "autogptq": "merge the full-precision models; quantise with load_in_4bit=True",
+    "cache_dir": "set the environment variable HF_HOME, which every source obeys",
+    "delta": "add the delta to its base first and name the result as a model of the recipe",
+    "gguf_file": "name the safetensors version of the model",
+    "gptqmodel": "merge the full-precision models; quantise with load_in_4bit=True",
+    "state_dict": "the recipe says what the weights are",
+    "subfolder": "name the folder itself as a model of the recipe",
+    "token": "set the environment variable HF_TOKEN, which every source obeys",
+    "variant": "name a folder whose weights have standard file names",
+}
+FROM_PRETRAINED = {
+    *("attn_implementation", "device_map", "device_mesh", "distributed_config", "dtype"),
+    *("experts_implementation", "generation_config", "ignore_mismatched_sizes", "kernel_config"),
+    *("low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
+    *("offload_state_dict", "quantization_config", "torch_dtype", "tp_plan", "tp_size"),
+    *("trust_remote_code", "use_kernels"),
+}
+"""Arguments of ``PreTrainedModel.from_pretrained`` that still mean something for a merge."""
+QUANTIZATION = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}
+SAME_OUTPUTS = {
+    *("batch_size", "device", "device_map", "logits_cache", "low_cpu_mem_usage", "max_batch_size"),
+    *("max_cpu_memory", "max_memory", "max_memory_per_gpu", "offload_buffers", "offload_folder"),
+    *("offload_state_dict", "parallelize", "tp_plan", "tp_size"),
+}
+"""Arguments that say where and how fast; two runs that differ in them may share a cache."""
+FILES = ("peft", "steer_path")
+"""Arguments that name local files; what counts is in the files."""
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Stop at an argument that cannot go with a merge; forget it where it is switched off."""
+    for name in REFUSED.keys() & options.keys():
+        if options.pop(name):
+            raise RecipeError(f"{name}= does not go with a merge: {REFUSED[name]}.")
+
+
+def check_names(
+    options: Mapping[str, Any], lm_class: type, config: PretrainedConfig, recipe_words: Set[str]
+) -> None:
+    """Stop at an argument nobody knows, instead of failing inside a model's constructor."""
+    known = {*_defaults(lm_class), *FROM_PRETRAINED, *QUANTIZATION, *config.to_dict()}
+    for name in options:
+        if name not in known and not hasattr(config, name):
+            hint = did_you_mean(name, known | recipe_words)
+            raise RecipeError(
+                f"--model merged has no argument {name!r}{hint}. "
+                "'merge-plugins show METHOD' lists a method's parameters."
+            )
+
+
+def take_quantization(options: dict[str, Any]) -> Any:
+    """Remove quantisation arguments from ``options``; return transformers' object for them."""
+    names = [name for name in options if name in QUANTIZATION]
+    bits = {name: options.pop(name) for name in names}
+    given = options.pop("quantization_config", None)
+    if given is not None and bits:
+        raise RecipeError(f"{names[0]}= and quantization_config= both given; keep one.")
+    if isinstance(given, Mapping):
+        return AutoQuantizationConfig.from_dict(dict(given))
+    if given is None and (bits.get("load_in_4bit") or bits.get("load_in_8bit")):
+        return BitsAndBytesConfig(**bits)  # type: ignore[no-untyped-call]
+    return given
+
+
+def config_overrides(kwargs: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
+    """Names of the arguments that ``from_pretrained`` would write into the model's config."""
+    return [name for name in kwargs if name not in FROM_PRETRAINED and hasattr(config, name)]
+
+
+def outputs_depend_on(options: Mapping[str, Any], lm_class: type) -> dict[str, str]:
+    """Return, as text, the arguments that may change an answer of the same merge."""
+    defaults = _defaults(lm_class)
+    return {
+        name: _content(value) if name in FILES else str(value).removeprefix("torch.")
+        for name, value in options.items()
+        if name not in SAME_OUTPUTS | {"tokenizer"}  # its content is a key already
+        and (name not in defaults or value != defaults[name])
+    }
+
+
+def _defaults(lm_class: type) -> dict[str, Any]:
+    """Every argument that the constructors of a class name, with its default."""
+    named: dict[str, inspect.Parameter] = {}
+    for ancestor in reversed(lm_class.__mro__[:-1]):
+        named |= inspect.signature(vars(ancestor).get("__init__", object)).parameters
+    skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: p.default for name, p in named.items() if p.kind not in skipped}
+
+
+def _content(ref: str) -> str:
+    files = [Path(ref)] if Path(ref).is_file() else sorted(Path(ref).glob("*"))
+    parts = [file.name.encode() + file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(parts)).hexdigest() if parts else ref

@@ -1,0 +1,152 @@
+"""``lm_eval --model merged``: everything ``--model hf`` does, on a merge that is made as it loads.
+
+`MergedLM` replaces one step of lm-eval's `HFLM`, where the weights come from, and everything that
+tells one model from another: recorded model info, names of files, cache keys. A class that derives
+from it and from another `HFLM` does the same for that one.
+
+``python -m harness_adapters.lm_eval`` is lm-eval's own command line, for environments where the
+start-up hook does not run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from transformers import PretrainedConfig, PreTrainedModel
+
+import merge_plugins
+from harness_adapters import _arguments
+from merge_plugins import model_args
+from merge_plugins.hub import identity, resolve
+from merge_plugins.loading import load_merged
+from merge_plugins.recipe import Recipe, split_model_args
+from merge_plugins.registry import registry
+
+
+class MergedLM(HFLM):
+    """``--model merged``: weights from a recipe; tokenizer, batches, devices, scores from HFLM."""
+
+    AUTO_MODEL_CLASS: Any
+
+    def __init__(self, **arguments: Any) -> None:
+        recipe_args, options = split_model_args(arguments)
+        options.pop("model", None)  # our own label, when recorded arguments are run again
+        self.recipe = Recipe.from_model_args(recipe_args)
+        _arguments.refuse(options)
+        self._options = dict(options)
+        self._quantization = _arguments.take_quantization(options)
+        options.setdefault("tokenizer", str(resolve(self.recipe.tokenizer_donor)))
+        super().__init__(pretrained=str(resolve(self.recipe.donor)), **options)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Build the model, and name it in the arguments that lm-eval records."""
+        lm = super().create_from_arg_obj(arg_dict, *args, **kwargs)
+        if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
+            arg_dict["base_model"] = arg_dict.pop("pretrained")
+        arg_dict["model"] = lm.recipe.label
+        arg_dict.setdefault("tokenizer", lm.tokenizer.name_or_path)  # synthetic tasks look for it
+        return lm
+
+    def _get_config(self, *args: Any, **kwargs: Any) -> None:
+        super()._get_config(*args, **kwargs)
+        method = registry().get(self.recipe.merge_method)
+        words = {*model_args.KEYS, *method.spellings}
+        _arguments.check_names(self._options, type(self), self._config, words)
+
+    def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
+        auto_class = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS = Merging(auto_class, self.recipe, self._config, self._quantization)
+        try:
+            super()._create_model(pretrained, *args, **kwargs)
+        finally:
+            self.AUTO_MODEL_CLASS = auto_class
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Add to what lm-eval writes beside the scores: the recipe, and what its sources were."""
+        info: dict[str, Any] = super().get_model_info()
+        info["model_sha"] = self.recipe.digest
+        info["merge"] = {
+            "recipe": self.recipe.as_dict(),
+            "digest": self.recipe.digest,
+            "sources": {ref: identity(ref) for ref in self.recipe.references},
+            "merge_plugins": merge_plugins.__version__,
+        }
+        return info
+
+    @cached_property
+    def tokenizer_name(self) -> str:
+        """Key of lm-eval's cache of prompts: the name, and what the tokenizer does."""
+        tokenizer = self.tokenizer
+        if tokenizer.is_fast:
+            rules = tokenizer.backend_tokenizer.to_str()
+        else:
+            rules = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        content = f"{rules}{tokenizer.chat_template}{tokenizer.special_tokens_map}"
+        name = Path(tokenizer.name_or_path).name
+        return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Give this model its own table: lm-eval's keys for ``--use_cache`` do not name a model."""
+        super().set_cache_hook(cache_hook)
+        database = cache_hook.dbdict
+        if database is None:
+            return
+        content = {
+            "merge_plugins": merge_plugins.__version__,
+            "digest": self.recipe.digest,
+            "tokenizer": self.tokenizer_name,
+            "options": _arguments.outputs_depend_on(self._options, type(self)),
+        }
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        database.tablename = f"merged_{key[:32]}"  # lm-eval's reader holds the same object
+        database.conn.execute(
+            f'CREATE TABLE IF NOT EXISTS "{database.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
+        )
+        database.conn.commit()
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Stands where lm-eval expects an ``AutoModelFor...``: the same call returns merged weights."""
+
+    auto_class: type
+    recipe: Recipe
+    config: PretrainedConfig
+    quantization: Any
+
+    def from_pretrained(
+        self,
+        pretrained: str,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        gguf_file: None = None,
+        quantization_config: Any = None,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        """Ignore what says where weights would be; the recipe says it."""
+        if self.quantization is not None:
+            kwargs["quantization_config"] = self.quantization
+        config = copy.deepcopy(self.config)
+        for name in _arguments.config_overrides(kwargs, config):
+            setattr(config, name, kwargs.pop(name))
+        return load_merged(self.recipe, self.auto_class, config=config, **kwargs)
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    from harness_adapters import _discovery
+
+    _discovery.add_models()
+    _discovery.add_tasks()
+    sys.exit(cli_evaluate())

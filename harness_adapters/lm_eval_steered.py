@@ -1,0 +1,9 @@
+"""``lm_eval --model merged-steered``: steering vectors on top of a merge; takes ``steer_path=``."""
+
+from lm_eval.models.hf_steered import SteeredModel
+
+from harness_adapters.lm_eval import MergedLM
+
+
+class MergedSteeredLM(MergedLM, SteeredModel):
+    """What ``--model steered`` does, on merged weights."""

@@ -1,0 +1,92 @@
+"""Tiny checkpoints, written in a line, and merged in a line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merge_plugins import Recipe, blocks, hub
+from merge_plugins.runner import MergedTensor, merged_tensors
+
+Write = Callable[..., str]
+Recipes = Callable[..., Recipe]
+Merged = Callable[..., dict[str, MergedTensor]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _content_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what we remember about throw-away files out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache") / "content"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "_cache", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """Write tensors, and keys of a config, as a model folder of its own; return the folder."""
+    root, numbers = tmp_path_factory.mktemp("checkpoints"), itertools.count()
+
+    def write(tensors: Mapping[str, Tensor], name: str = "model", **config: Any) -> str:
+        folder = root / f"{name}-{next(numbers)}"
+        folder.mkdir()
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / WEIGHTS)
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return write
+
+
+WEIGHTS = "model.safetensors"
+TOP = ("dtype", "out_dtype", "seed", "tokenizer_source")
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipes:
+    """Spell a recipe: keyword arguments are parameters, or keys of the recipe itself."""
+
+    def spell(method: str, base: str | None, experts: Sequence[str], **given: Any) -> Recipe:
+        top = {key: given.pop(key) for key in TOP if key in given}
+        models = [{"model": expert} for expert in experts]
+        named = {} if base is None else {"base_model": base}
+        return Recipe.from_mapping(
+            {"merge_method": method, "models": models, "parameters": given, **named, **top}
+        )
+
+    return spell
+
+
+@pytest.fixture(scope="session")
+def merged(recipe: Recipes) -> Merged:
+    """Merge lazily what `recipe` spells."""
+    return lambda *words, **given: merged_tensors(recipe(*words, **given))
+
+
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[int], None]]:
+    """Choose how many threads merge; restored afterwards."""
+    before = torch.get_num_threads()
+
+    def choose(n_threads: int) -> None:
+        torch.set_num_threads(n_threads)
+        blocks._pool.cache_clear()
+
+    yield choose
+    choose(before)
+
+
+@pytest.fixture(scope="session")
+def shared_fixtures() -> Path:
+    """The full set of reference tensors, where this checkout has it."""
+    folder = Path(__file__).parents[2] / "shared" / "fixtures"
+    if not folder.is_dir():
+        pytest.skip("only a few of the reference tensors are in this checkout, in tests/data")
+    return folder

@@ -1,0 +1,132 @@
+"""Each spelling of lm-eval's command line and of its function runs the same merge."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+
+REPOSITORY = Path(__file__).parents[2]
+TASKS = ["tiny_choice", "tiny_generate", "tiny_rolling"]
+COMMON = ("--device", "cpu", "--tasks", ",".join(TASKS), "--batch_size", "4")
+
+
+@pytest.fixture(scope="module")
+def hf(command, saved):
+    """The score that every spelling must repeat: stock `hf` on the merge, saved."""
+    arguments = ("--model", "hf", "--model_args", f"pretrained={saved}", *COMMON)
+    return command("lm_eval", *arguments)
+
+
+def text(recipe: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in recipe.items())
+
+
+def test_lm_eval(command, family, hf):
+    recipe = text(family.recipe())
+    merged = command("lm_eval", "--model", "merged", "--model_args", recipe, *COMMON)
+    assert merged.scores == hf.scores
+    assert merged.answers == hf.answers
+    label = merged.results["config"]["model_args"]["model"]
+    assert merged.results["model_name"] == merged.file.parent.name == label
+    assert label == f"linear-{merged.results['config']['merge']['digest']}"
+
+
+def test_lm_eval_run_with_several_arguments(command, family, hf):
+    recipe = [f"{key}={value}" for key, value in family.recipe().items()]
+    merged = command("lm-eval", "run", "--model", "merged", *COMMON, "--model_args", *recipe)
+    assert merged.answers == hf.answers
+
+
+def test_lm_eval_run_config(command, family, hf, tmp_path):
+    config = {
+        "model": "merged",
+        "model_args": {
+            "method": "linear",
+            "base_model": family.base,
+            "models": {family.math: 0.6, family.code: 0.4},
+        },
+        "tasks": TASKS,
+        "device": "cpu",
+        "batch_size": 4,
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    merged = command("lm-eval", "run", "--config", str(file))
+    assert merged.answers == hf.answers
+
+
+def test_our_own_module_where_the_hook_is_switched_off(command, family, hf):
+    arguments = ("--model", "merged", "--model_args", text(family.recipe()), *COMMON)
+    merged = command(
+        "python", "-m", "harness_adapters.lm_eval", *arguments, MERGE_PLUGINS_NO_LM_EVAL="1"
+    )
+    assert merged.answers == hf.answers
+
+
+def test_accelerate_launch_with_two_processes(command, family, hf):
+    launch = ("accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    arguments = ("--model", "merged", "--model_args", text(family.recipe()), *COMMON)
+    merged = command(*launch, *options, "-m", "lm_eval", *arguments)
+    assert merged.answers == hf.answers
+
+
+def test_torchrun_with_tensor_parallel_weights(command, family, saved):
+    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "lm_eval")
+    stock = command(
+        *launch, "--model", "hf", "--model_args", f"pretrained={saved},tp_plan=auto", *COMMON
+    )
+    recipe = text(family.recipe(tp_plan="auto"))
+    merged = command(*launch, "--model", "merged", "--model_args", recipe, *COMMON)
+    assert merged.answers == stock.answers
+
+
+def test_simple_evaluate_with_a_dict_a_string_and_a_file(evaluate, family, saved, tmp_path):
+    stock = evaluate("hf", {"pretrained": saved})
+    recipe = {
+        "merge_method": "linear",
+        "base_model": family.base,
+        "models": [
+            {"model": family.math, "parameters": {"weight": 0.6}},
+            {"model": family.code, "parameters": {"weight": 0.4}},
+        ],
+    }
+    file = tmp_path / "merge.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    spellings = [
+        family.recipe(),
+        {**family.recipe(), "pretrained": family.base, "base_model": None},
+        {"method": "linear", "base_model": family.base, "models": [family.math, family.code],
+         "weights": [0.6, 0.4]},
+        text(family.recipe()),
+        f"config={file}",
+    ]  # fmt: skip
+    found = [evaluate("merged", spelling) for spelling in spellings]
+    assert all(merged.answers == stock.answers for merged in found)
+    assert len({merged.results["config"]["merge"]["digest"] for merged in found}) == 1
+
+
+def test_recorded_arguments_can_be_run_again(evaluate, family):
+    first = evaluate("merged", {**family.recipe(), "pretrained": family.base, "base_model": None})
+    recorded = json.loads(json.dumps(first.results["config"]["model_args"]))
+    assert recorded["model"].startswith("linear-")
+    again = evaluate("merged", recorded)
+    assert again.answers == first.answers
+    assert again.results["config"]["model_args"] == recorded
+
+
+def test_our_tasks_are_found_without_include_path():
+    texts = [file.read_text() for file in (REPOSITORY / "tasks").rglob("*.yaml")]
+    names = {name for text in texts for name in re.findall(r"^(?:task|group): (\S+)$", text, re.M)}
+    assert names
+    assert names <= set(TaskManager().all_tasks)
+
+
+def test_a_task_manager_of_the_users_own_folder_has_nothing_of_ours(tasks):
+    assert TaskManager(include_path=str(tasks), include_defaults=False).all_tasks == TASKS

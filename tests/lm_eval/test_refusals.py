@@ -1,0 +1,48 @@
+"""What `--model merged` does not take, it refuses before reading weights, saying what to type."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness_adapters.lm_eval import MergedLM
+from merge_plugins import MergeError
+
+REFUSALS = {
+    "densty=0.5": "no argument 'densty'",
+    "wieghts=0.5": "no argument 'wieghts'; did you mean 'weights'?",
+    "dtpye=float16": "no argument 'dtpye'; did you mean 'dtype'?",
+    "parallelise=True": "no argument 'parallelise'; did you mean 'parallelize'?",
+    "load_in_8bits=True": "no argument 'load_in_8bits'; did you mean 'load_in_8bit'?",
+    "delta=somewhere": "delta= does not go with a merge: add the delta to its base first",
+    "autogptq=True": "autogptq= does not go with a merge: merge the full-precision models",
+    "gptqmodel=True": "gptqmodel= does not go with a merge: merge the full-precision models",
+    "gguf_file=a.gguf": "gguf_file= does not go with a merge: name the safetensors version",
+    "subfolder=step1": "subfolder= does not go with a merge: name the folder itself",
+    "cache_dir=/elsewhere": "cache_dir= does not go with a merge: set the environment",
+    "method=liner": "no merge method 'liner'; did you mean 'linear'?",
+    "models=/nowhere/math:1": "no model '/nowhere/math'",
+}
+
+
+@pytest.mark.parametrize(("argument", "message"), REFUSALS.items(), ids=REFUSALS.keys())
+def test_refused_with_the_way_out(argument, message, family):
+    name, _, value = argument.partition("=")
+    with pytest.raises(MergeError) as refusal:
+        MergedLM(**family.recipe(**{name: value}), device="cpu")
+    assert message in str(refusal.value)
+
+
+def test_an_argument_that_is_switched_off_is_no_argument(family):
+    MergedLM(**family.recipe(autogptq=False, delta=None, gguf_file=None), device="cpu")
+
+
+def test_two_ways_to_quantise_are_one_too_many(family):
+    both = {"load_in_8bit": True, "quantization_config": {"quant_method": "bitsandbytes"}}
+    with pytest.raises(MergeError, match="load_in_8bit= and quantization_config= both given"):
+        MergedLM(**family.recipe(**both), device="cpu")
+
+
+def test_a_bare_comma_between_models_is_explained(evaluate, family):
+    arguments = f"method=linear,models={family.math}:0.5,{family.code}:0.5"
+    with pytest.raises(MergeError, match="lists need '\\+', JSON or config="):
+        evaluate("merged", arguments)

@@ -1,0 +1,100 @@
+"""Each option of ``--model hf`` means the same to ``--model merged``, answer by answer."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+CHAT = {"apply_chat_template": True, "fewshot_as_multiturn": True, "num_fewshot": 1}
+RUN = {
+    "default": ({}, {}),
+    "a large batch": ({}, {"batch_size": 8}),
+    "batch_size auto": ({"max_batch_size": 4}, {"batch_size": "auto"}),
+    "a chat template": ({}, CHAT),
+    "a system prompt": ({}, {"apply_chat_template": True, "system_instruction": "be short"}),
+    "no bos, short context": ({"add_bos_token": False, "max_length": 32}, {}),
+    "bos": ({"add_bos_token": True}, {}),
+    "prefix token": ({"prefix_token_id": 4}, {}),
+    "end of thought, token": ({"think_end_token": 40}, {}),
+    "end of thought, text": ({"think_end_token": "2"}, {}),
+    "float16": ({"dtype": "float16"}, {}),
+    "bfloat16, eager attention": ({"dtype": "bfloat16", "attn_implementation": "eager"}, {}),
+    "float64": ({"dtype": "float64"}, {}),
+    "softmax dtype": ({"dtype": "bfloat16", "softmax_dtype": "float32"}, {}),
+    "parallelize": ({"parallelize": True}, {}),
+    "device_map": ({"device_map": "cpu"}, {}),
+    "no logits cache": ({"logits_cache": False}, {}),
+    "a setting of the model's config": ({"rms_norm_eps": 0.1}, {}),
+    "sampling": ({}, {"gen_kwargs": "do_sample=True,temperature=0.7,max_gen_toks=8"}),
+}
+
+
+@pytest.mark.parametrize(("model_args", "options"), RUN.values(), ids=RUN.keys())
+def test_the_same_answers_with(model_args, options, evaluate, family, saved):
+    stock = evaluate("hf", {"pretrained": saved, **model_args}, **options)
+    merged = evaluate("merged", family.recipe(**model_args), **options)
+    assert merged.answers == stock.answers
+    assert merged.scores == stock.scores
+    for fact in ("model_num_parameters", "model_dtype"):
+        assert merged.results["config"][fact] == stock.results["config"][fact]
+
+
+def test_the_generation_config_comes_along(evaluate, family, saved):
+    # Without its repetition penalty the answers of this family differ, so that the table above
+    # would notice if it were lost.
+    plain = evaluate("hf", {"pretrained": saved}, gen_kwargs="repetition_penalty=1.0")
+    assert plain.answers != evaluate("merged", family.recipe()).answers
+
+
+def test_the_base_alone_does_not_give_the_same_answers(evaluate, family):
+    base = evaluate("hf", {"pretrained": family.base})
+    assert base.answers != evaluate("merged", family.recipe()).answers
+
+
+@pytest.fixture(scope="module")
+def adapter(family, saved):
+    """A LoRA adapter with weights that matter."""
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(saved),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(family.root / "adapter")
+    return str(family.root / "adapter")
+
+
+def test_an_adapter_goes_on_top_of_the_merge(evaluate, family, saved, adapter):
+    stock = evaluate("hf", {"pretrained": saved, "peft": adapter})
+    merged = evaluate("merged", family.recipe(peft=adapter))
+    assert merged.answers == stock.answers
+    assert merged.answers != evaluate("merged", family.recipe()).answers
+
+
+def test_steering_vectors_act_on_the_merge(evaluate, family, saved):
+    file = family.root / "steer.pt"
+    vector = torch.linspace(-1, 1, 64)
+    steering = {"steering_vector": vector, "steering_coefficient": 4.0, "action": "add"}
+    torch.save({"layers.1": steering}, file)
+    stock = evaluate("steered", {"pretrained": saved, "steer_path": str(file)})
+    merged = evaluate("merged-steered", family.recipe(steer_path=str(file)))
+    assert merged.answers == stock.answers
+    assert merged.answers != evaluate("merged", family.recipe()).answers
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantising_the_merge_equals_quantising_the_saved_one(bits, family, saved):
+    # lm-eval's own `hf` cannot: transformers 5 refuses load_in_*bit.
+    from transformers import BitsAndBytesConfig
+
+    from harness_adapters.lm_eval import MergedLM
+
+    merged = MergedLM(**family.recipe(**{f"load_in_{bits}bit": True}), device="cpu")
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    stock = AutoModelForCausalLM.from_pretrained(saved, quantization_config=config)
+    ids = torch.arange(10)[None]
+    assert torch.equal(merged.model(ids).logits, stock(ids).logits)

@@ -1,0 +1,88 @@
+"""What `pip install` puts on a machine, what it makes work there, and that all of it goes again."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+LOOK = """
+from pathlib import Path
+from lm_eval.api.registry import MODEL_REGISTRY
+from lm_eval.tasks import TaskManager
+import lm_eval.models
+assert {"merged", "merged-steered", "merged-multimodal"} <= set(MODEL_REGISTRY), "models"
+assert "hf" in MODEL_REGISTRY
+(folder,) = TaskManager().include_path
+assert list(Path(folder).rglob("*.yaml"))
+print(Path(folder).resolve())
+"""
+FIND = "import importlib.util; print(importlib.util.find_spec"
+
+
+def test_the_wheel_holds_two_packages_and_the_hook(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    hook = {"merge-plugins-lm-eval.pth", "merge-plugins-lm-eval.start", "_merge_plugins_lm_eval"}
+    assert top == {"merge_plugins", "harness_adapters", *hook}
+    assert not [name for name in names if name.startswith("harness_adapters/_startup")]
+
+
+@pytest.mark.parametrize("folder", ["tasks", "merge_plugins", "harness_adapters"])
+def test_the_wheel_holds_every_file_of(folder, wheel):
+    hidden = ("__pycache__", "_startup")
+    files = [file for file in (REPOSITORY / folder).rglob("*") if file.is_file()]
+    wanted = {
+        str(file.relative_to(REPOSITORY)) for file in files if not set(hidden) & set(file.parts)
+    }
+    held = {name.replace("harness_adapters/tasks/", "tasks/") for name in _names(wheel)}
+    assert wanted <= held
+
+
+def test_the_source_distribution_holds_models_and_tests(wheel):
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "tests/packaging/test_installing.py"} <= names
+    models = (REPOSITORY / "merge_plugins" / "demo" / "models").rglob("*.safetensors")
+    assert {str(file.relative_to(REPOSITORY)) for file in models} <= names
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_install_use_and_uninstall(tool, kind, environment, wheel):
+    before = environment.files()
+    what = [wheel] if kind == "wheel" else ["--editable", REPOSITORY]
+    environment.install(tool, *what)
+    folder = Path(environment(LOOK))
+    if kind == "wheel":
+        assert folder == (environment.packages / "harness_adapters" / "tasks").resolve()
+        for name in ("tasks", "tests", "benchmarks"):
+            assert environment(f"{FIND}({name!r}))") == "None"
+    else:
+        assert folder == REPOSITORY / "tasks"
+        assert not (environment.packages / "harness_adapters").exists()  # no copy that grows stale
+    for flags in (("-I",), ("-s", "-E")):
+        environment("from lm_eval.models import MODEL_MAPPING as m", *flags)
+    environment.uninstall(tool, "merge-plugins")
+    assert environment.files() == before
+
+
+def test_entry_points_alone_lead_to_models_and_tasks(installed):
+    installed(
+        "from importlib.metadata import entry_points\n"
+        "from importlib.util import find_spec\n"
+        "from pathlib import Path\n"
+        "for point in entry_points(group='lm_eval.models'): point.load()\n"
+        "(point,) = entry_points(group='lm_eval.tasks')\n"
+        "folder = list(find_spec(point.value).submodule_search_locations)[0]\n"
+        "assert list(Path(folder).rglob('*.yaml'))",
+        MERGE_PLUGINS_NO_LM_EVAL="1",
+    )
+
+
+def _names(wheel: Path) -> list[str]:
+    return zipfile.ZipFile(wheel).namelist()

@@ -1,0 +1,260 @@
+"""Random recipes, merged by mergekit 0.1.5 and by us: the same tensors.
+
+Runs where MERGE_PLUGINS_MERGEKIT names the `mergekit-yaml` of a venv of its own; mergekit is only
+ever run, as a separate program, and merges every recipe in one process. A recipe is a function of
+its number, so MERGE_PLUGINS_MERGEKIT_RECIPES=500 tries more of them and keeps the first ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import merge_plugins
+
+MERGEKIT = os.environ.get("MERGE_PLUGINS_MERGEKIT", "")
+N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "72"))
+VERSION = "from importlib.metadata import version; print(version('mergekit'))"
+METHODS = (
+    *("linear", "slerp", "task_arithmetic", "ties", "model_stock"),
+    *("breadcrumbs", "passthrough", "dare_linear", "dare_ties"),
+)
+FAMILIES = ("llama-float32", "qwen2-float32", "llama-bfloat16", "qwen2-bfloat16")
+FILTERS = ("mlp", "self_attn", "norm", "embed_tokens", "layers.1.", "q_proj", "o_proj")
+N_LAYERS = 3
+
+pytestmark = pytest.mark.skipif(
+    not MERGEKIT, reason="set MERGE_PLUGINS_MERGEKIT=/path/to/venv/bin/mergekit-yaml (0.1.5)"
+)
+
+
+@pytest.mark.parametrize("number", range(N_RECIPES))
+def test_a_random_recipe_gives_the_tensors_of_mergekit(
+    number: int, merged_by_mergekit: Path
+) -> None:
+    plain = draw_recipe(number, merged_by_mergekit)
+    theirs = weights(merged_by_mergekit / f"merge-{number}")
+    ours = merge_plugins.merged_tensors(merge_plugins.Recipe.from_mapping(plain))
+    assert ours.keys() == theirs.keys()
+    inputs = [weights(ref) for ref in references(plain)]
+    dtype = getattr(
+        torch, plain.get("dtype") or Path(references(plain)[0]).parent.name.split("-")[1]
+    )
+    wrong = {}
+    for name, expected in theirs.items():
+        got, terms = ours[name][...], torch.stack([model[name].to(dtype) for model in inputs])
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape), name
+        off = ~(agree(got, expected, terms) | trimmed_at_will(plain, name, terms))
+        if off.any():
+            wrong[name] = (
+                f"{int(off.sum())} of {off.numel()}, first {got[off][0]} for {expected[off][0]}"
+            )
+    assert not wrong, f"{wrong}\n{yaml.safe_dump(plain, sort_keys=False)}"
+
+
+@pytest.fixture(scope="session")
+def merged_by_mergekit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny models, and every recipe's merge as mergekit writes it."""
+    found = subprocess.check_output([Path(MERGEKIT).with_name("python"), "-c", VERSION], text=True)
+    if found.strip() != "0.1.5":
+        pytest.skip(f"mergekit {found.strip()}: the numbers we keep are those of 0.1.5")
+    folder = tmp_path_factory.mktemp("mergekit")
+    for family in FAMILIES:
+        write_models(folder / family)
+    recipes = [{"name": f"merge-{i}", **draw_recipe(i, folder)} for i in range(N_RECIPES)]
+    (folder / "recipes.yaml").write_text(yaml.safe_dump_all(recipes))
+    command = [Path(MERGEKIT).with_name("mergekit-multi"), folder / "recipes.yaml"]
+    options = ["--intermediate-dir", folder, "--no-copy-tokenizer", "--quiet"]
+    run = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder
+
+
+def write_models(folder: Path) -> None:
+    """Write a base and three experts; one weight in three is the same in an expert and the base."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    if folder.name.startswith("llama"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=N_LAYERS, **sizes, **heads))
+    else:  # biases, and one weight for embedding and head
+        tied = {"tie_word_embeddings": True}
+        model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=N_LAYERS, **sizes, **heads, **tied))
+    model.to(getattr(torch, folder.name.split("-")[1]))
+    generator = torch.Generator().manual_seed(0)
+    base = [0.05 * torch.randn(p.shape, generator=generator) for p in model.parameters()]
+    for name in ("base", "a", "b", "c"):
+        for parameter, weight in zip(model.parameters(), base, strict=True):
+            moved = torch.rand(weight.shape, generator=generator) < (
+                0.0 if name == "base" else 0.67
+            )
+            delta = moved * 0.01 * torch.randn(weight.shape, generator=generator)
+            parameter.data.copy_(weight + delta)
+        model.save_pretrained(folder / name)
+
+
+def draw_recipe(number: int, folder: Path) -> dict[str, Any]:
+    """Return the recipe of that number; methods and families take turns, the rest is drawn."""
+    rng = random.Random(number)
+    method, family = (
+        METHODS[number % len(METHODS)],
+        FAMILIES[number // len(METHODS) % len(FAMILIES)],
+    )
+    base, *experts = (str(folder / family / name) for name in ("base", "a", "b", "c"))
+    rng.shuffle(experts)
+    least = 2 if method in ("linear", "model_stock") else 1
+    models = [{"model": e, "parameters": {}} for e in experts[: rng.randint(least, 3)]]
+    plain = {"merge_method": method, "models": models, "base_model": base, "parameters": {}}
+    FILL[method](rng, plain)
+    plain |= {"dtype": d} if (d := rng.choice([None, "float32", "bfloat16"])) else {}
+    plain |= {"out_dtype": d} if (d := rng.choice([None, None, "float32", "bfloat16"])) else {}
+    return plain
+
+
+def fill_linear(rng: random.Random, plain: dict[str, Any]) -> None:
+    role = rng.choice(["no base", "no base", "a model", "one more model"])
+    if role == "no base":
+        del plain["base_model"]
+    elif role == "a model":
+        plain["models"].insert(rng.randint(0, 1), {"model": plain["base_model"], "parameters": {}})
+    else:
+        plain["parameters"]["weight"] = number(rng, 0.1, 1.0)
+    per_model(rng, plain, "weight", 0.1, 1.0)
+    maybe(rng, plain, "normalize", rng.random() < 0.5)
+
+
+def fill_slerp(rng: random.Random, plain: dict[str, Any]) -> None:
+    base, expert = {"model": plain["base_model"]}, {"model": plain["models"][0]["model"]}
+    plain["models"] = rng.choice([[base, expert], [expert, base], [expert]])
+    plain["parameters"]["t"] = number(rng, 0.0, 1.0)
+
+
+def fill_model_stock(rng: random.Random, plain: dict[str, Any]) -> None:
+    maybe(rng, plain, "filter_wise", rng.random() < 0.5)
+
+
+def fill_passthrough(rng: random.Random, plain: dict[str, Any]) -> None:
+    del plain["base_model"], plain["models"][1:]
+    if rng.random() < 0.8:
+        per_model(rng, plain, "scale", 0.0, 2.0)
+
+
+def fill_task_vectors(rng: random.Random, plain: dict[str, Any]) -> None:
+    method = plain["merge_method"]
+    if normalize := method == "ties" or rng.random() < 0.3:
+        maybe(rng, plain, "normalize", value=True)
+    lowest = 0.1 if normalize else -0.5  # weights that cancel leave only rounding to compare
+    per_model(rng, plain, "weight", lowest, 1.0)
+    maybe(rng, plain, "lambda", number(rng, 0.3, 1.5))
+    maybe(rng, plain, "int8_mask", rng.random() < 0.5)
+    if method in TRIMMED:
+        maybe(rng, plain, "rescale", rng.random() < 0.5)
+        for model in plain["models"]:
+            model["parameters"]["density"] = number(rng, 0.1, 0.9)
+            if method == "breadcrumbs":
+                model["parameters"]["gamma"] = number(rng, 0.0, 0.1)
+    elif method.startswith("dare"):  # at density 1 it drops nothing
+        maybe(rng, plain, "density", 1.0)
+    if rng.random() < 0.3:  # allowed, and changes nothing
+        plain["models"].insert(rng.randint(0, 1), {"model": plain["base_model"]})
+
+
+TRIMMED = ("ties", "breadcrumbs")
+FILL = dict.fromkeys(METHODS, fill_task_vectors) | {
+    "linear": fill_linear,
+    "slerp": fill_slerp,
+    "model_stock": fill_model_stock,
+    "passthrough": fill_passthrough,
+}
+
+
+def maybe(rng: random.Random, plain: dict[str, Any], name: str, value: Any) -> None:
+    if rng.random() < 0.5:
+        plain["parameters"][name] = value
+
+
+def per_model(
+    rng: random.Random, plain: dict[str, Any], name: str, low: float, high: float
+) -> None:
+    """Set a parameter for every model, or for all at the top with exceptions at some models."""
+    at_top = name in plain["parameters"] or rng.random() < 0.3
+    if at_top:
+        plain["parameters"][name] = number(rng, low, high)
+    for model in plain["models"]:
+        if not at_top:
+            model["parameters"][name] = number(rng, low, high)
+        elif rng.random() < 0.5:
+            only = {"filter": rng.choice(FILTERS), "value": number(rng, low, high, nested=True)}
+            model["parameters"][name] = [only]
+
+
+def number(rng: random.Random, low: float, high: float, *, nested: bool = False) -> Any:
+    """Draw a setting that says something of every weight: scalar, gradient or filters."""
+    points = [round(rng.uniform(low, high), 2) for _ in range(rng.randint(2, 4))]
+    kind = rng.choice(["scalar", "gradient"] + ["filters"] * (not nested))
+    if kind == "filters":
+        some = rng.sample(FILTERS, rng.randint(1, 3))
+        filters = [{"filter": word, "value": number(rng, low, high, nested=True)} for word in some]
+        return [*filters, {"value": points[0]}]
+    return points if kind == "gradient" else points[0]
+
+
+def value_of(setting: Any, name: str) -> float:
+    """What mergekit reads from a drawn setting: the first filter that fits, then the gradient."""
+    if isinstance(setting, list) and isinstance(setting[0], dict):
+        setting = next(s["value"] for s in setting if s.get("filter", "") in name)
+    if not isinstance(setting, list):
+        return float(setting)
+    layer = re.search(r"layers\.(\d+)\.", name)  # weights outside the layers read the first value
+    at = int(layer[1]) / (N_LAYERS - 1) * (len(setting) - 1) if layer else 0.0
+    low = min(int(at), len(setting) - 2)
+    return float((1 - at + low) * setting[low] + (at - low) * setting[low + 1])
+
+
+def trimmed_at_will(plain: dict[str, Any], name: str, terms: Tensor) -> Tensor:
+    """Where trimming may keep or drop: a cut falls between elements of the same magnitude."""
+    anywhere = torch.zeros(terms.shape[1:], dtype=torch.bool)
+    if plain["merge_method"] not in TRIMMED:
+        return anywhere
+    settings = [m["parameters"] for m in plain["models"] if "parameters" in m]
+    base, *experts = terms
+    for expert, parameters in zip(experts, settings, strict=True):
+        magnitude = (expert - base).abs()
+        ranked, n = magnitude.flatten().sort(descending=True).values, magnitude.numel()
+        n_outliers = int(value_of(parameters.get("gamma", 0.0), name) * n)
+        n_kept = int(value_of(parameters["density"], name) * n)
+        for cut in (n_outliers, n_outliers + n_kept):
+            if 0 < cut < n and ranked[cut - 1] == ranked[cut]:
+                anywhere |= magnitude == ranked[cut]
+    return anywhere
+
+
+def agree(got: Tensor, expected: Tensor, terms: Tensor) -> Tensor:
+    """Where results differ by at most one bfloat16 ulp, or 1e-6, of the largest number around."""
+    largest = torch.cat([terms.float(), expected.float()[None]]).abs().amax(0)
+    allowed = 1e-6 * largest
+    if torch.bfloat16 in (terms.dtype, expected.dtype):
+        allowed = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 8)
+    return (got.float() - expected.float()).abs() <= allowed
+
+
+def references(plain: dict[str, Any]) -> list[str]:
+    """Every model once, the base first."""
+    named = [plain.get("base_model"), *(model["model"] for model in plain["models"])]
+    return [ref for ref in dict.fromkeys(named) if ref]
+
+
+def weights(folder: str | Path) -> Mapping[str, Tensor]:
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

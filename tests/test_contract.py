@@ -1,0 +1,614 @@
+"""What every registered merge method promises, ours or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merge_plugins import Slot, api, registry
+from merge_plugins.api import Measures, Prepares, Region
+from merge_plugins.arithmetic import drop_at_random
+from merge_plugins.plan import plan
+from merge_plugins.registry import Method
+from merge_plugins.runner import Merge
+
+REQUIRED = {"weight": 0.5, "t": 0.375}
+"""Values for parameters without a default, by name."""
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"weight": (1.0, 0.25, 0.5)}, {"normalize": False}],
+    "passthrough": [{"scale": 0.5}],
+    "task_arithmetic": [{"weight": (1.0, 0.25, 0.5), "lambda": 0.5}, {"normalize": True}],
+    "ties": [{"density": (0.25, 0.5, 1.0)}, {"density": 0.4, "normalize": False}],
+    "dare_linear": [
+        *({"density": (0.25, 0.5, 0.9), "rescale": rescale} for rescale in ("l1", "none")),
+        {"density": 0.5, "rescale": "inverse_keep", "normalize": True},
+    ],
+    "dare_ties": [{"density": (0.25, 0.5, 0.9)}, {"density": 0.5, "rescale": "inverse_keep"}],
+    "breadcrumbs": [{"density": (0.25, 0.5, 0.9), "gamma": 0.05}],
+    "model_stock": [{"filter_wise": True}],
+    "slerp_merging": [{"slerp_t": 0.25}, {"dot_threshold": 0.01}],
+    "ties_merging": [
+        {"param_value_mask_rate": 0.5, "scaling_coefficient": 0.5},
+        {"param_value_mask_rate": 0.5, "trim_scope": "model"},
+    ],
+    "mask_merging": [
+        {"weight_mask_rate": 0.5, "use_weight_rescale": True},
+        {"weight_mask_rate": (0.25, 0.5, 0.0), "mask_strategy": "magnitude"},
+        *(
+            {"weight_mask_rate": 0.5, "mask_apply_method": inner}
+            for inner in ("task_arithmetic", "slerp_merging", "ties_merging")
+        ),
+        {
+            "weight_mask_rate": 0.25,
+            "mask_apply_method": "ties_merging",
+            "trim_scope": "model",
+            "mask_strategy": "magnitude",
+        },
+        {"weight_mask_rate": 0.5, "weight_format": "finetuned_weight"},
+    ],
+}
+"""What each method is run with besides its defaults."""
+SCALES = ("lambda", "scaling_coefficient")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method with parameters, as a recipe could set them."""
+
+    method: Method
+    parameters: Mapping[str, Any]
+
+    @property
+    def n_experts(self) -> int:
+        most = 2 if self.inner == "slerp_merging" else self.method.max_experts or 3
+        return max(self.method.min_experts, min(3, most))
+
+    @property
+    def inner(self) -> str:
+        """The method that does the merging."""
+        if self.method.name != "mask_merging":
+            return self.method.name
+        return str(self.parameters.get("mask_apply_method", "average_merging"))
+
+    @property
+    def is_random(self) -> bool:
+        if self.method.name == "mask_merging":
+            return self.parameters.get("mask_strategy") != "magnitude"
+        return self.method.name.startswith("dare_") and "density" in self.parameters
+
+    @property
+    def factor(self) -> str | None:
+        """The parameter that scales what is added to the base, if it is in use."""
+        known = self.method.parameters
+        unused = self.inner in ("average_merging", "slerp_merging")
+        return None if unused else next((name for name in SCALES if name in known), None)
+
+    @property
+    def keeps_one_model(self) -> bool:
+        """Whether these settings leave a single model as it is."""
+        masks_weights = self.parameters.get("weight_format") == "finetuned_weight"
+        sums = self.inner == "linear" and not self.parameters.get("normalize", True)
+        return not (masks_weights or sums or "scale" in self.parameters)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether all experts are treated alike; random masks are drawn for each."""
+        own = any(isinstance(value, tuple) for value in self.parameters.values())
+        halfway = self.parameters.get("slerp_t", 0.5) == 0.5
+        return halfway and not own and not self.is_random and self.n_experts > 1
+
+    def kernel(self, **changes: Any) -> Any:
+        """The method's dataclass for `n_experts` experts."""
+        values = {}
+        for parameter in self.method.parameters.values():
+            default = REQUIRED.get(parameter.name) if parameter.required else parameter.default
+            value = {**self.parameters, **changes}.get(parameter.name, default)
+            if parameter.per_expert:
+                each = value if isinstance(value, tuple) else (value,) * 3
+                value = each[: self.n_experts]
+            values[parameter.field] = value
+        return self.method.factory(**values)
+
+    def merge(self, *slots: Slot, **changes: Any) -> list[Tensor]:
+        """Merge whole weights in memory, as the runner would."""
+        kernel = self.kernel(**changes)
+        if isinstance(kernel, Prepares):
+            kernel = kernel.prepare(InMemory(slots)) or kernel
+        measure = kernel.measure if isinstance(kernel, Measures) else lambda _: {}
+        return [kernel(dataclasses.replace(slot, measured=measure(slot))) for slot in slots]
+
+    def slot(self, base: Tensor, *experts: Tensor, name: str = "w", seed: int = 0) -> Slot:
+        maybe_base = base if self.method.needs_base else None
+        return Slot(name, maybe_base, experts[: self.n_experts], seed=seed)
+
+
+class InMemory:
+    """What a method that looks at the whole model sees."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
+        self.names = tuple(f"expert {i}" for i, _ in enumerate(slots[0].experts))
+
+    def slots(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+
+def every_case(that: Callable[[Case], Any] = bool) -> pytest.MarkDecorator:
+    """Run a test on every method and its settings in this suite."""
+    found = []
+    for name, method in registry().methods.items():
+        for parameters in ({}, *SETTINGS.get(name, [])):
+            spelled = ",".join(f"{key}={value}" for key, value in parameters.items())
+            if that(case := Case(method, parameters)):
+                found.append(pytest.param(case, id=f"{name}[{spelled}]"))
+    return pytest.mark.parametrize("case", found)
+
+
+every_method = pytest.mark.parametrize("name", list(registry().methods))
+
+
+def case_of(method: str, **parameters: Any) -> Case:
+    return Case(registry().get(method), parameters)
+
+
+def weights(n: int, shape: Sequence[int] = (13, 29), *, seed: int = 0) -> list[Tensor]:
+    """Draw numbers whose sums are exact in float32: multiples of 1/256, with many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(-512, 513, tuple(shape), generator=generator) / 256 for _ in range(n)]
+
+
+def near(base: Tensor, n: int, *, seed: int = 1) -> list[Tensor]:
+    """Draw fine-tunes: small steps from a base."""
+    return [base + step / 16 for step in weights(n, base.shape, seed=seed)]
+
+
+@every_method
+def test_required_parameters_have_a_value_in_this_suite(name: str) -> None:
+    required = {p.name for p in registry().get(name).parameters.values() if p.required}
+    assert required <= REQUIRED.keys()
+
+
+@every_case(lambda case: case.keeps_one_model)
+def test_copies_of_one_model_merge_to_that_model(case: Case) -> None:
+    (model,) = weights(1)
+    (merged,) = case.merge(case.slot(model, *[model] * 3))
+    assert torch.allclose(merged.float(), model, rtol=1e-6, atol=0)
+
+
+@every_case(lambda case: case.factor)
+def test_a_factor_of_zero_returns_the_base(case: Case) -> None:
+    (base,) = weights(1)
+    (merged,) = case.merge(case.slot(base, *near(base, 3)), **{str(case.factor): 0.0})
+    assert torch.equal(merged.float(), base)
+
+
+@pytest.mark.parametrize(
+    ("trimming", "plain"),
+    [
+        (case_of("ties", density=1.0), case_of("dare_ties", normalize=True)),
+        (case_of("ties_merging", param_value_mask_rate=0.0), case_of("ties", weight=1.0)),
+        (case_of("breadcrumbs", density=1.0, gamma=0.5), case_of("task_arithmetic", weight=0.5)),
+        (case_of("dare_linear", density=1.0), case_of("task_arithmetic", weight=0.5)),
+        (case_of("dare_ties", density=1.0), case_of("ties", normalize=False)),
+        (case_of("mask_merging", weight_mask_rate=0.0), case_of("average_merging")),
+        (
+            case_of("mask_merging", weight_mask_rate=0.0, mask_strategy="magnitude"),
+            case_of("average_merging"),
+        ),
+        (
+            case_of("mask_merging", weight_mask_rate=0.0, mask_apply_method="task_arithmetic"),
+            case_of("task_arithmetic"),
+        ),
+        (
+            case_of("mask_merging", weight_mask_rate=0.0, mask_apply_method="ties_merging"),
+            case_of("ties_merging"),
+        ),
+    ],
+    ids=lambda case: case.method.name,
+)
+def test_a_density_of_one_trims_nothing(trimming: Case, plain: Case) -> None:
+    base, *_ = weights(1)
+    experts = near(base, 3)
+    for expert in experts:
+        expert.view(-1)[::7] = base.view(-1)[::7] + 1.25  # no cancelling sums: ties differ there
+    (merged,) = trimming.merge(trimming.slot(base, *experts))
+    (expected,) = plain.merge(plain.slot(base, *experts))
+    elected_differently = sum(expert - base for expert in experts) == 0
+    same = torch.isclose(merged, expected, rtol=1e-6, atol=1e-7)
+    assert bool((same | elected_differently).all())
+
+
+@every_case(lambda case: case.is_symmetric)
+def test_the_order_of_equally_weighted_experts_does_not_matter(case: Case) -> None:
+    (base,) = weights(1)
+    experts = near(base, case.n_experts)
+    (first, *others) = (
+        case.merge(case.slot(base, *order))[0] for order in itertools.permutations(experts)
+    )
+    for other in others:
+        assert torch.allclose(first, other, rtol=1e-6, atol=1e-6)
+
+
+@every_case()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_are_bit_identical_afterwards(case: Case, dtype: torch.dtype) -> None:
+    (base,) = weights(1)
+    tensors = [tensor.to(dtype) for tensor in (base, *near(base, 3))]
+    before = [tensor.clone() for tensor in tensors]
+    (merged,) = case.merge(case.slot(*tensors))
+    merged.fill_(7.0)  # the result is a new tensor
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@every_case()
+@given(
+    shape=st.sampled_from([(), (1,), (0,), (3, 0), (1, 1)])
+    | st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=20)
+def test_any_shape_merges_to_a_finite_tensor_of_that_shape(
+    case: Case, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
+    base, *_ = weights(1, shape, seed=seed)
+    slot = case.slot(*(tensor.to(dtype) for tensor in (base, *near(base, 3, seed=seed + 10))))
+    (merged,) = case.merge(slot)
+    assert merged.shape == shape
+    assert torch.isfinite(merged).all()
+
+
+SHAPES = {"a": (13, 29), "layers.0.b": (7, 5, 11), "c": (101,), "d": (), "e": (0, 3), "f": (1,)}
+
+
+@pytest.fixture(scope="session")
+def family(checkpoint: Callable[..., str]) -> dict[str, str]:
+    """A base and three fine-tunes on disk, in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    base = {n: torch.randn(shape, generator=generator) for n, shape in SHAPES.items()}
+    folders = {"base": checkpoint({n: w.bfloat16() for n, w in base.items()})}
+    for i in range(3):
+        moved = {n: w + 0.1 * torch.randn(w.shape, generator=generator) for n, w in base.items()}
+        folders[str(i)] = checkpoint({n: w.bfloat16() for n, w in moved.items()})
+    return folders
+
+
+@pytest.fixture
+def lazily(family: Mapping[str, str], recipe: Callable[..., Any]) -> Callable[..., Merge]:
+    """Plan a case's merge of that family."""
+
+    def make(case: Case, *, block: int = 1 << 17, seed: int = 0) -> Merge:
+        names = [str(i) for i in range(case.n_experts)]
+        base = family["base"] if case.method.needs_base else None
+        required = {p.name: REQUIRED[p.name] for p in case.method.parameters.values() if p.required}
+        given = {**required, **case.parameters}
+        spelled = recipe(
+            case.method.name,
+            base,
+            [family[n] for n in names],
+            seed=seed,
+            **{
+                name: value if not isinstance(value, tuple) else value[0]
+                for name, value in given.items()
+            },
+        )
+        return Merge(plan(spelled), block=block)
+
+    return make
+
+
+def read(merge: Merge) -> dict[str, Tensor]:
+    return {name: tensor[...] for name, tensor in merge.tensors().items()}
+
+
+def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in one
+    )
+
+
+@every_case()
+def test_the_same_seed_gives_the_same_bits_in_any_order(
+    case: Case, lazily: Callable[..., Merge]
+) -> None:
+    first = read(lazily(case))
+    shuffled = list(lazily(case).tensors().items())
+    random.Random(0).shuffle(shuffled)
+    assert same_bits(first, {name: tensor[...] for name, tensor in shuffled})
+    changed = not same_bits(first, read(lazily(case, seed=1)))
+    assert changed == case.is_random
+
+
+@every_case()
+def test_a_weight_of_many_blocks_is_measured_as_a_whole(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, *_ = weights(1, (50, 60))
+    slot = case.slot(base, *near(base, 3))
+    (expected,) = case.merge(slot)
+    monkeypatch.setattr(api, "BLOCK", 64)
+    (merged,) = case.merge(slot)
+    assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
+
+
+@every_case()
+def test_block_size_and_thread_count_never_show(
+    case: Case, lazily: Callable[..., Merge], with_threads: Callable[[int], None]
+) -> None:
+    whole = read(lazily(case))
+    for block in (1000, 64, 7):
+        assert same_bits(whole, read(lazily(case, block=block))), block
+    for n_threads in (1, 5):
+        with_threads(n_threads)
+        assert same_bits(whole, read(lazily(case, block=50))), n_threads
+
+
+@every_case()
+def test_any_region_has_the_bits_of_the_whole(case: Case, lazily: Callable[..., Merge]) -> None:
+    merge = lazily(case, block=50)
+    tensors, whole = merge.tensors(), read(merge)
+
+    @settings(max_examples=15)
+    @given(name=st.sampled_from(sorted(SHAPES)), data=st.data())
+    def holds(name: str, data: st.DataObject) -> None:
+        cuts = [
+            slice(*sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))))
+            for n in SHAPES[name]
+        ]
+        assert torch.equal(tensors[name][tuple(cuts)], whole[name][tuple(cuts)])
+
+    holds()
+
+
+# Oracles: the papers' formulas, and what the recipe language adds to them, in float64.
+
+
+def average(_: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    return x.mean(0)
+
+
+def linear(_: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    return (w * x).sum(0) / w.sum()
+
+
+def slerp(first: Tensor, second: Tensor, t: float, threshold: float = 0.9995) -> Tensor:
+    cosine = (first * second).sum() / (first.norm() * second.norm())
+    if abs(cosine) > threshold:
+        return (1 - t) * first + t * second
+    angle = torch.acos(cosine)
+    return (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * second) / torch.sin(angle)
+
+
+def top(d: Tensor, count: int) -> Tensor:
+    """Return 1 for the count largest magnitudes, the first in memory of equal ones."""
+    order = d.abs().reshape(-1).sort(descending=True, stable=True).indices
+    return torch.zeros(d.numel()).index_fill(0, order[:count], 1.0).view_as(d).double()
+
+
+def elect(d: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of weighted deltas with the majority's sign, and those who agree's weights."""
+    sign = torch.where((w * d).sum(0) >= 0, 1.0, -1.0)
+    agree = (d.sign() * w.sign() == sign) & (d != 0)
+    return (w * d * agree).sum(0), (w * agree).sum(0)
+
+
+def ties(b: Tensor, x: Tensor, w: Tensor, density: float, *, normalize: bool = True) -> Tensor:
+    trimmed = torch.stack([d * top(d, int(density * d.numel())) for d in x - b])
+    total, share = elect(trimmed, w)
+    return b + (total / torch.where(share == 0, 1.0, share) if normalize else total)
+
+
+def model_stock(b: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    d, n = (x - b).reshape(len(x), -1), len(x)
+    pairs = list(itertools.combinations(range(n), 2))
+    cosine = sum(torch.cosine_similarity(d[i], d[j], dim=0) for i, j in pairs) / len(pairs)
+    t = n * cosine / (1 + (n - 1) * cosine)
+    return t * x.mean(0) + (1 - t) * b
+
+
+def breadcrumbs(b: Tensor, x: Tensor, w: Tensor, density: float, gamma: float) -> Tensor:
+    n = b.numel()
+    kept = [d * (top(d, int(gamma * n) + int(density * n)) - top(d, int(gamma * n))) for d in x - b]
+    return b + (w * torch.stack(kept)).sum(0)
+
+
+def mergellm_ties(b: Tensor, x: Tensor, w: Tensor, rate: float, scale: float) -> Tensor:
+    trimmed = []
+    for d in x - b:
+        at = d.abs().reshape(-1).sort().values[max(1, int(d.numel() * rate)) - 1]
+        trimmed.append(d * (d.abs() >= at))
+    d = torch.stack(trimmed)
+    sign = d.sum(0).sign()
+    sign = torch.where(sign == 0, sign.sum().sign(), sign)
+    agree = (d.sign() == sign) & (d != 0)
+    return b + scale * (d * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def drawn(b: Tensor, x: Tensor, density: float) -> Tensor:
+    """Return the masks our own generator draws: their odds are tested in test_arithmetic."""
+    slot = Slot("w", None, tuple(x.float()))
+    return torch.stack(
+        [drop_at_random(torch.ones(b.shape), slot, i, density) for i in range(len(x))]
+    ).double()
+
+
+def dare(b: Tensor, x: Tensor, w: Tensor, density: float, rescale: str, elects: bool) -> Tensor:
+    d = x - b
+    kept = d * drawn(b, x, density)
+    factors = {"inverse_keep": 1 / density, "none": 1.0}
+    for i in range(len(x)):
+        kept[i] *= factors.get(rescale, d[i].abs().sum() / kept[i].abs().sum())
+    return b + (elect(kept, w)[0] if elects else (w * kept).sum(0))
+
+
+def smallest_dropped(b: Tensor, x: Tensor, rate: float) -> Tensor:
+    kept = []
+    for d in x - b:
+        ascending, n_dropped = d.abs().reshape(-1).sort().values, int(d.numel() * rate)
+        mask = d.abs() > ascending[n_dropped - 1] if n_dropped else 1
+        kept.append(b + d * mask)
+    return torch.stack(kept)
+
+
+ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
+    "linear": [({"weight": (1.0, 0.25, 0.5)}, linear)],
+    "average_merging": [({}, average)],
+    "passthrough": [({"scale": 0.3}, lambda b, x, w: 0.3 * x[0])],
+    "slerp": [({"t": 0.3}, lambda b, x, w: slerp(b, x[0], 0.3))],
+    "slerp_merging": [
+        ({"slerp_t": 0.7}, lambda b, x, w: slerp(x[0], x[1], 0.7)),
+        ({"dot_threshold": 0.5}, lambda b, x, w: (x[0] + x[1]) / 2),
+    ],
+    "task_arithmetic": [
+        (
+            {"weight": (1.0, 0.25, -0.5), "lambda": 0.7},
+            lambda b, x, w: b + 0.7 * (w * (x - b)).sum(0),
+        )
+    ],
+    "ties": [
+        ({"weight": (1.0, 0.25, 0.5), "density": 0.3}, lambda b, x, w: ties(b, x, w, 0.3)),
+        (
+            {"density": 0.6, "normalize": False},
+            lambda b, x, w: ties(b, x, w, 0.6, normalize=False),
+        ),
+    ],
+    "dare_linear": [
+        (
+            {"density": 0.4, "rescale": how},
+            lambda b, x, w, how=how: dare(b, x, w, 0.4, how, elects=False),
+        )
+        for how in ("l1", "inverse_keep", "none")
+    ],
+    "dare_ties": [
+        (
+            {"density": 0.4, "rescale": how},
+            lambda b, x, w, how=how: dare(b, x, w, 0.4, how, elects=True),
+        )
+        for how in ("l1", "inverse_keep", "none")
+    ],
+    "breadcrumbs": [
+        ({"density": 0.6, "gamma": 0.1}, lambda b, x, w: breadcrumbs(b, x, w, 0.6, 0.1))
+    ],
+    "model_stock": [
+        ({}, model_stock),
+        (
+            {"filter_wise": True},
+            lambda b, x, w: torch.stack([model_stock(b[i], x[:, i], w) for i in range(len(b))]),
+        ),
+    ],
+    "ties_merging": [
+        (
+            {"param_value_mask_rate": 0.6, "scaling_coefficient": 0.5, "trim_scope": scope},
+            lambda b, x, w: mergellm_ties(b, x, w, 0.6, 0.5),
+        )
+        for scope in ("tensor", "model")
+    ],
+    "mask_merging": [
+        (
+            {"weight_mask_rate": 0.25, "use_weight_rescale": True},
+            lambda b, x, w: (b + (x - b) * drawn(b, x, 0.75) / 0.75).mean(0),
+        ),
+        (
+            {"weight_mask_rate": 0.25, "weight_format": "finetuned_weight"},
+            lambda b, x, w: (x * drawn(b, x, 0.75)).mean(0),
+        ),
+        (
+            {
+                "weight_mask_rate": 0.25,
+                "mask_strategy": "magnitude",
+                "mask_apply_method": "ties_merging",
+                "param_value_mask_rate": 0.5,
+            },
+            lambda b, x, w: mergellm_ties(b, smallest_dropped(b, x, 0.25), w, 0.5, 1.0),
+        ),
+    ],
+}
+
+
+@every_method
+def test_every_method_of_ours_has_an_oracle(name: str) -> None:
+    if not registry().get(name).plugin.startswith("merge_plugins."):
+        pytest.skip("a guest: its plugin tests it")
+    assert name in ORACLES
+
+
+def every_oracle() -> pytest.MarkDecorator:
+    found = []
+    for name, some in ORACLES.items():
+        for parameters, oracle in some:
+            for shape in ((257,), (31, 17), (5, 7, 11), (1,)):
+                if parameters.get("filter_wise") and len(shape) != 2:
+                    continue  # shares of rows: the oracle knows matrices
+                if parameters.get("rescale") == "l1" and shape == (1,):
+                    continue  # nothing may be left to rescale
+                identifier = f"{name}{parameters}{shape}"
+                found.append(pytest.param(name, parameters, oracle, shape, id=identifier))
+    return pytest.mark.parametrize(("name", "parameters", "oracle", "shape"), found)
+
+
+@every_oracle()
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_result_is_the_papers_in_float64(
+    name: str,
+    parameters: dict[str, Any],
+    oracle: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    stored: torch.dtype,
+) -> None:
+    case = case_of(name, **parameters)
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(shape, generator=generator).to(stored)
+    moved = [base + 0.1 * torch.randn(shape, generator=generator) for _ in range(3)]
+    experts = [expert.to(stored) for expert in moved[: case.n_experts]]
+    given = parameters.get("weight", REQUIRED["weight"])
+    w = torch.tensor(given if isinstance(given, tuple) else (given,) * 3, dtype=torch.float64)
+    w = w[: case.n_experts].view(-1, *[1] * len(shape))
+    slot = case.slot(base.float(), *(expert.float() for expert in experts))
+    (merged,) = case.merge(slot)
+    expected = oracle(base.double(), torch.stack(experts).double(), w)
+    assert merged.dtype == torch.float32
+    assert torch.allclose(merged.double(), expected, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "average_merging", "slerp", "slerp_merging"])
+def test_bfloat16_is_rounded_once_at_the_end(name: str) -> None:
+    parameters, oracle = ORACLES[name][0]
+    case = case_of(name, **parameters)
+    generator = torch.Generator().manual_seed(4)
+    base, *experts = (torch.randn(40, 50, generator=generator).bfloat16() for _ in range(4))
+    slot = case.slot(base, *experts)
+    (merged,) = case.merge(slot)
+    w = torch.tensor(parameters.get("weight", (1.0,)), dtype=torch.float64).view(-1, 1, 1)
+    exact = oracle(base.double(), torch.stack(slot.experts).double(), w)
+    off = (merged.bfloat16().double() - exact).abs()
+    ulp = torch.exp2(torch.floor(torch.log2(exact.abs())) - 7)
+    assert bool((off <= 0.501 * ulp).all())
+
+
+def test_a_kernel_may_be_called_on_a_region_of_a_slot() -> None:
+    base, *experts = weights(4)
+    slot = Slot("w", base, tuple(experts))
+    region = Region((13, 29), ((3, 9), (4, 20)))
+    part = slot.part(region)
+    assert torch.equal(part.base, base[3:9, 4:20])
+    assert torch.equal(part.index(), torch.arange(13 * 29).view(13, 29)[3:9, 4:20])
+    assert part.deltas().shape == (3, 6, 16)
+
+
+def test_a_slot_draws_the_same_numbers_for_the_same_expert_and_name() -> None:
+    def draws(name: str, expert: int, seed: int) -> list[float]:
+        slot = Slot(name, None, (torch.zeros(1),) * 2, seed=seed)
+        return torch.rand(4, generator=slot.generator(expert)).tolist()
+
+    assert draws("w", 0, 0) == draws("w", 0, 0)
+    different = [draws("w", 0, 0), draws("w", 1, 0), draws("v", 0, 0), draws("w", 0, 1)]
+    assert len({tuple(numbers) for numbers in different}) == 4
