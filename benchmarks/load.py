@@ -45,9 +45,7 @@ def main() -> None:
         workdir = (args.workdir or Path(temporary)).resolve()
         n_models = 1 + max(args.experts, *MEMORY_EXPERTS)
         announce(args, workdir, n_models)
-        if not (workdir / "created").exists():
-            step("create", workdir, args.layers, n_models - 1)
-            (workdir / "created").touch()
+        create(workdir, args.layers, n_models)
         times = time_all(workdir, args)
         agreements = {
             method: step(
@@ -92,10 +90,20 @@ def announce(args: argparse.Namespace, workdir: Path, n_models: int) -> None:
     print(f"{workdir}: {disk:.0f} GB; about {minutes:.0f} minutes on two cores", file=sys.stderr)
     workdir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(workdir).free / 1e9
-    if free < disk and not (workdir / "created").exists():
+    if free < disk and not (workdir / "created.txt").exists():
         raise SystemExit(
             f"{workdir} has {free:.0f} GB free, {disk:.0f} GB are needed: set --workdir"
         )
+
+
+def create(workdir: Path, n_layers: int, n_models: int) -> None:
+    """Write the models, once per working folder."""
+    marker, content = workdir / "created.txt", f"{n_models} models of {n_layers} layers"
+    if not marker.exists():
+        step("create", workdir, n_layers, n_models - 1)
+        marker.write_text(content)
+    elif (found := marker.read_text()) != content:
+        raise SystemExit(f"{workdir} has {found}, not {content}: choose another --workdir")
 
 
 def recipe(workdir: Path, method: str, n_experts: int) -> Path:

@@ -130,13 +130,11 @@ def create(workdir: str, n_layers: str, n_experts: str) -> dict[str, Any]:
 
 
 def write(model: LlamaForCausalLM, folder: Path) -> None:
-    """Save with a tokenizer, which mergekit copies; the folder appears when it is whole."""
-    partial = folder.with_suffix(".partial")
-    model.save_pretrained(partial, max_shard_size="300MB")
+    """Save with a tokenizer, which mergekit copies."""
+    model.save_pretrained(folder, max_shard_size="300MB")
     vocabulary = {f"token{i}": i for i in range(model.config.vocab_size)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="token0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="token0").save_pretrained(partial)
-    partial.rename(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="token0").save_pretrained(folder)
 
 
 def weight_files(folder: str) -> list[Path]:

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness_adapters._discovery import task_folders
-from merge_plugins.demo import SKILLS, family
+from merge_plugins.demo import family
+from merge_plugins.demo.skills import SKILLS
 from merge_plugins.errors import MergeError
 
 MERGES: Mapping[str, str] = {

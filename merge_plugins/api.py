@@ -40,17 +40,17 @@ class Region:
         """Return the region that is all of a weight."""
         return cls(tuple(shape), tuple((0, size) for size in shape))
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Shape of the box."""
         return tuple(stop - start for start, stop in self.bounds)
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         """Number of elements in the box."""
         return math.prod(self.sizes)
 
-    @property
+    @functools.cached_property
     def span(self) -> tuple[int, int] | None:
         """Flat half-open range of a box that lies in one piece in memory, else None."""
         sizes = self.sizes

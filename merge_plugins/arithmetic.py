@@ -102,19 +102,23 @@ def elected(
     """Return the sum of the terms that have the sign of their sum, and the weights of those.
 
     terms: N of float32 [*shape], overwritten; ``tie``: the sign (+1, -1) where they sum to zero,
-    or 0 to keep nothing there. Where no term took part the second result is 1; without weights it
-    is not computed.
+    or 0 to keep nothing there. The second result is never 0, so that the first can be divided by
+    it; without weights it is 1.
     """
     sign = functools.reduce(Tensor.add_, terms[1:], terms[0].clone()).sign_()
     sign.add_(tie / 2).sign_()
-    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
-    for i, term in enumerate(terms):
-        agreeing = term.mul_(sign).relu_()
-        total.add_(agreeing)
-        if weights is not None:
-            share.add_(agreeing.sign_(), alpha=weights[i])
-    if weights is not None:
-        share.add_(share.sign().abs_().neg_().add_(1))
+    total, *others = (term.mul_(sign).relu_() for term in terms)
+    if weights is None:
+        share = torch.ones_like(total)
+    else:
+        share = total.sign().mul_(weights[0])
+        for agreeing, weight in zip(others, weights[1:], strict=True):
+            share.add_(agreeing.sign(), alpha=weight)
+        if min(weights) > 0:
+            share.clamp_(min=min(weights))  # only zeros are smaller, and they may be anything
+        else:
+            share.add_(share.sign().abs_().neg_().add_(1))
+    total = functools.reduce(Tensor.add_, others, total)
     return total.mul_(sign), share
 
 

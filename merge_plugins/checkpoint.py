@@ -106,7 +106,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def _index(self) -> dict[str, str]:
         index = index_file(self.path)
-        return read_json(index)["weight_map"] if index else {}
+        return weight_map(index) if index else {}
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -157,13 +157,21 @@ def index_file(path: Path) -> Path | None:
     return None
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Return which file holds which tensor."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{index} has no weight_map. Download the model again.")
+    return found
+
+
 def weight_files(path: Path) -> tuple[Path, ...]:
     """Return a checkpoint's weight files as transformers would choose them; all must exist."""
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
     index = index_file(path)
     if index is not None:
-        files = [path / name for name in dict.fromkeys(read_json(index)["weight_map"].values())]
+        files = [path / name for name in dict.fromkeys(weight_map(index).values())]
     else:
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
         files = [file for file in files if file.is_file()][:1]
@@ -210,15 +218,16 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             if not 2 <= length <= size - 8:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
             header = json.loads(handle.read(length))
+            header.pop("__metadata__", None)
+            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
             # Private and writable only so that torch can wrap it; nothing ever writes.
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (ValueError, OSError) as exc:
+    except (ValueError, OSError, AttributeError, KeyError, TypeError) as exc:
         raise CheckpointError(
             f"{file} is not a whole safetensors file: {exc}. Download it again."
         ) from exc
-    header.pop("__metadata__", None)
     start, tensors = 8 + length, {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, entry in entries:
         first, last = entry["data_offsets"]
         dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         if dtype is None:
@@ -251,6 +260,8 @@ def _read_bin(file: Path) -> dict[str, StoredTensor]:
             f"{file} is damaged or a pickle of more than plain tensors, which could run code: "
             f"{str(exc).splitlines()[0]}. Use a safetensors version of this model."
         ) from exc
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
     tensors = {}
     for name, value in loaded.items():
         if not isinstance(value, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from merge_plugins.api import Batch, Kernel, Measures, Prepares, Region, Slot
 from merge_plugins.blocks import BLOCK, parallel
-from merge_plugins.checkpoint import NAMES, StoredTensor
+from merge_plugins.checkpoint import NAMES
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
 from merge_plugins.plan import Plan, PlannedTensor, plan
 from merge_plugins.recipe import Recipe
@@ -74,12 +75,12 @@ class MergedTensor:
         return self._by_blocks(kernel, region)
 
     def _by_blocks(self, kernel: Kernel, region: Region) -> Tensor:
-        reader, measured = self._reader, self._measured
+        reader = self._ready
         merged = torch.empty(region.sizes, dtype=self.dtype)
         corner = [start for start, _ in region.bounds]
 
         def merge(block: Region) -> None:
-            slot = dataclasses.replace(reader.read(block), measured=measured)
+            slot = reader.read(block)
             box = tuple(slice(a - c, b - c) for (a, b), c in zip(block.bounds, corner, strict=True))
             result = kernel(slot)
             self._check(slot, result, block)
@@ -92,25 +93,25 @@ class MergedTensor:
     def _whole(self, kernel: Kernel) -> Tensor:
         with _WHOLE:
             whole = Region.whole(self.planned.shape)
-            slot = dataclasses.replace(self._reader.read(whole), measured=self._measured)
+            slot = self._ready.read(whole)
             result = kernel(slot)
             self._check(slot, result, whole)
-            self._reader.release(whole)
+            self._ready.release(whole)
             return result.to(self.dtype)
+
+    @property
+    def _ready(self) -> _Reader:
+        """The reader, once what the method measures of the whole weight is known."""
+        with self._lock:
+            return self._reader
 
     @cached_property
     def _reader(self) -> _Reader:
-        return _Reader(self.planned, self._merge.plan.recipe)
-
-    @property
-    def _measured(self) -> Mapping[str, Tensor]:
-        with self._lock:
-            return self._measured_once
-
-    @cached_property
-    def _measured_once(self) -> Mapping[str, Tensor]:
+        reader = _Reader(self.planned, self._merge.plan.recipe)
         kernel = self._merge.kernel(self.planned)
-        return kernel.measure(self._reader.slot()) if isinstance(kernel, Measures) else {}
+        if isinstance(kernel, Measures):
+            reader.measured = kernel.measure(reader.slot())
+        return reader
 
     @cached_property
     def _agreed(self) -> Tensor:
@@ -157,7 +158,7 @@ class MergedTensor:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all are finite; a sum says so ten times faster, unless it overflows itself."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def as_region(index: Index, shape: Sequence[int]) -> Region:
@@ -181,34 +182,38 @@ class _Reader:
     def __init__(self, planned: PlannedTensor, recipe: Recipe) -> None:
         self._planned, self._seed = planned, recipe.seed
         self._dtype: torch.dtype | None = getattr(torch, recipe.dtype) if recipe.dtype else None
+        self.measured: Mapping[str, Tensor] = {}
 
     def read(self, region: Region) -> Slot:
-        base = self._planned.base
+        base, experts = self._whole
         return Slot(
             self._planned.name,
-            None if base is None else self._part(base, region),
-            tuple(self._part(expert, region) for expert in self._planned.experts),
+            None if base is None else self.convert(region.of(base)),
+            tuple(self.convert(region.of(expert)) for expert in experts),
+            measured=self.measured,
             seed=self._seed,
             region=region,
         )
 
     def slot(self) -> Slot:
         """The whole weight, unread: for looking at it block by block."""
-        base = self._planned.base
-        experts = tuple(expert.view() for expert in self._planned.experts)
-        whole = None if base is None else base.view()
-        return Slot(self._planned.name, whole, experts, seed=self._seed, reader=self)
+        base, experts = self._whole
+        return Slot(self._planned.name, base, experts, seed=self._seed, reader=self)
+
+    def convert(self, stored: Tensor) -> Tensor:
+        return stored if self._dtype is None else stored.to(self._dtype)
 
     def release(self, region: Region) -> None:
         span = region.span
         for stored in self._planned.stored:
             stored.release(*(span or ()))
 
-    def convert(self, stored: Tensor) -> Tensor:
-        return stored if self._dtype is None else stored.to(self._dtype)
-
-    def _part(self, stored: StoredTensor, region: Region) -> Tensor:
-        return self.convert(region.of(stored.view()))
+    @cached_property
+    def _whole(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Base and experts, mapped but not read."""
+        base = self._planned.base
+        experts = tuple(expert.view() for expert in self._planned.experts)
+        return None if base is None else base.view(), experts
 
 
 @dataclasses.dataclass
