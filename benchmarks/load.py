@@ -216,12 +216,8 @@ def table(methods: list[str], times: Figures, agreements: Figures, memory: Figur
             f"{value:.2f}" if goal is None else f"{value:.2f} ≤ {goal:.2f}{' ✗' * (value > goal)}"
         )
 
-    columns = [
-        "method",
-        "whole process ÷ mergekit",
-        "merge alone ÷ loaded source",
-        "÷ mapped source",
-    ]
+    columns = ["method", "whole process ÷ mergekit", "of which imports"]
+    columns += ["merge alone ÷ loaded source", "÷ mapped source"]
     columns += [f"{kind}, {n} experts" for kind in ("private", "RSS") for n in MEMORY_EXPERTS]
     rows = [[*columns, "same bits as mergekit", "worst, ulps"], ["---"] * (len(columns) + 2)]
     for method in methods:

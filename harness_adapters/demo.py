@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness_adapters._discovery import task_folders
@@ -22,9 +24,9 @@ from merge_plugins.errors import MergeError
 MERGES: Mapping[str, str] = {
     "average_merging": "",
     "model_stock": "",
-    "task_arithmetic": "lambda=0.6",
+    "task_arithmetic": "lambda=0.5",
     "ties": "weights=1,density=0.5",
-    "dare_ties": "weights=0.6,density=0.8",
+    "dare_ties": "weights=0.5,density=0.8",
 }
 """The merges shown: each method with its parameters as model_args spells them."""
 COLUMNS = (*SKILLS, "mean")
@@ -34,20 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score base, experts and merges, and print one table."""
     parser = argparse.ArgumentParser(prog="merge-plugins demo", description=__doc__)
     parser.add_argument("--limit", type=int, help="score only this many examples of each skill")
-    limit = parser.parse_args(argv).limit
-    started = time.monotonic()
+    parser.add_argument("--copy", metavar="DIR", type=Path, help="only copy the models there")
+    options = parser.parse_args(argv)
     models = family()
+    if options.copy:
+        for name, path in models.items():
+            shutil.copytree(path, options.copy / name, dirs_exist_ok=True)
+            print(options.copy / name)
+        return 0
+    started = time.monotonic()
     print(f"Base and experts: {next(iter(models.values())).parent}\n")
     _row("model", "parameters", COLUMNS)
     _row("-----", "----------", ["---:"] * len(COLUMNS))
     for name, path in models.items():
-        _row(name, "", _scores("hf", {"pretrained": str(path)}, limit))
+        _row(name, "", _scores("hf", {"pretrained": str(path)}, options.limit))
     for method in MERGES:
-        _row(method, MERGES[method], _scores("merged", _arguments(method), limit))
-    best = "ties" if "ties" in MERGES else next(iter(MERGES))
-    shown = ",".join(f"{key}={value}" for key, value in _arguments(best).items())
-    print(f"\n{time.monotonic() - started:.0f} s, and no merge was written to disk. By hand:\n")
-    print(f"lm_eval --model merged --model_args {shown} --tasks merge_demo --device cpu")
+        _row(method, MERGES[method], _scores("merged", _arguments(method), options.limit))
+    print(f"\n{time.monotonic() - started:.0f} s, and no merge was written to disk.")
     return 0
 
 

@@ -181,8 +181,10 @@ class _Names(Mapping[str, StoredTensor]):
         checkpoint = self._checkpoints[str(ref)]
         if name in checkpoint:
             return checkpoint[name]
-        if checkpoint.config.get("tie_word_embeddings") and len(self._donor[name].shape) == 2:
-            alike = [t for t in checkpoint.values() if t.shape == self._donor[name].shape]
+        config = {**checkpoint.config.get("text_config", {}), **checkpoint.config}
+        shape = self._donor[name].shape
+        if config.get("tie_word_embeddings") and shape[:1] == (config.get("vocab_size"),):
+            alike = [tensor for tensor in checkpoint.values() if tensor.shape == shape]
             if len(alike) == 1:
                 return alike[0]
         raise MismatchError(

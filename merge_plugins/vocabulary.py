@@ -35,7 +35,7 @@ def check_same_vocabulary(folders: Sequence[Path]) -> None:
     for folder in others:
         differing = expected.items() ^ vocabulary(folder).items()
         if differing:
-            token = min(differing, key=lambda item: item[1])[0]
+            token = min(differing, key=lambda item: (item[1], item[0]))[0]
             raise MismatchError(
                 f"tokenizer_source: the vocabularies of {first} and {folder} differ, first at "
                 f"token {token!r}. Aligning rows by token is not supported yet; leave "
