@@ -90,3 +90,39 @@ def shared_fixtures() -> Path:
     if not folder.is_dir():
         pytest.skip("only a few of the reference tensors are in this checkout, in tests/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny Llama with tokenizer and generation config, and two fine-tunes of it, in bfloat16."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+    from transformers import (
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    root = tmp_path_factory.mktemp("llamas")
+    words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(61))])}
+    backend = Backend(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).bfloat16()
+    model.generation_config = GenerationConfig(eos_token_id=[2, 3], repetition_penalty=1.25)
+    for name in ("base", "math", "code"):
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.01 * torch.randn_like(weight))
+    return {name: str(root / name) for name in ("base", "math", "code")}

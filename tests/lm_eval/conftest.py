@@ -159,7 +159,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         (folder / f"{name}.yaml").write_text(
             f"task: {name}\ndataset_path: json\n"
-            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+            f"dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {folder / 'cache'}}}\n"
             f"test_split: test\nfewshot_split: test\n{settings}metadata: {{version: 1.0}}\n"
         )
     return folder
@@ -206,6 +206,9 @@ def evaluate(tasks: Path) -> Callable[..., Outcome]:
 def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """Run a program of this environment on the tiny tasks; read the files it wrote."""
 
+    cache = str(tmp_path_factory.mktemp("cache"))
+    alone = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": cache}
+
     def run(*words: str, **variables: str) -> Outcome:
         output = tmp_path_factory.mktemp("output")
         program, *arguments = words
@@ -215,7 +218,7 @@ def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
             capture_output=True,
             text=True,
             cwd=output,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables},
+            env={**os.environ, **alone, **variables},
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return read(output)

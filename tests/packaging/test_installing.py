@@ -14,7 +14,7 @@ from pathlib import Path
 from lm_eval.api.registry import MODEL_REGISTRY
 from lm_eval.tasks import TaskManager
 import lm_eval.models
-assert {"merged", "merged-steered", "merged-multimodal"} <= set(MODEL_REGISTRY), "models"
+assert {"merged", "merged-steered"} <= set(MODEL_REGISTRY), "models"
 assert "hf" in MODEL_REGISTRY
 (folder,) = TaskManager().include_path
 assert list(Path(folder).rglob("*.yaml"))
