@@ -119,11 +119,7 @@ def check(options: argparse.Namespace) -> int:
     from merge_plugins.plan import plan
 
     found = plan(read_recipe(options.recipe))
-    print(
-        f"{found.method.name} of {len(found.experts)} models: {len(found.tensors)} tensors, "
-        f"{found.bytes_merged / 1e9:.2f} GB merged from {found.bytes_read / 1e9:.2f} GB. "
-        f"Digest {found.recipe.digest}."
-    )
+    print(f"{found}. Digest {found.recipe.digest}.")
     return 0
 
 
@@ -144,8 +140,11 @@ def show_plan(options: argparse.Namespace) -> int:
 
 def save_merge(options: argparse.Namespace) -> int:
     """Write the merge as a checkpoint, with tokenizer, recipe and model card."""
+    import logging
+
     from merge_plugins.saving import save
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(save(read_recipe(options.recipe), options.folder, max_shard_size=options.max_shard_size))
     return 0
 

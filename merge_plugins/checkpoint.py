@@ -71,7 +71,7 @@ class StoredTensor:
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
         """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
-        if self._map is None:
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         size, page = self.dtype.itemsize, mmap.PAGESIZE
         stop = math.prod(self.shape) if stop is None else stop

@@ -103,7 +103,8 @@ def _hash(file: Path, size: int) -> str:
             stop = min(start + CHUNK, size)
             with memoryview(data) as view, view[start:stop] as part:
                 digest.update(part)
-            data.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                data.madvise(mmap.MADV_DONTNEED, start, stop - start)
             show.update(stop - start)
         data.close()
     return digest.hexdigest()

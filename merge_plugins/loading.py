@@ -6,6 +6,7 @@ shards and places each as it would a stored one, and merging happens inside its 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ VERSION = Version(transformers.__version__)
 LAZY = Version("5.0.0.dev0") <= VERSION
 """Whether this transformers takes lazy tensors; older ones get merged tensors, and one model more
 of memory."""
+logger = logging.getLogger(__name__)
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
 """Arguments that say which files to read; a recipe has said that already."""
 
@@ -46,6 +48,7 @@ def load_merged(
         if kwargs.pop(name, None):
             raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")
     found = plan(recipe)
+    logger.info("%s, while it loads", found)
     donor = str(found.donor.path)
     config = config or AutoConfig.from_pretrained(donor, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):

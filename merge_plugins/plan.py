@@ -76,6 +76,14 @@ class Plan:
         """Bytes of the merge."""
         return sum(_bytes(t.shape, t.dtype) for t in self.tensors.values())
 
+    def __str__(self) -> str:
+        """What is merged and what it costs, in one line."""
+        n = len(self.experts)
+        return (
+            f"{self.method.name} of {n} model{'s' * (n != 1)}: {len(self.tensors)} tensors, "
+            f"{_size(self.bytes_merged)} merged from {_size(self.bytes_read)}"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return inputs and resolved parameters of every merged tensor, for JSON."""
         models = ([self.recipe.base_model] if self.method.needs_base else []) + [*self.experts]
@@ -99,6 +107,10 @@ class Plan:
 
 def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def plan(recipe: Recipe) -> Plan:

@@ -7,6 +7,7 @@ is complete; a run that fails or is interrupted leaves nothing behind.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from merge_plugins.plan import Plan, plan
 from merge_plugins.recipe import Recipe
 from merge_plugins.runner import Merge, MergedTensor
 
+logger = logging.getLogger(__name__)
+
 
 def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB") -> Path:
     """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
@@ -44,6 +47,7 @@ def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB
             f"{target}: the merge needs {found.bytes_merged / 1e9:.2f} GB, "
             f"the disk has {free / 1e9:.2f} GB free"
         )
+    logger.info("%s, into %s", found, target)
     with _complete_or_nothing(target) as unfinished:
         _write_weights(found, unfinished, max_shard_size)
         _write_config(found, unfinished)

@@ -7,7 +7,9 @@ import importlib.util
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from harness_adapters.lm_eval import MergedLM
 
 CHAT = {"apply_chat_template": True, "fewshot_as_multiturn": True, "num_fewshot": 1}
 RUN = {
@@ -85,16 +87,26 @@ def test_steering_vectors_act_on_the_merge(evaluate, family, saved):
     assert merged.answers != evaluate("merged", family.recipe()).answers
 
 
+BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantising_the_merge_equals_quantising_the_saved_one(bits, family, saved):
-    # lm-eval's own `hf` cannot: transformers 5 refuses load_in_*bit.
-    from transformers import BitsAndBytesConfig
-
-    from harness_adapters.lm_eval import MergedLM
-
-    merged = MergedLM(**family.recipe(**{f"load_in_{bits}bit": True}), device="cpu")
-    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+@pytest.mark.parametrize(
+    ("model_args", "quantised"),
+    [
+        ({"load_in_8bit": True}, {"load_in_8bit": True}),
+        ({"quantization_config": BITSANDBYTES}, {"load_in_8bit": True}),
+        (
+            {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"},
+            {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
+        ),
+    ],
+)
+def test_quantising_the_merge_equals_quantising_the_saved_one(model_args, quantised, family, saved):
+    # lm-eval's own `hf` cannot say it: transformers 5 refuses load_in_*bit.
+    merged = MergedLM(**family.recipe(**model_args), device="cpu").model
+    config = BitsAndBytesConfig(**quantised)
     stock = AutoModelForCausalLM.from_pretrained(saved, quantization_config=config)
     ids = torch.arange(10)[None]
-    assert torch.equal(merged.model(ids).logits, stock(ids).logits)
+    assert merged.is_quantized
+    assert torch.equal(merged(ids).logits, stock(ids).logits)
