@@ -53,7 +53,8 @@ class MergedLM(HFLM):
         if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
             arg_dict["base_model"] = arg_dict.pop("pretrained")
         arg_dict["model"] = lm.recipe.label
-        arg_dict.setdefault("tokenizer", lm.tokenizer.name_or_path)  # synthetic tasks look for it
+        if "@" not in lm.recipe.tokenizer_donor:  # synthetic tasks load it, and know no revisions
+            arg_dict.setdefault("tokenizer", lm.recipe.tokenizer_donor)
         return lm
 
     def _get_config(self, *args: Any, **kwargs: Any) -> None:

@@ -143,6 +143,8 @@ class Slot:
     def dtype(self) -> torch.dtype:
         """The dtype that holds every input: the models', or the recipe's ``dtype``."""
         tensors = (*self.experts, *(() if self.maybe_base is None else (self.maybe_base,)))
+        if self.reader is not None:
+            tensors = tuple(self.reader.convert(t.new_empty(0)) for t in tensors)
         dtype: torch.dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
         return dtype
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,15 +40,8 @@ def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} exists and is not empty; name a new folder or remove it")
     found = plan(recipe)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < found.bytes_merged:
-        raise MergeError(
-            f"{target}: the merge needs {found.bytes_merged / 1e9:.2f} GB, "
-            f"the disk has {free / 1e9:.2f} GB free"
-        )
     logger.info("%s, into %s", found, target)
-    with _complete_or_nothing(target) as unfinished:
+    with _complete_or_nothing(target, found.bytes_merged) as unfinished:
         _write_weights(found, unfinished, max_shard_size)
         _write_config(found, unfinished)
         _copy_companions(found, unfinished)
@@ -58,15 +51,24 @@ def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB
 
 
 @contextmanager
-def _complete_or_nothing(target: Path) -> Iterator[Path]:
+def _complete_or_nothing(target: Path, size: int) -> Iterator[Path]:
     """Yield a hidden folder beside the target; rename it on success, delete it on any failure."""
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if free < size:
+            raise MergeError(
+                f"{target}: the merge needs {size / 1e9:.2f} GB, "
+                f"the disk has {free / 1e9:.2f} GB free"
+            )
+        unfinished.mkdir()
         yield unfinished
-        unfinished.chmod(0o755)
         if target.is_dir():
             target.rmdir()
         unfinished.rename(target)
+    except MergeError:
+        raise  # a damaged source is an OSError too, and names its own file
     except OSError as exc:
         raise MergeError(f"{target} was not written: {exc}") from exc
     finally:

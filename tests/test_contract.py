@@ -126,6 +126,11 @@ class Case:
         measure = kernel.measure if isinstance(kernel, Measures) else lambda _: {}
         return [kernel(dataclasses.replace(slot, measured=measure(slot))) for slot in slots]
 
+    def measured(self, slot: Slot) -> Mapping[str, Tensor]:
+        """What the method measures of a whole weight."""
+        kernel = self.kernel()
+        return kernel.measure(slot) if isinstance(kernel, Measures) else {}
+
     def slot(self, base: Tensor, *experts: Tensor, name: str = "w", seed: int = 0) -> Slot:
         maybe_base = base if self.method.needs_base else None
         return Slot(name, maybe_base, experts[: self.n_experts], seed=seed)
@@ -367,6 +372,21 @@ def test_any_region_has_the_bits_of_the_whole(case: Case, lazily: Callable[..., 
         assert torch.equal(tensors[name][tuple(cuts)], whole[name][tuple(cuts)])
 
     holds()
+
+
+@every_case()
+def test_what_is_measured_of_a_large_weight_is_the_same_on_any_number_of_threads(
+    case: Case, with_threads: Callable[[int], None]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    base = torch.randn(300, 1000, generator=generator)  # three blocks
+    experts = [base + 0.1 * torch.randn(base.shape, generator=generator) for _ in range(3)]
+    slot = case.slot(base.bfloat16(), *(expert.bfloat16() for expert in experts))
+    found = []
+    for n_threads in (1, 2, 5):
+        with_threads(n_threads)
+        found.append(case.measured(slot))
+    assert all(same_bits(found[0], other) for other in found)
 
 
 # Oracles: the papers' formulas, and what the recipe language adds to them, in float64.

@@ -252,6 +252,33 @@ def test_a_class_without_such_a_model_is_refused(family: Family) -> None:
         load_merged(spelled("linear", family("Llama")), transformers.AutoModelForSpeechSeq2Seq)
 
 
+OWN = """
+from transformers import LlamaForCausalLM
+
+class OwnForCausalLM(LlamaForCausalLM):
+    pass
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_when_trusted(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    models = family("Llama")
+    own = Path(shutil.copytree(models["base"], tmp_path / "own"))
+    (own / "modeling_own.py").write_text(OWN)
+    config = json.loads((own / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (own / "config.json").write_text(json.dumps(config))
+    recipe = spelled("task_arithmetic", {**models, "base": str(own)})
+    assert type(load_merged(recipe, trust_remote_code=True)).__name__ == "OwnForCausalLM"
+    assert type(load_merged(recipe, trust_remote_code=False)) is transformers.LlamaForCausalLM
+    folder = save(recipe, tmp_path / "merge")
+    assert (folder / "modeling_own.py").read_text() == OWN
+
+
 def converted(
     folder: str, target: Path, change: Callable[[dict[str, Tensor], Path], object], **config: Any
 ) -> str:

@@ -46,14 +46,13 @@ class Average:
 
 @dataclass(frozen=True)
 class Passthrough:
-    """One model, unchanged or with each weight multiplied by ``scale``."""
+    """One model, each weight multiplied by ``scale``."""
 
-    scale: float | None = parameter(None, doc="factor on every weight; unset leaves it as it is")
+    scale: PerExpert = parameter(1.0, doc="factor on every weight")
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return scale * x: float32 [*shape], or x as stored."""
-        (only,) = slot.experts
-        return only.clone() if self.scale is None else only.float() * self.scale
+        """Return scale * x: float32 [*shape]."""
+        return weighted_sum(slot.experts, self.scale)
 
 
 @hookimpl

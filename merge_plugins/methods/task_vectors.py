@@ -7,6 +7,7 @@ scale, add to the base. Numbers are mergekit's, including where it rounds to the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import combine, drop_at_random, keep_largest, task_vectors
+from merge_plugins.arithmetic import combine, drop_at_random, keep_largest, rounded, task_vectors
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.selection import as_measured, cuts
@@ -44,6 +45,52 @@ def _normalize(default: bool) -> Any:
 
 def _int8_mask() -> Any:
     return parameter(False, doc="accepted from mergekit recipes; it never changed a result")
+
+
+def _rescale(default: bool) -> Any:
+    doc = (
+        "'l1' (true) restores each task vector's L1 norm after dropping, as mergekit does; "
+        "'inverse_keep' divides by the density, as DARE's paper does; 'none' (false) does neither"
+    )
+    return parameter(default, doc=doc)
+
+
+def l1_factors(slot: Slot, sparsify: Callable[[Slot, list[Tensor]], list[Tensor]]) -> Tensor:
+    """Return what restores each task vector's L1 norm after ``sparsify``: float32 [N].
+
+    1 where either norm vanishes [mergekit].
+    """
+
+    def norms(block: Slot) -> Tensor:
+        deltas = task_vectors(block)
+        before = [delta.abs().float().sum() for delta in deltas]
+        after = [delta.abs().float().sum() for delta in sparsify(block, deltas)]
+        return torch.tensor([before, after], dtype=torch.float64)
+
+    before, after = (
+        rounded(norm.float(), slot.dtype) for norm in torch.stack(slot.map_blocks(norms)).sum(0)
+    )
+    factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+    return rounded(factor, slot.dtype)
+
+
+def rescale_factors(
+    slot: Slot,
+    rescale: bool | Rescale,
+    density: PerExpert,
+    sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
+) -> Tensor:
+    """Return the factor on each sparsified task vector: float32 [N]."""
+    if rescale == "inverse_keep":
+        return torch.tensor([1 / share for share in density])
+    if rescale in (False, "none") or min(density) >= 1:
+        return torch.ones(len(density))
+    return l1_factors(slot, sparsify)
+
+
+def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+    """Return each task vector times its factor."""
+    return [d if f == 1 else d * f for d, f in zip(deltas, factor.tolist(), strict=True)]
 
 
 def check_share(name: str, values: PerExpert) -> None:
@@ -86,6 +133,7 @@ class Ties:
     density: PerExpert = _density()
     lambda_: float = _lambda()
     normalize: bool = _normalize(True)
+    rescale: bool | Rescale = _rescale(False)
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
@@ -95,15 +143,19 @@ class Ties:
         """Return where to cut each task vector so that int(density * n) entries remain."""
         n = math.prod(slot.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
-        return as_measured(cuts([slot], task_vectors, counts))
+        cut = as_measured(cuts([slot], task_vectors, counts))
+        trim = functools.partial(self.trim, cut)
+        return {**cut, "factor": rescale_factors(slot, self.rescale, self.density, trim)}
+
+    def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Zero all but the largest entries of each task vector."""
+        rows = zip(deltas, cut["threshold"][:, 0], cut["last"][:, 0], strict=True)
+        return [keep_largest(delta, slot, threshold, last) for delta, threshold, last in rows]
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * elected mean of trimmed task vectors: float32 [*shape]."""
         cut = slot.measured
-        trimmed = [
-            keep_largest(delta, slot, cut["threshold"][i, 0], cut["last"][i, 0])
-            for i, delta in enumerate(task_vectors(slot))
-        ]
+        trimmed = rescaled(self.trim(cut, slot, task_vectors(slot)), cut["factor"])
         return combine(
             slot, trimmed, self.weight, scale=self.lambda_, normalize=self.normalize, elect=True
         )
@@ -119,11 +171,7 @@ class DareLinear:
     density: PerExpert = _density()
     lambda_: float = _lambda()
     normalize: bool = _normalize(False)
-    rescale: bool | Rescale = parameter(
-        True,
-        doc="'l1' (true) keeps each task vector's L1 norm, as mergekit does; "
-        "'inverse_keep' divides by the density, as the paper does; 'none' (false) does neither",
-    )
+    rescale: bool | Rescale = _rescale(True)
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
@@ -132,21 +180,8 @@ class DareLinear:
             raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return each task vector's rescaling factor: float32 [N]."""
-        if self.rescale == "inverse_keep":
-            return {"factor": torch.tensor([1 / density for density in self.density])}
-        if self.rescale in (False, "none") or min(self.density) >= 1:
-            return {"factor": torch.ones(len(self.density))}
-
-        def norms(block: Slot) -> Tensor:
-            deltas = task_vectors(block)
-            before = [delta.abs().float().sum() for delta in deltas]
-            after = [delta.abs().float().sum() for delta in self.drop(block, deltas)]
-            return torch.tensor([before, after], dtype=torch.float64)
-
-        before, after = torch.stack(slot.map_blocks(norms)).sum(0)
-        factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
-        return {"factor": factor.float()}
+        """Return each task vector's rescaling factor."""
+        return {"factor": rescale_factors(slot, self.rescale, self.density, self.drop)}
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""
@@ -157,9 +192,7 @@ class DareLinear:
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * combination of what was kept: float32 [*shape]."""
-        kept = self.drop(slot, task_vectors(slot))
-        for delta, factor in zip(kept, slot.measured["factor"].tolist(), strict=True):
-            delta.mul_(factor)
+        kept = rescaled(self.drop(slot, task_vectors(slot)), slot.measured["factor"])
         return combine(
             slot, kept, self.weight, scale=self.lambda_, normalize=self.normalize, elect=self.elect
         )
@@ -180,6 +213,7 @@ class Breadcrumbs:
     gamma: PerExpert = parameter(0.01, doc="share of the largest entries dropped, in [0, 1]")
     lambda_: float = _lambda()
     normalize: bool = _normalize(False)
+    rescale: bool | Rescale = _rescale(False)
     int8_mask: bool = _int8_mask()
 
     def __post_init__(self) -> None:
@@ -191,18 +225,25 @@ class Breadcrumbs:
         n = math.prod(slot.shape)
         counts = []
         for density, gamma in zip(self.density, self.gamma, strict=True):
-            top = int(gamma * n) if density < 1 else 0
-            counts.append([top, min(n, top + int(density * n)) if density < 1 else n])
-        return as_measured(cuts([slot], task_vectors, counts))
+            middle = int(density * n) if density < 1 else n
+            top = min(int(gamma * n), n - middle)  # the density is met first
+            counts.append([top, top + middle])
+        cut = as_measured(cuts([slot], task_vectors, counts))
+        trim = functools.partial(self.trim, cut)
+        return {**cut, "factor": rescale_factors(slot, self.rescale, self.density, trim)}
+
+    def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Zero the outliers and the crumbs of each task vector."""
+        middle = []
+        for delta, threshold, last in zip(deltas, cut["threshold"], cut["last"], strict=True):
+            outliers = keep_largest(delta, slot, threshold[0], last[0])
+            middle.append(keep_largest(delta, slot, threshold[1], last[1]) - outliers)
+        return middle
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum of the middle of each task vector: float32 [*shape]."""
-        threshold, last = slot.measured["threshold"], slot.measured["last"]
-        middle = []
-        for i, delta in enumerate(task_vectors(slot)):
-            outliers = keep_largest(delta, slot, threshold[i, 0], last[i, 0])
-            kept = keep_largest(delta, slot, threshold[i, 1], last[i, 1])
-            middle.append(kept - outliers)
+        cut = slot.measured
+        middle = rescaled(self.trim(cut, slot, task_vectors(slot)), cut["factor"])
         return combine(
             slot, middle, self.weight, scale=self.lambda_, normalize=self.normalize, elect=False
         )

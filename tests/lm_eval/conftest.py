@@ -214,7 +214,7 @@ def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
         program, *arguments = words
         common = ["--include_path", tasks, "--output_path", output, "--log_samples"]
         done = subprocess.run(
-            [Path(sys.executable).with_name(program), *arguments, *common],
+            [Path(sys.executable).parent / program, *arguments, *common],
             capture_output=True,
             text=True,
             cwd=output,
