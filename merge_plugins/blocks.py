@@ -7,6 +7,7 @@ several tensors at once share it, and memory stays "threads times a few blocks".
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
@@ -18,10 +19,15 @@ import torch
 
 BLOCK = 1 << 17
 """Elements per block: 512 KiB of float32. Results do not depend on it."""
-KEPT = (32 << 20) - 4096  # the most that counts
+KEPT = 8 << 20
+"""Bytes: temporaries up to this size are reused rather than returned to the system."""
 MOST_WORKERS = 16
 """Past this, threads wait for each other's Python rather than compute."""
 
+TRIM_EVERY = 256
+"""Blocks between two returns of unused memory to the system."""
+
+_since_trim = 0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -31,8 +37,8 @@ def _pool(pid: int) -> ThreadPoolExecutor:  # by process id: threads do not surv
     threads = torch.get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
-    # glibc returns freed memory at once until it has seen one large block freed. After this it
-    # keeps some megabytes per thread, and temporaries of a block cost no page faults.
+    # glibc returns every large piece of freed memory to the system at once, and each temporary
+    # then costs page faults, until it has seen one piece of a size freed: here it is.
     torch.empty(KEPT, dtype=torch.uint8)
 
     def start() -> None:
@@ -53,10 +59,28 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
     The first exception, or Ctrl-C, cancels what has not started. Never call it from ``function``.
     """
+    work = list(items)
     pool = _pool(os.getpid())  # also for one item: sums depend on how many threads torch uses
-    futures = [pool.submit(function, item) for item in items]
+    futures = [pool.submit(function, item) for item in work]
     try:
         return [future.result() for future in futures]
     finally:
         for future in futures:
             future.cancel()
+        _return_memory(len(work))
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """Return malloc_trim of glibc, where there is one."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def _return_memory(n_blocks: int) -> None:
+    """Give holes between small live objects back to the system now and then: they only grow."""
+    global _since_trim
+    _since_trim += n_blocks
+    trim = _trim()
+    if trim is not None and _since_trim >= TRIM_EVERY:
+        _since_trim = 0
+        trim(0)

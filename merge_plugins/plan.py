@@ -193,12 +193,9 @@ class _Names(Mapping[str, StoredTensor]):
         checkpoint = self._checkpoints[str(ref)]
         if name in checkpoint:
             return checkpoint[name]
-        config = {**checkpoint.config.get("text_config", {}), **checkpoint.config}
-        shape = self._donor[name].shape
-        if config.get("tie_word_embeddings") and shape[:1] == (config.get("vocab_size"),):
-            alike = [tensor for tensor in checkpoint.values() if tensor.shape == shape]
-            if len(alike) == 1:
-                return alike[0]
+        embedding = _tied_to(name, self._donor[name].shape, checkpoint)
+        if embedding is not None:
+            return embedding
         raise MismatchError(
             f"{name} is in {self._donor.ref} but not in {ref}. Both must be fine-tunes of one "
             "model; a model saved without some weights cannot be merged."
@@ -221,8 +218,20 @@ class _Names(Mapping[str, StoredTensor]):
         for name, stored in self._checkpoints[ref].items():
             if name in self._donor or name.endswith(DERIVED):
                 continue
+            embedding = _tied_to(name, stored.shape, self._checkpoints[ref])
+            if embedding is not None and torch.equal(embedding.view(), stored.view()):
+                continue  # old files store a tied head twice
             raise MismatchError(
                 f"{name} {list(stored.shape)} is in {ref} ({stored.file.name}) but not in "
                 f"{self._donor.ref}, which names the merge's tensors. If it is an output head of "
                 "its own, set base_model to a model that has one too."
             )
+
+
+def _tied_to(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> StoredTensor | None:
+    """Return the embedding that a head of that name and shape is tied to, if the model ties it."""
+    config = {**checkpoint.config.get("text_config", {}), **checkpoint.config}
+    if not config.get("tie_word_embeddings") or shape[:1] != (config.get("vocab_size"),):
+        return None
+    alike = [t for t in checkpoint.values() if t.shape == shape and t.name != name]
+    return alike[0] if len(alike) == 1 else None

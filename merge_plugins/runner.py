@@ -88,6 +88,9 @@ class MergedTensor:
             reader.release(block)
 
         parallel(merge, region.blocks(self._merge.block))
+        reader.release(
+            region
+        )  # a fault maps neighbouring pages too, also of blocks released before
         return merged
 
     def _whole(self, kernel: Kernel) -> Tensor:

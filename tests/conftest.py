@@ -10,11 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor
 
 from merge_plugins import Recipe, blocks, hub
 from merge_plugins.runner import MergedTensor, merged_tensors
+
+# A busy machine is slow, and that is no failure.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 Write = Callable[..., str]
 Recipes = Callable[..., Recipe]

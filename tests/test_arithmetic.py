@@ -168,10 +168,20 @@ def test_a_weighted_sum_is_one(weights: list[float]) -> None:
 
 def test_election_keeps_the_sign_of_the_sum_and_counts_who_took_part() -> None:
     terms = [torch.tensor([3.0, -3.0, 1.0, 0.0, 1.0]), torch.tensor([-1.0, 1.0, 2.0, 0.0, -1.0])]
-    for tie, at_tie, weight in ((1.0, 1.0, 0.5), (-1.0, -1.0, 0.25), (0.0, 0.0, 1.0)):
+    for tie, at_tie, weight in ((1.0, 1.0, 0.5), (-1.0, -1.0, 0.25)):
         total, share = elected([term.clone() for term in terms], (0.5, 0.25), tie)
         assert total.tolist() == [3, -3, 3, 0, at_tie]
-        assert share.tolist() == [0.5, 0.5, 0.75, 1, weight]
+        assert [*share[:3].tolist(), float(share[4])] == [0.5, 0.5, 0.75, weight]
+        assert share[3] != 0  # where no term takes part the sum can still be divided
+    total, share = elected([term.clone() for term in terms], (0.5, 0.25), 0.0)
+    assert total.tolist() == [3, -3, 3, 0, 0]
+    assert bool((share != 0).all())
+
+
+def test_weights_that_cancel_can_still_be_divided_by() -> None:
+    terms = [torch.tensor([2.0]), torch.tensor([1.0])]
+    total, share = elected(terms, (1.0, -1.0), 1.0)
+    assert (total.tolist(), share.tolist()) == ([3], [1])
 
 
 def test_task_vectors_leave_the_models_alone() -> None:

@@ -27,13 +27,21 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "linear": [{"weight": (1.0, 0.25, 0.5)}, {"normalize": False}],
     "passthrough": [{"scale": 0.5}],
     "task_arithmetic": [{"weight": (1.0, 0.25, 0.5), "lambda": 0.5}, {"normalize": True}],
-    "ties": [{"density": (0.25, 0.5, 1.0)}, {"density": 0.4, "normalize": False}],
+    "ties": [
+        {"density": (0.25, 0.5, 1.0)},
+        {"density": 0.4, "normalize": False, "rescale": "l1"},
+        {"density": (0.0, 0.5, 0.4), "rescale": "inverse_keep"},
+    ],
     "dare_linear": [
         *({"density": (0.25, 0.5, 0.9), "rescale": rescale} for rescale in ("l1", "none")),
         {"density": 0.5, "rescale": "inverse_keep", "normalize": True},
     ],
     "dare_ties": [{"density": (0.25, 0.5, 0.9)}, {"density": 0.5, "rescale": "inverse_keep"}],
-    "breadcrumbs": [{"density": (0.25, 0.5, 0.9), "gamma": 0.05}],
+    "breadcrumbs": [
+        {"density": (0.25, 0.5, 0.9), "gamma": 0.05},
+        {"density": (0.0, 0.5, 0.9), "gamma": 0.2, "rescale": "inverse_keep"},
+        {"density": 0.5, "rescale": "l1"},
+    ],
     "model_stock": [{"filter_wise": True}],
     "slerp_merging": [{"slerp_t": 0.25}, {"dot_threshold": 0.01}],
     "ties_merging": [
@@ -421,8 +429,24 @@ def elect(d: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return (w * d * agree).sum(0), (w * agree).sum(0)
 
 
-def ties(b: Tensor, x: Tensor, w: Tensor, density: float, *, normalize: bool = True) -> Tensor:
+def restored(kept: Tensor, d: Tensor, rescale: str, density: float) -> Tensor:
+    """Return what was kept of each task vector, times the factor that makes up for the rest."""
+    factors = {"inverse_keep": 1 / density, "none": 1.0}
+    ratios = [a.abs().sum() / k.abs().sum() for a, k in zip(d, kept, strict=True)]
+    return torch.stack([k * factors.get(rescale, r) for k, r in zip(kept, ratios, strict=True)])
+
+
+def ties(
+    b: Tensor,
+    x: Tensor,
+    w: Tensor,
+    density: float,
+    *,
+    normalize: bool = True,
+    rescale: str = "none",
+) -> Tensor:
     trimmed = torch.stack([d * top(d, int(density * d.numel())) for d in x - b])
+    trimmed = restored(trimmed, x - b, rescale, density)
     total, share = elect(trimmed, w)
     return b + (total / torch.where(share == 0, 1.0, share) if normalize else total)
 
@@ -462,11 +486,7 @@ def drawn(b: Tensor, x: Tensor, density: float) -> Tensor:
 
 
 def dare(b: Tensor, x: Tensor, w: Tensor, density: float, rescale: str, elects: bool) -> Tensor:
-    d = x - b
-    kept = d * drawn(b, x, density)
-    factors = {"inverse_keep": 1 / density, "none": 1.0}
-    for i in range(len(x)):
-        kept[i] *= factors.get(rescale, d[i].abs().sum() / kept[i].abs().sum())
+    kept = restored((x - b) * drawn(b, x, density), x - b, rescale, density)
     return b + (elect(kept, w)[0] if elects else (w * kept).sum(0))
 
 
@@ -499,6 +519,10 @@ ORACLES: dict[str, list[tuple[dict[str, Any], Callable[..., Tensor]]]] = {
         (
             {"density": 0.6, "normalize": False},
             lambda b, x, w: ties(b, x, w, 0.6, normalize=False),
+        ),
+        (
+            {"density": 0.6, "rescale": "l1"},
+            lambda b, x, w: ties(b, x, w, 0.6, rescale="l1"),
         ),
     ],
     "dare_linear": [

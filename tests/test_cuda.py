@@ -23,7 +23,9 @@ def merge(method: str, **parameters: object) -> Recipe:
 
 
 @pytest.mark.parametrize("region", [((0, 300), (0, 70)), ((3, 200), (5, 64)), ((7, 8), (0, 70))])
-def test_random_masks_have_the_same_bits_on_cpu_and_gpu(region: tuple[tuple[int, int], ...]) -> None:
+def test_random_masks_have_the_same_bits_on_cpu_and_gpu(
+    region: tuple[tuple[int, int], ...],
+) -> None:
     box = Region((300, 70), region)
     kept = []
     for device in ("cpu", "cuda"):

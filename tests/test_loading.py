@@ -358,6 +358,23 @@ def test_a_tied_expert_merges_into_an_untied_base(
     assert torch.allclose(live.get_output_embeddings().weight.float(), expected, atol=0.02)
 
 
+@pytest.mark.parametrize("whose", ["base", "a", "both"])
+def test_an_old_bin_that_stores_a_tied_head_twice_changes_nothing(
+    whose: str, family: Family, tmp_path: Path
+) -> None:
+    models = family("Qwen2", torch.float32, tied=True)
+
+    def twice(weights: dict[str, Tensor], folder: Path) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        torch.save(weights, folder / "pytorch_model.bin")
+
+    names = ("base", "a") if whose == "both" else (whose,)
+    old = {name: converted(models[name], tmp_path / name, twice) for name in names}
+    live = check(spelled("task_arithmetic", {**models, **old}), tmp_path / "merge")
+    assert live.get_input_embeddings().weight is live.get_output_embeddings().weight
+    assert torch.equal(logits(live), logits(load_merged(spelled("task_arithmetic", models))))
+
+
 def test_a_merge_can_be_loaded_twice_and_side_by_side(family: Family) -> None:
     recipe = spelled("dare_linear", family("Llama"), density=0.5)
     first, second = load_merged(recipe), load_merged(recipe)

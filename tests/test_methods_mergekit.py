@@ -111,7 +111,8 @@ def at_a_cut(planned: PlannedTensor) -> Tensor:
     for stored, density, gamma in zip(planned.experts, settings["density"], gammas, strict=True):
         size = (stored.view() - planned.base.view()).abs()
         ranked, n = size.flatten().sort(descending=True).values, size.numel()
-        for cut in (int(gamma * n), int(gamma * n) + int(density * n)):
+        n_outliers = min(int(gamma * n), n - int(density * n))
+        for cut in (n_outliers, n_outliers + int(density * n)):
             if density < 1 and 0 < cut < n and ranked[cut - 1] == ranked[cut]:
                 anywhere |= size == ranked[cut]
     return anywhere

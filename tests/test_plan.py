@@ -192,6 +192,18 @@ def test_an_untied_expert_of_a_tied_base_keeps_no_head_unseen(
         plan(recipe("task_arithmetic", base, [expert]))
 
 
+def test_a_tied_head_that_is_stored_twice_is_no_head_of_its_own(
+    checkpoint: Write, recipe: Spell
+) -> None:
+    base = tied(checkpoint, model())
+    twice = tied(checkpoint, {**model(), "lm_head.weight": torch.ones(8, 4)})
+    found = plan(recipe("task_arithmetic", base, [twice]))
+    assert "lm_head.weight" not in found.tensors
+    other = tied(checkpoint, {**model(), "lm_head.weight": torch.zeros(8, 4)})
+    with pytest.raises(MismatchError, match=r"lm_head.weight \[8, 4\] is in"):
+        plan(recipe("task_arithmetic", base, [other]))
+
+
 INV_FREQ = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
 
 

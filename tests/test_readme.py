@@ -101,7 +101,9 @@ def test_every_command_and_file_of_the_readme_works(folder: Path) -> None:
             points = block.text.replace("project.entry-points.", "").replace('"', "")
             info = folder / "merge_median-1.0.dist-info"
             info.mkdir()
-            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: merge-median\nVersion: 1.0\n")
+            (info / "METADATA").write_text(
+                "Metadata-Version: 2.1\nName: merge-median\nVersion: 1.0\n"
+            )
             (info / "entry_points.txt").write_text(points)
             assert "median" in run("merge-plugins list", folder)
             short = "method=median,base=family/base,models=family/math+family/code"

@@ -71,7 +71,6 @@ def test_parameters_say_their_spellings_and_whether_each_expert_has_one() -> Non
         def __call__(self, slot: Slot) -> Tensor:
             return slot.experts[0].float()
 
-    Mix.__annotations__ |= {"weight": PerExpert, "lambda_": float}  # as outside a function
     method = loaded(plugin(lambda register: register("mix", Mix))).get("mix")
     weight, lambda_ = method.parameters.values()
     assert (weight.per_expert, weight.required, weight.doc) == (True, True, "share of each model")

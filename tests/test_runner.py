@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,16 @@ def test_a_result_is_never_an_input(checkpoint: Write, merged: Merged) -> None:
     for name in ("w", "steps"):
         tensors[name][...].fill_(9)
         assert not (tensors[name][...] == 9).any()
+
+
+def test_files_are_never_written(checkpoint: Write, merged: Merged) -> None:
+    models = [checkpoint({"w": numbers(400, 500, seed=i)}) for i in range(3)]
+    files = [Path(folder, "model.safetensors") for folder in models]
+    before = [file.read_bytes() for file in files]
+    for name in ("ties", "model_stock", "dare_ties", "ties_merging", "mask_merging"):
+        required = {"weight": 0.5} if "weight" in registry().get(name).parameters else {}
+        merged(name, models[0], models[1:], **required)["w"][...]
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf, -torch.inf])

@@ -82,7 +82,7 @@ def rescale_factors(
 ) -> Tensor:
     """Return the factor on each sparsified task vector: float32 [N]."""
     if rescale == "inverse_keep":
-        return torch.tensor([1 / share for share in density])
+        return torch.tensor([1 / share if share else 1.0 for share in density])
     if rescale in (False, "none") or min(density) >= 1:
         return torch.ones(len(density))
     return l1_factors(slot, sparsify)

@@ -10,13 +10,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 LOOK = """
+import lm_eval.models, lm_eval.tasks
 from pathlib import Path
 from lm_eval.api.registry import MODEL_REGISTRY
-from lm_eval.tasks import TaskManager
-import lm_eval.models
-assert {"merged", "merged-steered"} <= set(MODEL_REGISTRY), "models"
-assert "hf" in MODEL_REGISTRY
-(folder,) = TaskManager().include_path
+assert {"hf", "merged", "merged-steered"} <= set(MODEL_REGISTRY)
+assert hasattr(lm_eval.tasks.TaskManager.__init__, "__wrapped__")
+from harness_adapters import _discovery
+(folder,) = _discovery.task_folders()
 assert list(Path(folder).rglob("*.yaml"))
 print(Path(folder).resolve())
 """
