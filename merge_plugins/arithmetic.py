@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Region, Slot
+from merge_plugins.blocks import BLOCK
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,29 +161,45 @@ def drop_at_random(x: Tensor, slot: Slot, expert: int, density: float) -> Tensor
 def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
     """Return 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
     key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
+    words = [int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)]
     region = slot.region or Region.whole(slot.shape)
     if region.span is not None:
         start, stop = region.span
-        pairs = torch.arange(start // 2, (stop + 1) // 2, device=device)
-        halves = _hash(pairs, key).view(torch.int16)[start % 2 :]
-        return halves[: stop - start].reshape(region.sizes)
+        first, last = start // 2, (stop + 1) // 2
+        if first >> 32 == last >> 32:  # else the high word differs within the region
+            pairs = _ramp(last - first, device) + _wrapped(first + words[0])
+            halves = _hash(pairs, first >> 32, words).view(torch.int16)[start % 2 :]
+            return halves[: stop - start].reshape(region.sizes)
     index = region.index().to(device)
-    shift = (index & 1).mul_(16).to(torch.int32)
-    return (_hash(index >> 1, key) >> shift).to(torch.int16)
+    pairs, shift = index >> 1, (index & 1).mul_(16).to(torch.int32)
+    low = pairs.to(torch.int32).add_(words[0])
+    return (_hash(low, (pairs >> 32).to(torch.int32), words) >> shift).to(torch.int16)
 
 
-def _hash(counter: Tensor, key: bytes) -> Tensor:
-    """Return 32 random bits for each counter: int64 [...] to int32 [...].
+def _hash(counter: Tensor, high: Tensor | int, words: Sequence[int]) -> Tensor:
+    """Return 32 random bits for each counter, overwriting it: int32 [...].
 
-    Multiply and xor-shift [C. Wellons, "Hash function prospecting", lowbias32], keyed at both
-    ends. torch shifts int32 arithmetically: x and ~x collide, which costs no uniformity.
+    Three rounds of multiply and xor-shift, keyed before and between [after C. Wellons, "Hash
+    function prospecting"]; ``high``: bits of the position beyond 32. torch shifts int32
+    arithmetically, so x and ~x collide: two rounds then left neighbours visibly correlated
+    (mean squared z of 2.0 over 500 lags and keys), three do not (1.03).
     """
-    first, second, third = (
-        int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)
-    )
-    x = counter.to(torch.int32).add_(first)
-    if counter.numel() and int(counter.reshape(-1)[-1]) >> 32:  # weights of over 8 G entries
-        x.bitwise_xor_((counter >> 32).to(torch.int32).mul_(third))
-    x.bitwise_xor_(x >> 16).mul_(0x7FEB352D).bitwise_xor_(x >> 15)
-    x.bitwise_xor_(second).mul_(-2073254261)  # 0x846ca68b, signed
-    return x.bitwise_xor_(x >> 16)
+    counter.bitwise_xor_(high * words[2] if isinstance(high, Tensor) else _wrapped(high * words[2]))
+    counter.mul_(0x7FEB352D)
+    counter.bitwise_xor_(counter >> 15).add_(words[1]).mul_(-0x7B935975)
+    counter.bitwise_xor_(counter >> 14).mul_(0x2C1B3C6D)
+    return counter.bitwise_xor_(counter >> 16)
+
+
+def _wrapped(value: int) -> int:
+    """Return the low 32 bits as a signed number."""
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+@functools.cache
+def _long_ramp(device: torch.device) -> Tensor:
+    return torch.arange(BLOCK, dtype=torch.int32, device=device)
+
+
+def _ramp(n: int, device: torch.device) -> Tensor:
+    return _long_ramp(device)[:n] if n <= BLOCK else torch.arange(n, device=device).to(torch.int32)

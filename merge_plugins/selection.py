@@ -25,6 +25,8 @@ SAMPLE = 1 << 16
 RUN = 64  # neighbours sampled together: one page read serves them all
 ALL = 1 << 62
 """As ``last``: keep every entry at the threshold."""
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""What the bits of a float of so many bytes are."""
 
 Keys = NDArray[np.integer]
 Vectors = Callable[[Slot], Sequence[Tensor]]
@@ -74,9 +76,10 @@ def cuts(
 
 
 def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
-    """Return cuts as tensors ``threshold`` (float32) and ``last`` (int64), both [rows, counts]."""
+    """Return cuts as tensors ``threshold`` (float64) and ``last`` (int64), both [rows, counts]."""
+    thresholds = [[cut.threshold for cut in row] for row in found]
     return {
-        "threshold": torch.tensor([[cut.threshold for cut in row] for row in found]),
+        "threshold": torch.tensor(thresholds, dtype=torch.float64),
         "last": torch.tensor([[cut.last for cut in row] for row in found]),
     }
 
@@ -174,18 +177,13 @@ class _Search:
 
 def _keys(vector: Tensor) -> Keys:
     """Bits of |x| as integers that sort like |x|."""
-    if vector.dtype.itemsize == 2:
-        bits: Keys = vector.reshape(-1).view(torch.int16).numpy()
-    else:
-        bits = vector.float().reshape(-1).view(torch.int32).numpy()
+    bits: Keys = vector.reshape(-1).view(INTEGERS[vector.dtype.itemsize]).numpy()
     return np.bitwise_and(bits, np.iinfo(bits.dtype).max)
 
 
 def _magnitude(key: int, dtype: torch.dtype) -> float:
     """The |x| of a key."""
-    if dtype.itemsize == 2:
-        return float(torch.tensor(key, dtype=torch.int16).view(dtype))
-    return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
+    return float(torch.tensor(key, dtype=INTEGERS[dtype.itemsize]).view(dtype))
 
 
 def _surveyed(keys: Keys, low: int, high: int) -> _Block:

@@ -83,6 +83,14 @@ def test_sixteen_bit_numbers_are_full_of_ties_and_still_counted_exactly(dtype: t
         check(x, count)
 
 
+def test_float64_is_ranked_by_all_of_its_bits() -> None:
+    places = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    x = 1 + places.double() * 1e-15  # all are 1 in float32
+    for count in (1, 500, 999):
+        ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+        assert torch.equal(kept_by(cut, x), largest(x, count))
+
+
 @pytest.mark.parametrize("count", [-3, 0])
 def test_keeping_nothing_leaves_zeros_and_no_nan(count: int) -> None:
     x = torch.tensor([1.0, -2.0, 0.0, 3e38])
