@@ -29,8 +29,8 @@ MLP, ATTENTION = "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.
 class Mix:
     """A method with a parameter of every kind."""
 
-    weight: PerExpert = parameter(doc="")  # noqa: RUF009
-    density: PerExpert = parameter(1.0, doc="", alias=("keep",))  # noqa: RUF009
+    weight: PerExpert = parameter(doc="")
+    density: PerExpert = parameter(1.0, doc="", alias=("keep",))
     lambda_: float = parameter(1.0, doc="shared")
     normalize: bool = True
     n_steps: int = 1

@@ -58,6 +58,12 @@ TASKS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave nothing in the checkout; lm-eval makes ./offload."""
+    monkeypatch.chdir(tmp_path)
+
+
 class Family:
     """Folders of a base and two fine-tunes of it."""
 
