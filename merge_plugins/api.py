@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from merge_plugins.blocks import BLOCK, parallel
+from merge_plugins.blocks import block_size, parallel
 from merge_plugins.errors import RecipeError
 
 T = TypeVar("T")
@@ -183,7 +183,8 @@ class Slot:
 
     def blocks(self) -> list[Region]:
         """The regions that `map_blocks` walks, in order."""
-        return list(Region.whole(self.shape).blocks(BLOCK))
+        n_inputs = len(self.experts) + (self.maybe_base is not None)
+        return list(Region.whole(self.shape).blocks(block_size(n_inputs)))
 
     def index(self) -> Tensor:
         """Position of every element in the whole, flattened weight: int64, same shape."""

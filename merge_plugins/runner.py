@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins.api import Batch, Kernel, Measures, Prepares, Region, Slot
-from merge_plugins.blocks import BLOCK, parallel
+from merge_plugins.blocks import BLOCK, block_size, parallel
 from merge_plugins.checkpoint import NAMES
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
 from merge_plugins.plan import Plan, PlannedTensor, plan
@@ -76,6 +76,7 @@ class MergedTensor:
 
     def _by_blocks(self, kernel: Kernel, region: Region) -> Tensor:
         reader = self._ready
+        size = block_size(len(self.planned.stored), self._merge.block)
         merged = torch.empty(region.sizes, dtype=self.dtype)
         corner = [start for start, _ in region.bounds]
 
@@ -87,7 +88,7 @@ class MergedTensor:
             merged[box] = result
             reader.release(block)
 
-        parallel(merge, region.blocks(self._merge.block))
+        parallel(merge, region.blocks(size))
         reader.release(
             region
         )  # a fault maps neighbouring pages too, also of blocks released before

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from merge_plugins.api import Slot
 
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 RUN = 64  # neighbours sampled together: one page read serves them all
 ALL = 1 << 62
 """As ``last``: keep every entry at the threshold."""

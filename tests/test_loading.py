@@ -451,5 +451,5 @@ def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> N
 
     (size, two), (_, six) = measured(2), measured(6)
     assert size > 100e6
-    assert two < 1.15 * size + 64e6  # imports that follow the first measurement, blocks in work
+    assert two < 1.15 * size + 96e6  # later imports; blocks in work: per thread ten of 2 MiB
     assert six < two + 0.5 * size  # blocks in work; copies would be four more models
