@@ -348,7 +348,7 @@ def test_a_weight_of_many_blocks_is_measured_as_a_whole(
     base, *_ = weights(1, (50, 60))
     slot = case.slot(base, *near(base, 3))
     (expected,) = case.merge(slot)
-    monkeypatch.setattr(api, "BLOCK", 64)
+    monkeypatch.setattr(api, "block_size", lambda n_inputs: 64)
     (merged,) = case.merge(slot)
     assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
 

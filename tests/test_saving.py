@@ -255,10 +255,12 @@ def test_a_damaged_source_leaves_no_folder(
 
 
 INTERRUPTED = """
+import signal
 import sys
 from merge_plugins import Recipe, registry, saving
 from merge_plugins.methods.averages import Passthrough
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 whole = Passthrough.__call__
 def slow(self, slot):
     import time

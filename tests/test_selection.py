@@ -22,7 +22,7 @@ ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and a sparse sample, even of a few hundred numbers."""
-    monkeypatch.setattr(api, "BLOCK", 37)
+    monkeypatch.setattr(api, "block_size", lambda n_inputs: 37)
     monkeypatch.setattr(selection, "SAMPLE", 64)
     monkeypatch.setattr(selection, "RUN", 4)
 
