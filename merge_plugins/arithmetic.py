@@ -78,7 +78,8 @@ def combine(
 
     Election keeps the entries whose sign is the sign of the weighted sum (zero counts as plus) and
     normalising divides by the weights that took part [Yadav et al. 2023, alg. 1; mergekit].
-    Rounds to the dtype of ``deltas`` where mergekit does: after every step but the sums.
+    Rounds to the dtype of ``deltas``, which it may overwrite, where mergekit does: after every
+    step but the sums.
     """
     dtype = deltas[0].dtype
     weights = [float(torch.tensor(w, dtype=dtype)) for w in weight]
@@ -86,7 +87,7 @@ def combine(
     if elect:
         summed, share = elected(terms, weights if normalize else None, tie=1.0)
     else:
-        summed = functools.reduce(Tensor.add_, terms[1:], terms[0].clone())
+        summed = functools.reduce(Tensor.add_, terms)
         share = torch.tensor(sum(weights))
         share = torch.where(share.abs() < 1e-8, 1.0, share)
     total = summed.to(dtype)
@@ -110,7 +111,7 @@ def elected(
     sign.add_(tie / 2).sign_()
     total, *others = (term.mul_(sign).relu_() for term in terms)
     if weights is None:
-        share = torch.ones_like(total)
+        share = torch.ones(())
     else:
         share = total.sign().mul_(weights[0])
         for agreeing, weight in zip(others, weights[1:], strict=True):

@@ -89,9 +89,7 @@ class MergedTensor:
             reader.release(block)
 
         parallel(merge, region.blocks(size))
-        reader.release(
-            region
-        )  # a fault maps neighbouring pages too, also of blocks released before
+        reader.release(region)  # a fault maps neighbours too, also of blocks released before
         return merged
 
     def _whole(self, kernel: Kernel) -> Tensor:
