@@ -16,7 +16,7 @@ from merge_plugins.errors import RecipeError, did_you_mean
 REFUSED: Mapping[str, str] = {
     "autogptq": "merge the full-precision models; quantise with load_in_4bit=True",
     "cache_dir": "set the environment variable HF_HOME, which every source obeys",
-    "delta": "add the delta to its base first and name the result as a model of the recipe",
+    "delta": "write it in the recipe, as a model {model: <base>, delta: <delta>}",
     "gguf_file": "name the safetensors version of the model",
     "gptqmodel": "merge the full-precision models; quantise with load_in_4bit=True",
     "state_dict": "the recipe says what the weights are",
@@ -48,6 +48,13 @@ def refuse(options: dict[str, Any]) -> None:
     for name in REFUSED.keys() & options.keys():
         if options.pop(name):
             raise RecipeError(f"{name}= does not go with a merge: {REFUSED[name]}.")
+
+
+def refuse_routed(options: Mapping[str, Any], method: str) -> None:
+    """Stop at an argument that cannot go with a merge whose experts are weighed per request."""
+    for name in ("peft", "steer_path", *QUANTIZATION):
+        if options.get(name):
+            raise RecipeError(f"{name}= does not go with {method} yet; leave it out.")
 
 
 def check_names(

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
+import itertools
+import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import Any
 
 from harness_adapters._discovery import task_folders
 from merge_plugins.demo import family
-from merge_plugins.demo.skills import SKILLS
+from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
 
 MERGES: Mapping[str, str] = {
@@ -29,6 +33,32 @@ MERGES: Mapping[str, str] = {
     "dare_ties": "weights=0.5,density=0.8",
 }
 """The merges shown: each method with its parameters as model_args spells them."""
+MORE: Mapping[str, str] = {
+    "linear": "weights=0.4+0.3+0.3",
+    "dare_linear": "weights=0.5,density=0.5",
+    "breadcrumbs": "weights=0.5,density=0.9,gamma=0.05",
+    "della": "weights=0.5,density=0.6,epsilon=0.2",
+    "stock_merging": "",
+    "ties_merging": "param_value_mask_rate=0.5",
+    "breadcrumbs_merging": "scaling_coefficient=0.5",
+    "mask_merging": "weight_mask_rate=0.5,use_weight_rescale=true",
+    "widen_merging": "",
+    "fisher_merging": "",
+    "regmean_merging": "",
+    "cocktail": "temperature=1",
+    "twin_merging": "router=mlp",
+    "tsv": "",
+    "iso_c": "lambda=1.5",
+    "iso_cts": "lambda=1.5",
+    "consensus": "lambda=0.7,mask_lambda=0.2",
+    "pcb": "lambda=1.5,density=0.4",
+    "wudi": "",
+    "emr": "tasks=*math+*code+*sea",
+    "adamerging": "steps=10,lr=0.05",
+}
+"""What --all adds."""
+LEARNING = ("adamerging", "fisher_merging", "regmean_merging", "cocktail", "twin_merging")
+"""Methods that read training examples: of each expert's own skill, or (cocktail) of all skills."""
 COLUMNS = (*SKILLS, "mean")
 
 
@@ -36,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score base, experts and merges, and print one table."""
     parser = argparse.ArgumentParser(prog="merge-plugins demo", description=__doc__)
     parser.add_argument("--limit", type=int, help="score only this many examples of each skill")
+    parser.add_argument("--all", action="store_true", help="also score less common methods")
     parser.add_argument("--copy", metavar="DIR", type=Path, help="only copy the models there")
     options = parser.parse_args(argv)
     models = family()
@@ -46,23 +77,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     started = time.monotonic()
     print(f"Base and experts: {next(iter(models.values())).parent}\n")
-    _row("model", "parameters", COLUMNS)
-    _row("-----", "----------", ["---:"] * len(COLUMNS))
+    merges = {**MERGES, **(MORE if options.all else {})}
+    widths = max(map(len, merges)), max(map(len, merges.values()))
+    row = functools.partial(_row, *widths)
+    row("model", "parameters", COLUMNS)
+    row("-----", "----------", ["---:"] * len(COLUMNS))
     for name, path in models.items():
-        _row(name, "", _scores("hf", {"pretrained": str(path)}, options.limit))
-    for method in MERGES:
-        _row(method, MERGES[method], _scores("merged", _arguments(method), options.limit))
+        row(name, "", _scores("hf", {"pretrained": str(path)}, options.limit))
+    with tempfile.TemporaryDirectory(prefix="merge-plugins-demo-") as texts:
+        for method, parameters in merges.items():
+            arguments = _arguments(method, parameters, Path(texts))
+            row(method, parameters, _scores("merged", arguments, options.limit))
     print(f"\n{time.monotonic() - started:.0f} s, and no merge was written to disk.")
     return 0
 
 
-def _arguments(method: str) -> dict[str, str]:
+def _arguments(method: str, parameters: str, texts: Path) -> dict[str, str]:
     """Model arguments of one merge of all experts, as lm-eval parses them."""
     models = family()
     experts = "+".join(str(path) for name, path in models.items() if name != "base")
     given = f"method={method},base={models['base']},models={experts}"
-    parameters = f",{MERGES[method]}" if MERGES[method] else ""
-    return dict(part.split("=", 1) for part in (given + parameters).split(","))
+    if method in LEARNING:
+        given += f",data={_examples(texts, each=method != 'cocktail')}"
+    return dict(part.split("=", 1) for part in f"{given},{parameters}".strip(",").split(","))
+
+
+def _examples(folder: Path, *, each: bool) -> str:
+    """Write training examples, of every skill for each expert or a few of all skills for all."""
+    for skill in SKILLS:
+        some = itertools.islice(training(skill, seed=1), 128)
+        rows = [json.dumps({"prompt": row.prompt, "response": row.answer}) for row in some]
+        (folder / f"{skill}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    if each:
+        return "+".join(str(folder / f"{skill}.jsonl") for skill in SKILLS)
+    mixed = [(folder / f"{skill}.jsonl").read_text().splitlines()[:5] for skill in SKILLS]
+    (folder / "all.jsonl").write_text("\n".join(itertools.chain(*mixed)), encoding="utf-8")
+    return str(folder / "all.jsonl")
 
 
 def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
@@ -92,8 +142,9 @@ def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[st
     return [f"{score:.1f}" for score in (*scores, sum(scores) / len(scores))]
 
 
-def _row(name: str, parameters: str, cells: Sequence[str]) -> None:
-    print(f"|{name:15}|{parameters:24}|" + "".join(f"{cell:>6}|" for cell in cells), flush=True)
+def _row(wide: int, wider: int, name: str, parameters: str, cells: Sequence[str]) -> None:
+    start = f"|{name:{wide}}|{parameters:{wider}}|"
+    print(start + "".join(f"{cell:>6}|" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

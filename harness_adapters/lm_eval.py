@@ -24,14 +24,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import merge_plugins
 from harness_adapters import _arguments
+from harness_adapters._routed import RoutedRequests
 from merge_plugins import model_args
-from merge_plugins.hub import identity, resolve
+from merge_plugins.companions import tokenizer_folder
+from merge_plugins.hub import identity, model_folder, resolve
 from merge_plugins.loading import load_merged
 from merge_plugins.recipe import Recipe, split_model_args
 from merge_plugins.registry import registry
 
 
-class MergedLM(HFLM):
+class MergedLM(RoutedRequests, HFLM):
     """``--model merged``: weights from a recipe; tokenizer, batches, devices, scores from HFLM."""
 
     AUTO_MODEL_CLASS: Any
@@ -41,10 +43,12 @@ class MergedLM(HFLM):
         options.pop("model", None)  # our own label, when recorded arguments are run again
         self.recipe = Recipe.from_model_args(recipe_args)
         _arguments.refuse(options)
+        if registry().get(self.recipe.merge_method).is_routed:
+            _arguments.refuse_routed(options, self.recipe.merge_method)
         self._options = dict(options)
         self._quantization = _arguments.take_quantization(options)
-        options.setdefault("tokenizer", str(resolve(self.recipe.tokenizer_donor)))
-        super().__init__(pretrained=str(resolve(self.recipe.donor)), **options)
+        options.setdefault("tokenizer", str(tokenizer_folder(self.recipe)))
+        super().__init__(pretrained=str(model_folder(self.recipe.donor)), **options)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -53,8 +57,11 @@ class MergedLM(HFLM):
         if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
             arg_dict["base_model"] = arg_dict.pop("pretrained")
         arg_dict["model"] = lm.recipe.label
-        if "@" not in lm.recipe.tokenizer_donor:  # synthetic tasks load it, and know no revisions
-            arg_dict.setdefault("tokenizer", lm.recipe.tokenizer_donor)
+        donor, folder = lm.recipe.tokenizer_donor, tokenizer_folder(lm.recipe)
+        if not isinstance(donor, str) or resolve(donor) != folder:
+            donor = str(folder)
+        if "@" not in donor:  # synthetic tasks load it, and know no revisions
+            arg_dict.setdefault("tokenizer", donor)
         return lm
 
     def _get_config(self, *args: Any, **kwargs: Any) -> None:
@@ -78,9 +85,11 @@ class MergedLM(HFLM):
         info["merge"] = {
             "recipe": self.recipe.as_dict(),
             "digest": self.recipe.digest,
-            "sources": {ref: identity(ref) for ref in self.recipe.references},
+            "sources": {str(ref): identity(ref) for ref in self.recipe.references},
             "merge_plugins": merge_plugins.__version__,
         }
+        settled = self.model.merge_settled
+        info["merge"] |= {"settled": settled} if settled else {}
         return info
 
     @cached_property

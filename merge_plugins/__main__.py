@@ -93,6 +93,8 @@ def list_methods(options: argparse.Namespace) -> int:
         parameters = "  ".join(_brief(p) for p in method.parameters.values())
         source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
         print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
+        if method.aliases:
+            print(f"{'':{width}}  also named {', '.join(method.aliases)}")
     for name, exc in found.broken.items():
         print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
     return 0
@@ -109,6 +111,8 @@ def show_method(options: argparse.Namespace) -> int:
         alias = f" (also {', '.join(p.alias)})" if p.alias else ""
         kind = "one per model" if p.per_expert else "one for all"
         print(f"  {_brief(p)}{alias}\n      {p.doc or 'no description'}; {kind}")
+    for name, said in method.aliases.items():
+        print(f"{name} is the same: {said}")
     source = f"{method.plugin} {method.version}".strip()
     print(f"plugin: {source}")
     return 0
@@ -133,8 +137,9 @@ def show_plan(options: argparse.Namespace) -> int:
         return 0
     for name, tensor in found.tensors.items():
         shown = ", ".join(f"{key}={_plain(value)}" for key, value in tensor.parameters.items())
-        what = shown if tensor.kernel is not None else "copied: all models must agree"
-        print(f"{name} {list(tensor.shape)} {_dtype(tensor.dtype)}  {what}")
+        if tensor.kernel is None:
+            shown = "copied" if len(tensor.stored) == 1 else "copied: all models must agree"
+        print(f"{name} {list(tensor.shape)} {_dtype(tensor.dtype)}  {shown}")
     return 0
 
 
@@ -153,7 +158,10 @@ def _needs(method: Method) -> str:
     low, high = method.min_experts, method.max_experts
     count = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
     models = "model" if count == "1" else "models"
-    return f"{'a base and ' if method.needs_base else ''}{count} {models}"
+    asked = callable(method.stats) and method.needs_data is not True
+    data = f" and {'for some settings ' * asked}calibration data" if method.takes_data else ""
+    base = "a base and " if method.needs_base else "perhaps a base and " * method.takes_base
+    return f"{base}{count} {models}{data}"
 
 
 def _brief(parameter: Parameter) -> str:
@@ -175,12 +183,14 @@ def _as_json(method: Method) -> dict[str, Any]:
         "name": method.name,
         "summary": method.summary,
         "paper": method.paper,
+        "aliases": dict(method.aliases),
         "plugin": method.plugin,
         "version": method.version or __version__,
         "needs_base": method.needs_base,
+        "takes_base": method.needs_base or method.takes_base,
         "min_experts": method.min_experts,
         "max_experts": method.max_experts,
-        "needs_data": list(method.stats),
+        "takes_data": method.takes_data,
         "parameters": [
             {
                 "name": p.name,

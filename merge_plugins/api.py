@@ -3,7 +3,7 @@
 A method is a frozen dataclass. Its fields are its parameters, validated in ``__post_init__``; its
 call is the maths, from one `Slot` to one tensor. There is no base class. Three optional protocols
 say more: `Measures` (scalars of the whole tensor), `Prepares` (one look at everything first) and
-`Routes` (weights that depend on the input).
+`merge_plugins.routes.Routes` (weights that depend on the input).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -20,12 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins.blocks import block_size, parallel
+from merge_plugins.data import Example
 from merge_plugins.errors import RecipeError
+from merge_plugins.routes import Branch as Branch
+from merge_plugins.routes import Gate as Gate
+from merge_plugins.routes import LowRank as LowRank
+from merge_plugins.routes import Product as Product
+from merge_plugins.routes import Requests as Requests
+from merge_plugins.routes import Router as Router
+from merge_plugins.routes import Routes as Routes
 
 T = TypeVar("T")
 Batch: TypeAlias = Mapping[str, Tensor]
 PerExpert: TypeAlias = tuple[float, ...]
 """Type of a parameter that takes one number per expert, in the order of the recipe's models."""
+PerExpertText: TypeAlias = tuple[str, ...]
+"""The same for a text."""
+MaybePerExpert: TypeAlias = tuple[float | None, ...]
+"""The same for a number that need not be given."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,26 @@ class Region:
         """View this box of a whole tensor."""
         return tensor[tuple(slice(start, stop) for start, stop in self.bounds)]
 
+    def of_rows(self, values: Tensor) -> Tensor:
+        """View one value per row of the whole weight, [*shape[:-1]], so that it meets this box."""
+        if not self.shape:
+            return values
+        return values[tuple(slice(*bounds) for bounds in self.bounds[:-1])].unsqueeze(-1)
+
+    def rows(self) -> Region:
+        """The same box, with whole rows: all of the last dimension."""
+        return Region(self.shape, (*self.bounds[:-1], *((0, size) for size in self.shape[-1:])))
+
+    def shared(self, other: Region) -> Region:
+        """The part of this box that another one of the same weight covers too."""
+        pairs = zip(self.bounds, other.bounds, strict=True)
+        return Region(self.shape, tuple((max(a, c), min(b, d)) for (a, b), (c, d) in pairs))
+
+    def within(self, outer: Region) -> tuple[slice, ...]:
+        """Where this box lies in a tensor that holds ``outer``."""
+        pairs = zip(self.bounds, outer.bounds, strict=True)
+        return tuple(slice(start - first, stop - first) for (start, stop), (first, _) in pairs)
+
     def index(self) -> Tensor:
         """Flat positions in the whole tensor: int64, shaped like the box."""
         if self.span is not None:
@@ -74,18 +106,22 @@ class Region:
             index = index.unsqueeze(-1) * size + torch.arange(*start_stop)
         return index
 
-    def blocks(self, numel: int) -> Iterator[Region]:
-        """Cut into boxes of at most ``numel`` elements, in order, outermost dimensions first."""
-        if self.numel <= numel:
+    def blocks(self, numel: int, *, whole_rows: bool = False) -> Iterator[Region]:
+        """Cut into boxes of at most ``numel`` elements, in order, outermost dimensions first.
+
+        ``whole_rows``: never cut the last dimension, however many elements that takes.
+        """
+        outer = self.sizes[:-1] if whole_rows else self.sizes
+        dim = next((i for i, size in enumerate(outer) if size > 1), None)
+        if self.numel <= numel or dim is None:
             yield self
             return
-        dim = next(i for i, size in enumerate(self.sizes) if size > 1)
         start, stop = self.bounds[dim]
         step = max(1, (stop - start) * numel // self.numel)
         for at in range(start, stop, step):
             part = (at, min(at + step, stop))
             bounds = (*self.bounds[:dim], part, *self.bounds[dim + 1 :])
-            yield from Region(self.shape, bounds).blocks(numel)
+            yield from Region(self.shape, bounds).blocks(numel, whole_rows=whole_rows)
 
 
 class Reader(Protocol):
@@ -116,11 +152,19 @@ class Slot:
     experts: tuple[Tensor, ...]
     """N weights, in the order the user wrote the models."""
     stats: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
-    """Calibration statistics, by name, one per expert."""
+    """Calibration statistics, by name, one per expert; None: the model has none of this weight. A
+    statistic of the weight's shape is cut with it into regions."""
+    factors: tuple[LowRank | None, ...] = ()
+    """What an adapter added to each expert, as stored: of the whole weight, whatever the region."""
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     """What the method's ``measure`` said of the whole weight."""
     seed: int = 0
     """The recipe's seed."""
+    input_dim: int | None = -1
+    """The dimension that runs over the layer's inputs: the last of a linear layer (out, in), -2 of
+    a GPT-2 Conv1D (in, out) or of experts stored (expert, in, out), 0 of an embedding (tokens, d)
+    and of nothing else; None: the weight is no matrix (biases, convolutions). Known to methods
+    registered ``layout=True``."""
     region: Region | None = None
     """Which part of the weight this is; None: all of it."""
     reader: Reader | None = field(default=None, repr=False)
@@ -167,10 +211,13 @@ class Slot:
             part = dataclasses.replace(self, maybe_base=base, experts=experts, region=region)
         return self.through(part) if self.through else part
 
-    def map_blocks(self, function: Callable[[Slot], T]) -> list[T]:
+    def map_blocks(
+        self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
+    ) -> list[T]:
         """Apply a function to every cache-sized block of this whole weight: results in order.
 
         What ``measure`` uses: runs on every core and reads each source once, in bounded memory.
+        ``regions``: walk these instead of all `blocks`, when the results are large.
         """
 
         def apply(region: Region) -> T:
@@ -179,12 +226,12 @@ class Slot:
                 self.reader.release(region)
             return result
 
-        return parallel(apply, self.blocks())
+        return parallel(apply, self.blocks() if regions is None else regions)
 
-    def blocks(self) -> list[Region]:
-        """The regions that `map_blocks` walks, in order."""
-        n_inputs = len(self.experts) + (self.maybe_base is not None)
-        return list(Region.whole(self.shape).blocks(block_size(n_inputs)))
+    def blocks(self, *, whole_rows: bool = False) -> list[Region]:
+        """The regions that `map_blocks` walks, in order; see `Region.blocks`."""
+        size = block_size(len(self.experts) + (self.maybe_base is not None))
+        return list(Region.whole(self.shape).blocks(size, whole_rows=whole_rows))
 
     def index(self) -> Tensor:
         """Position of every element in the whole, flattened weight: int64, same shape."""
@@ -213,28 +260,44 @@ class Slot:
 
 Kernel: TypeAlias = Callable[[Slot], Tensor]
 """Pure: no input or output, no globals, inputs untouched. The runner rounds the result once."""
-Router: TypeAlias = Callable[[Batch], Tensor]
-"""From a batch to weights [batch, N]; rows sum to 1."""
-Statistic: TypeAlias = Callable[[nn.Module, Iterator[Batch]], Mapping[str, Tensor]]
-"""From one live model and calibration batches to one tensor per weight."""
+Statistic: TypeAlias = Callable[[nn.Module, Iterable[Batch]], Iterable[Mapping[str, Tensor]]]
+"""From one live model and calibration batches to one tensor per weight, by the module's own
+parameter names, in pieces: each is on disk before the next is asked for. Batches may be walked
+more than once; each walk moves a progress bar."""
 
 
 class Sources(Protocol):
     """A lazy, read-only view of the models; at most one slot or one live model is resident."""
 
     names: Sequence[str]
+    seed: int
+    """The recipe's seed."""
 
     def slots(self) -> Iterator[Slot]:
         """Every float weight once, whole, in checkpoint order; tensors are memory-mapped."""
 
     def module(self, expert: int) -> nn.Module:
-        """The live expert, for gradients and activations."""
+        """The live expert: float32, in evaluation mode. Asking for another drops the last.
 
-    def batches(self) -> Iterator[Batch]:
-        """Calibration data named by the recipe."""
+        Its parameters may be replaced but not written to: they may be pages of the file.
+        """
+
+    def tokenizer(self, expert: int) -> Any:
+        """The expert's own tokenizer."""
+
+    def examples(self, expert: int) -> tuple[Example, ...]:
+        """The expert's calibration data, or an error that says how to name some."""
+
+    def batches(self, expert: int) -> Iterator[Batch]:
+        """The same, tokenised: int64 input_ids, attention_mask and labels, each [batch, length].
+
+        Padded on the right to the longest of its batch. Labels are -100 outside the response, and
+        everywhere in padding; a text without a response is all response. For a classifier, labels
+        are the examples' own [batch], and absent where they have none.
+        """
 
     def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
-        """One calibration statistic of one expert, by weight name."""
+        """One calibration statistic of one expert, by checkpoint name; float32, on disk."""
 
 
 @runtime_checkable
@@ -251,17 +314,6 @@ class Prepares(Protocol):
 
     def prepare(self, sources: Sources, /) -> Kernel | None:
         """The kernel for every weight, or None when this setting works weight by weight."""
-
-
-@runtime_checkable
-class Routes(Protocol):
-    """A method whose weights depend on the input: the kernel gives the shared part."""
-
-    def branches(self, slot: Slot, /) -> Sequence[Any] | None:
-        """Low-rank factors per expert, or None for a weight that is only shared."""
-
-    def router(self, sources: Sources, /) -> Router:
-        """The function from a batch to branch weights."""
 
 
 def parameter(

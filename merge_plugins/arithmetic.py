@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Region, Slot
 from merge_plugins.blocks import BLOCK
+from merge_plugins.selection import INTEGERS
+
+WAVE = 64
+"""Blocks whose sums over a dimension are held at a time: each is as long as a row."""
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,9 +64,49 @@ def dot_products(
     return torch.stack(slot.map_blocks(gram)).sum(0)
 
 
+def sums(slot: Slot, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
+    """Return the sum over the whole weight of each of ``terms(block)``: float64 [K].
+
+    terms: float32, K of [*shape].
+    """
+
+    def summed(block: Slot) -> Tensor:
+        return torch.stack([term.sum() for term in terms(block)]).double()
+
+    return torch.stack(slot.map_blocks(summed)).sum(0)
+
+
+def sums_over(slot: Slot, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -> Tensor:
+    """Return the sums over one dimension of the whole weight: float64 [K, *shape without it]."""
+
+    def look(block: Slot) -> Tensor:
+        return torch.stack([term.sum(dim) for term in terms(block)])
+
+    total, regions = None, slot.blocks()
+    for start in range(0, len(regions), WAVE):
+        wave = regions[start : start + WAVE]
+        for region, part in zip(wave, slot.map_blocks(look, wave), strict=True):
+            if total is None:
+                sizes = (size for at, size in enumerate(slot.shape) if at != dim)
+                total = torch.zeros(len(part), *sizes, dtype=torch.float64)
+            bounds = (slice(*b) for at, b in enumerate(region.bounds) if at != dim)
+            box = (slice(None), *bounds)
+            total[box] += part
+    assert total is not None, "a weight has at least one block"
+    return total
+
+
 def task_vectors(slot: Slot) -> list[Tensor]:
     """Return expert minus base, N of [*shape], in the inputs' dtype: mergekit's arithmetic."""
     return [expert - slot.base for expert in slot.experts]
+
+
+def vectors(slot: Slot) -> list[Tensor]:
+    """Return task vectors if there is a base, else the models: N of [*shape], in one dtype."""
+    if slot.maybe_base is not None:
+        return task_vectors(slot)
+    dtype = slot.dtype
+    return [expert.to(dtype) for expert in slot.experts]
 
 
 def combine(
@@ -99,15 +143,20 @@ def combine(
 
 
 def elected(
-    terms: Sequence[Tensor], weights: Sequence[float] | None, tie: float
+    terms: Sequence[Tensor],
+    weights: Sequence[float] | None,
+    tie: float,
+    leaning: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the terms that have the sign of their sum, and the weights of those.
 
     terms: N of float32 [*shape], overwritten; ``tie``: the sign (+1, -1) where they sum to zero,
-    or 0 to keep nothing there. The second result is never 0, so that the first can be divided by
-    it; without weights it is 1.
+    or 0 to keep nothing there; ``leaning``: what has the sign instead of their sum, overwritten.
+    The second result is never 0, so that the first can be divided by it; without weights it is 1.
     """
-    sign = functools.reduce(Tensor.add_, terms[1:], terms[0].clone()).sign_()
+    if leaning is None:
+        leaning = functools.reduce(Tensor.add_, terms[1:], terms[0].clone())
+    sign = leaning.sign_()
     sign.add_(tie / 2).sign_()
     total, *others = (term.mul_(sign).relu_() for term in terms)
     if weights is None:
@@ -151,18 +200,46 @@ def drop_at_random(x: Tensor, slot: Slot, expert: int, density: float) -> Tensor
         return x
     keep = _bits(slot, expert, x.device).bitwise_and_(0x7FFF)
     keep.sub_(round(density * (1 << 15))).bitwise_right_shift_(15)  # -1 or 0
-    if x.dtype.itemsize == 2:
-        x.view(torch.int16).bitwise_and_(keep)
-    else:
-        integer = torch.int32 if x.dtype.itemsize == 4 else torch.int64
-        x.view(integer).bitwise_and_(keep.to(integer))
+    integer = INTEGERS[x.dtype.itemsize]
+    x.view(integer).bitwise_and_(keep.to(integer))
     return x
+
+
+def keep_at_random(x: Tensor, slot: Slot, expert: int, probability: Tensor) -> Tensor:
+    """Zero each entry unless it is kept, with a probability of its own; in place.
+
+    x: [*shape], contiguous; ``probability``: float32 [*shape], below 1, with a resolution of
+    2**-31. Counter-based like `drop_at_random`, with a hash of its own for each entry.
+    """
+    keep = _words(slot, expert, x.device).bitwise_and_(0x7FFFFFFF)
+    keep.sub_(torch.mul(probability, 1 << 31).to(torch.int32)).bitwise_right_shift_(31)  # -1 or 0
+    integer = INTEGERS[x.dtype.itemsize]
+    x.view(integer).bitwise_and_(keep.to(integer))
+    return x
+
+
+def _words(slot: Slot, expert: int, device: torch.device) -> Tensor:
+    """Return 32 random bits per entry: int32 [*shape]."""
+    words, region = _key(slot, expert), slot.region or Region.whole(slot.shape)
+    if region.span is not None:
+        first, last = region.span
+        if first >> 32 == last >> 32:  # else the high word differs within the region
+            low = _ramp(last - first, device) + _wrapped(first + words[0])
+            return _hash(low, first >> 32, words).view(region.sizes)
+    index = region.index().to(device)
+    low = index.to(torch.int32).add_(words[0])
+    return _hash(low, (index >> 32).to(torch.int32), words)
+
+
+def _key(slot: Slot, expert: int) -> list[int]:
+    """Return three words that tell one expert's stream from every other."""
+    key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
+    return [int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)]
 
 
 def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
     """Return 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
-    key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
-    words = [int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)]
+    words = _key(slot, expert)
     region = slot.region or Region.whole(slot.shape)
     if region.span is not None:
         start, stop = region.span

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge_plugins import unmergeable
+from merge_plugins.api import Region
 from merge_plugins.errors import CheckpointError
 
 DTYPES = {
@@ -56,6 +58,11 @@ class StoredTensor:
     _map: mmap.mmap | None = None
     _offset: int = 0
 
+    @property
+    def read_as(self) -> torch.dtype:
+        """Its dtype."""
+        return self.dtype
+
     def view(self) -> Tensor:
         """Return the whole tensor without reading it: pages come in as elements are touched."""
         if self._tensor is not None:
@@ -63,11 +70,39 @@ class StoredTensor:
         count = math.prod(self.shape)
         if self._map is None or count == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        if self._offset % self.dtype.itemsize:  # the format does not promise alignment
-            raw = bytearray(self._map[self._offset : self._offset + count * self.dtype.itemsize])
-            return torch.frombuffer(raw, dtype=self.dtype).view(self.shape)
+        if self._offset % self.dtype.itemsize:
+            return self._aligned
         flat = torch.frombuffer(self._map, dtype=self.dtype, count=count, offset=self._offset)
         return flat.view(self.shape)
+
+    @cached_property
+    def _aligned(self) -> Tensor:
+        """A copy: the format does not promise alignment, and torch asks for it."""
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        raw = bytearray((self._map or b"")[self._offset : self._offset + n_bytes])
+        return torch.frombuffer(raw, dtype=self.dtype).view(self.shape)
+
+    def private(self) -> Tensor:
+        """Return the whole tensor, as unread, in memory of its own: writing to it is seen nowhere.
+
+        A map of its own where the format allows it: pages nobody writes to are the file's.
+        """
+        if self._map is None or not math.prod(self.shape) or self._offset % self.dtype.itemsize:
+            return self.view().clone()
+        stop = self._offset + math.prod(self.shape) * self.dtype.itemsize
+        mapped = torch.from_file(str(self.file), shared=False, size=stop, dtype=torch.uint8)
+        own = torch.from_numpy(mapped.numpy()[self._offset :])  # a storage no larger than it
+        return own.view(self.dtype).view(self.shape)
+
+    def read(self, region: Region) -> Tensor:
+        """Return a box of the tensor, as unread as the whole."""
+        return region.of(self.view())
+
+    def hold(self) -> None:
+        """Nothing to make ready; see `computed.SourceTensor`."""
+
+    def forget(self) -> None:
+        """Nothing was kept; see `computed.SourceTensor`."""
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
         """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
@@ -82,7 +117,10 @@ class StoredTensor:
 
 
 class Checkpoint(Mapping[str, StoredTensor]):
-    """A model folder: its tensors by name, in file order, and its ``config.json``."""
+    """A model folder: its tensors by name, in file order, and its ``config.json``.
+
+    Or one file of tensors, a state dict without a config.
+    """
 
     def __init__(self, ref: str, path: Path) -> None:
         self.ref, self.path = ref, path
@@ -110,7 +148,9 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """What ``config.json`` says."""
+        """What ``config.json`` says; nothing for a file of tensors."""
+        if self.path.is_file():
+            return {}
         file = self.path / "config.json"
         if not file.is_file():
             raise CheckpointError(f"{self.path} has no config.json; is it a model folder?")
@@ -132,16 +172,15 @@ def open_checkpoint(ref: str) -> Checkpoint:
 
     path = resolve(ref)
     if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         raise CheckpointError(
-            f"{ref} is a LoRA adapter, not a model. Merge it into its base first "
-            "(peft: merge_and_unload, save_pretrained) and name that folder."
+            f"{ref} is a LoRA adapter, not a model. Name the model it was trained on too: "
+            f"{base or '<model>'}+{ref} (in models= of model_args, {base or '<model>'}++{ref})."
         )
+    if path.suffix == ".gguf":
+        raise unmergeable.quantized(ref, "a GGUF file")
     checkpoint = Checkpoint(ref, path)
-    if checkpoint.config.get("quantization_config"):
-        raise CheckpointError(
-            f"{ref} is quantised; averaging packed integers means nothing. "
-            "Name the full-precision model and quantise the merge while loading."
-        )
+    unmergeable.refuse(ref, checkpoint, checkpoint.config)
     return checkpoint
 
 
@@ -167,6 +206,8 @@ def weight_map(index: Path) -> dict[str, str]:
 
 def weight_files(path: Path) -> tuple[Path, ...]:
     """Return a checkpoint's weight files as transformers would choose them; all must exist."""
+    if path.is_file():
+        return (path,)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
     index = index_file(path)
@@ -186,6 +227,18 @@ def weight_files(path: Path) -> tuple[Path, ...]:
                 f"{path}: shard {file.name} is missing. Download the model again."
             )
     return tuple(files)
+
+
+def adapter_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of a PEFT adapter: its configuration, then its weights."""
+    config = path / "adapter_config.json"
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    weights = [path / name for name in names if (path / name).is_file()]
+    if not config.is_file() or not weights:
+        raise CheckpointError(
+            f"{path} is no LoRA adapter: it needs adapter_config.json and {names[0]}"
+        )
+    return config, weights[0]
 
 
 def tokenizer_files(path: Path) -> list[Path]:

@@ -5,7 +5,9 @@ MergeError                   anything this package refuses to do
 │   ├── UnknownMethodError   no plugin registers that merge method
 │   └── ParameterError       a method's parameter is unknown, missing or out of range
 ├── CheckpointError          a model is missing, damaged, or not a kind we read
+├── DataError                calibration data is missing, or a row of it is no example
 └── MismatchError            the models do not fit together: names, shapes, vocabularies
+MergeWarning                 something is merged that is not what its name says
 """
 
 from __future__ import annotations
@@ -34,8 +36,16 @@ class CheckpointError(MergeError, OSError):
     """A model's files are missing, damaged, or of a kind we refuse to read."""
 
 
+class DataError(MergeError, ValueError):
+    """Calibration data is missing, or a row of it is no example."""
+
+
 class MismatchError(MergeError, ValueError):
     """The models' tensors do not fit together."""
+
+
+class MergeWarning(UserWarning):
+    """A merge goes ahead, but is not what the recipe's words promise."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 from tqdm.auto import tqdm
 
-from merge_plugins.checkpoint import tokenizer_files, weight_files
-from merge_plugins.errors import CheckpointError
+from merge_plugins.checkpoint import adapter_files, tokenizer_files, weight_files
+from merge_plugins.errors import CheckpointError, RecipeError
+from merge_plugins.references import Delta, Lora, Rebased, Reference, home
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 IDENTIFYING = ("config.json", "generation_config.json")
@@ -46,30 +48,52 @@ def resolve(ref: str) -> Path:
         ) from exc
 
 
-def identity(ref: str) -> str:
-    """Return what a model's weights and configuration are, not where: 32 hex characters.
+def model_folder(ref: Reference) -> Path:
+    """Return the local folder with a model's config and code, or `RecipeError` if it has none."""
+    folder = resolve(home(ref))
+    if folder.is_file():
+        raise RecipeError(
+            f"{folder} is a file of tensors without config.json, so no live model is built of "
+            "them: 'merge-plugins save' writes their merge; or name a model folder as base_model:"
+        )
+    return folder
+
+
+def identity(ref: Reference) -> str:
+    """Return what a model's weights and configuration are, not where: hex characters, 32 if stored.
 
     Every byte of every weight file counts: two fine-tunes may differ in a single row. Files in
     the hub's cache are named after their content already; others are read once and remembered.
     """
-    folder = resolve(ref)
-    files = [*weight_files(folder), *(folder / name for name in IDENTIFYING)]
-    whole = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            whole.update(f"{file.name}={_content(file)}\n".encode())
-    return whole.hexdigest()[:32]
+    if isinstance(ref, str):
+        folder = resolve(ref)
+        return _identity([*weight_files(folder), *(folder / name for name in IDENTIFYING)])
+    if isinstance(ref, Lora):
+        parts = "lora", identity(ref.model), _identity(adapter_files(resolve(ref.adapter)))
+    elif isinstance(ref, Delta):
+        parts = "delta", identity(ref.model), identity(ref.delta)
+    elif isinstance(ref, Rebased):
+        parts = "base_model", identity(ref.model), identity(ref.base_model)
+    else:
+        return ref.digest
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
 
 
 def tokenizer_identity(ref: str) -> str:
     """Return what a model's tokenizer is: 32 hex characters."""
+    return _identity(tokenizer_files(resolve(ref)))
+
+
+def _identity(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
-    for file in tokenizer_files(resolve(ref)):
-        whole.update(f"{file.name}={_content(file)}\n".encode())
+    for file in files:
+        if file.is_file():
+            whole.update(f"{file.name}={content(file)}\n".encode())
     return whole.hexdigest()[:32]
 
 
-def _content(file: Path) -> str:
+def content(file: Path) -> str:
+    """Return a hash of a file's bytes, remembered until the file changes."""
     real = file.resolve()
     if real.parent.name == "blobs":  # hub cache: .../models--org--name/blobs/<hash of content>
         return real.name
@@ -87,9 +111,14 @@ def _content(file: Path) -> str:
     return found
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return where we keep what is costly to compute: $MERGE_PLUGINS_CACHE, or the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "merge-plugins" / "content"
+    return Path(os.environ.get("MERGE_PLUGINS_CACHE") or f"{root}/merge-plugins").expanduser()
+
+
+def _cache() -> Path:
+    return cache_folder() / "content"
 
 
 def _hash(file: Path, size: int) -> str:

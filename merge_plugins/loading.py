@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +16,22 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from merge_plugins import routing
+from merge_plugins.checkpoint import read_json
+from merge_plugins.companions import generation_config
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.plan import Plan, plan
+from merge_plugins.hub import model_folder
+from merge_plugins.plan import plan
 from merge_plugins.recipe import Recipe
+from merge_plugins.references import home
 from merge_plugins.runner import Merge
 
 VERSION = Version(transformers.__version__)
 LAZY = Version("5.0.0.dev0") <= VERSION
 """Whether this transformers takes lazy tensors; older ones get merged tensors, and one model more
 of memory."""
+DTYPE = "dtype" if Version("4.56") <= VERSION else "torch_dtype"
+"""What this transformers calls the dtype of a model."""
 logger = logging.getLogger(__name__)
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
 """Arguments that say which files to read; a recipe has said that already."""
@@ -48,25 +56,43 @@ def load_merged(
         if kwargs.pop(name, None):
             raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")
     found = plan(recipe)
+    donor = str(model_folder(recipe.donor))
     logger.info("%s, while it loads", found)
-    donor = str(found.donor.path)
     config = config or AutoConfig.from_pretrained(donor, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
-    set_dtype(config, recipe)
+    adapt(config, found.config, found.donor.path)
     model_class = _model_class(auto_class, config, donor, trust_remote_code)
-    model = _load(model_class, config, found, kwargs)
-    if model.can_generate() and (found.donor.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(donor)
-    model.config._name_or_path = model.name_or_path = recipe.donor
+    merge = Merge(found)
+    if found.method.is_routed:
+        routing.check(found, model_class, config, kwargs)
+    settled = merge.settled()  # a method that runs its models does so before this one is built
+    model = _load(model_class, config, merge, kwargs)
+    model.merge_settled = settled  # type: ignore[assignment]
+    if found.method.is_routed:
+        routing.route(model, merge)
+    generation = generation_config(recipe)
+    if model.can_generate() and generation is not None:
+        model.generation_config = GenerationConfig.from_dict(generation)
+    model.config._name_or_path = model.name_or_path = home(recipe.donor)
     return model
 
 
-def set_dtype(config: Any, recipe: Recipe) -> None:
-    """Let ``dtype="auto"`` find the dtype the merge has, as if it had been saved."""
-    if recipe.out_dtype or recipe.dtype:
-        name = "dtype" if Version("4.56") <= VERSION else "torch_dtype"
-        setattr(config, name, getattr(torch, str(recipe.out_dtype or recipe.dtype)))
+def adapt(config: Any, wanted: Mapping[str, Any], folder: Path) -> None:
+    """Let the live config of a folder say what else a ``config.json`` would: dtype, vocabulary."""
+    _update(config, wanted, read_json(folder / "config.json"))
+
+
+def _update(config: Any, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if value == held.get(key):
+            continue
+        if isinstance(value, Mapping):
+            _update(getattr(config, key), value, held.get(key, {}))
+        elif key in ("dtype", "torch_dtype"):
+            setattr(config, DTYPE, getattr(torch, value))
+        else:
+            setattr(config, key, value)
 
 
 def _model_class(auto_class: Any, config: Any, donor: str, trust_remote_code: bool | None) -> Any:
@@ -87,9 +113,11 @@ def _model_class(auto_class: Any, config: Any, donor: str, trust_remote_code: bo
     return found[0] if isinstance(found, list | tuple) else found
 
 
-def _load(model_class: Any, config: Any, found: Plan, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+def _load(
+    model_class: Any, config: Any, merge: Merge, kwargs: Mapping[str, Any]
+) -> PreTrainedModel:
     arguments = {**kwargs, "config": config, "output_loading_info": True}
-    tensors: Mapping[str, Any] = Merge(found).tensors()
+    tensors: Mapping[str, Any] = merge.tensors()
     if not LAZY:
         tensors = {name: tensor[...] for name, tensor in tensors.items()}
     if Version("4.49") > VERSION and arguments.get("device_map") is not None:

@@ -5,12 +5,15 @@ arrive as an int, ``0.5+0.5j`` as a complex), JSON values or None:
 
     method=NAME                     required unless in config; alias merge_method
     base=MODEL                      aliases base_model, pretrained
-    models=MODEL[:WEIGHT]+…         ':' counts only before a number; also a list of such, a list of
+    models=MODEL[:WEIGHT]+…         ':' counts only before a number; a MODEL is a path, a hub id, a
+                                    recipe file or MODEL++ADAPTER; also a list of such, a list of
                                     {model, weight} or {model, parameters}, a mapping model → weight
     weights=0.6+0.4                 or a list, one per model; or one number for all
     <parameter>=0.5                 any parameter of the method; per model: 0.5+0.3 or a JSON list
     params={…}                      the recipe's parameters as in YAML: gradients and filters
-    seed=, out_dtype=, tokenizer_source=
+    data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
+    exclude=head+bias               parts of tensor names that are not merged
+    seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
 
 A list for a per-model parameter is always one value per model; a gradient of one needs params= or
@@ -19,15 +22,22 @@ config=. Paths are relative to the current folder, those in the file to the file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merge_plugins import recipe_file, recipe_keys, short_form
+from merge_plugins.data import Data
 from merge_plugins.errors import ParameterError, RecipeError, did_you_mean
 from merge_plugins.registry import Method, Parameter, registry
+from merge_plugins.slices import Model
+from merge_plugins.tokenization import is_template
 
+CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor")
+"""Keys that take a model or a word."""
 KEYS = {
     "method": "merge_method",
     "merge_method": "merge_method",
@@ -35,8 +45,8 @@ KEYS = {
     "base_model": "base_model",
     "pretrained": "base_model",
     "weights": "weight",
-    **{key: key for key in ("models", "params", "config")},
-    **{key: key for key in ("seed", "out_dtype", "tokenizer_source")},
+    **{key: key for key in ("models", "params", "config", "data")},
+    **{key: key for key in ("seed", "out_dtype", "exclude", *CHOSEN)},
 }
 HARNESS = ("dtype", "tokenizer")  # lm-eval's own, even if a method had a parameter of that name
 
@@ -66,12 +76,16 @@ def fields(args: Mapping[str, Any]) -> dict[str, Any]:
     with recipe_file.naming(file) if file else nullcontext():
         held = recipe_file.read(file) if file else {}
     held |= _settings(given, held)
+    if "tokenizer_source" in given:
+        held.pop("tokenizer", None)
     if "models" in given:
         held = {key: value for key, value in held.items() if key not in ("slices", "modules")}
     with recipe_file.naming(file) if file else nullcontext():
         found = recipe_keys.fields(held, file.parent if file else Path())
     for name in (name for name in given if name not in KEYS.values() or name == "weight"):
         _set_parameter(found, method, name, given)
+    if "data" in given:
+        _set_data(found, method, short_form.data(given["data"]))
     return found
 
 
@@ -109,10 +123,12 @@ def _settings(given: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, An
     found = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
     if "base_model" in given:
         found["base_model"] = short_form.reference(given["base_model"])
-    if "tokenizer_source" in given:
-        source = given["tokenizer_source"]
-        is_word = source in ("base", "union")
-        found["tokenizer_source"] = source if is_word else short_form.reference(source)
+    for key in (key for key in CHOSEN if key in given):
+        is_word = given[key] in ("base", "union") or is_template(given[key])
+        found[key] = given[key] if is_word else short_form.reference(given[key])
+    if "exclude" in given:
+        parts = short_form.parsed(given["exclude"])
+        found["exclude"] = parts if isinstance(parts, list) else short_form.text(parts).split("+")
     if "models" in given:
         found["models"] = short_form.models(given["models"])
     if "params" in given:
@@ -130,32 +146,67 @@ def _set_parameter(
     parameter = method.parameters.get(name)
     if parameter is None:  # only weights= of a method without
         raise ParameterError(f"{method.name}: no parameter 'weight'; it takes no weights")
-    base = found["base_model"] if method.needs_base else None
-    own = [parameters for ref, parameters in found["models"] if ref != base]
-    shared, value = found["parameters"], _value(parameter, given[name])
-    dropped = [_drop(scope, parameter) for scope in own]
-    if any(dropped) and "models" in given:
+    words = {parameter.name, *parameter.alias}
+    slices, value = found["slices"], _value(parameter, given[name])
+    own = _experts(found, method)
+    if "models" in given and any(words & model.parameters.keys() for model in own):
         raise RecipeError(f"{name} is given twice: in models= and as {name}={given[name]!r}")
-    at_top = _drop(shared, parameter) or not parameter.per_expert
-    if not (parameter.per_expert and isinstance(value, list | tuple)) or _holds_rules(value):
-        for scope in [shared] if at_top else own:
-            scope[name] = value
-        return
-    if len(value) != len(own):
+    one_each = parameter.per_expert and isinstance(value, list | tuple) and not _holds_rules(value)
+    if one_each and len(value) != len(own):
         raise ParameterError(
             f"{method.name}: {name} has {len(value)} values for {len(own)} models; write one each, "
             "in the order of models=, or one for all (a gradient needs params= or config=)"
         )
-    for scope, one in zip(own, value, strict=True):
-        scope[name] = one
+    shared = not parameter.per_expert or any(words & piece.parameters.keys() for piece in slices)
+    values = iter(value) if one_each else itertools.repeat(value)
+    outer = {name: value} if shared and not one_each else {}
+
+    def with_value(model: Model) -> Model:
+        kept = {key: setting for key, setting in model.parameters.items() if key not in words}
+        return replace(model, parameters=kept if outer else {**kept, name: next(values)})
+
+    found["slices"] = tuple(
+        replace(
+            piece,
+            parameters={k: v for k, v in piece.parameters.items() if k not in words} | outer,
+            models=tuple(with_value(m) if m in own else m for m in piece.models),
+        )
+        for piece in slices
+    )
 
 
-def _drop(scope: dict[str, Any], parameter: Parameter) -> bool:
-    """Take a parameter out of a scope under any spelling; whether it was there."""
-    present = [word for word in (parameter.name, *parameter.alias) if word in scope]
-    for word in present:
-        del scope[word]
-    return bool(present)
+def _set_data(found: dict[str, Any], method: Method, given: list[Data | None]) -> None:
+    """Set what calibrates the models, one for all or one each, in place of the file's."""
+    own = _experts(found, method)
+    if len(given) not in (1, len(own)):
+        raise RecipeError(
+            f"data has {len(given)} values for {len(own)} models; write one each, in the order "
+            "of models=, or one for all"
+        )
+    each: Iterator[Data | None]
+    shared, each = (given[0], iter(())) if len(given) == 1 else (None, iter(given))
+    found["slices"] = tuple(
+        replace(
+            piece,
+            models=tuple(
+                replace(model, data=next(each, None) if model in own else None)
+                for model in piece.models
+            ),
+        )
+        for piece in found["slices"]
+    )
+    found["data"] = shared
+
+
+def _experts(found: Mapping[str, Any], method: Method) -> list[Model]:
+    """Return the models of every slice, without a base that is listed with them."""
+    return [
+        model
+        for piece in found["slices"]
+        for model in piece.models
+        if not method.works_from(base := piece.base.ref if piece.base else found["base_model"])
+        or model.ref != base
+    ]
 
 
 def _value(parameter: Parameter, given: Any) -> Any:

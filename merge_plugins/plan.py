@@ -6,24 +6,27 @@ Everything that can be wrong with a merge is found here, before the first weight
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from merge_plugins import parameters
-from merge_plugins.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from merge_plugins.alignment import Alignment
+from merge_plugins.companions import aligned
+from merge_plugins.computed import SourceTensor
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.hub import resolve
-from merge_plugins.recipe import Model, Recipe
+from merge_plugins.names import DERIVED, Names, Origin
+from merge_plugins.recipe import Recipe
+from merge_plugins.references import Reference
 from merge_plugins.registry import Method, registry
-from merge_plugins.vocabulary import check_same_vocabulary
+from merge_plugins.sources import Source, open_source
+from merge_plugins.stacking import with_depth, with_kinds
+from merge_plugins.vocabulary import vocabulary_size, with_vocabulary_size
 
-DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", "position_ids")
-"""Endings of buffers that old checkpoints store and every model class computes anew."""
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,14 +38,19 @@ class PlannedTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     """What the merged tensor is rounded to."""
-    base: StoredTensor | None
-    experts: tuple[StoredTensor, ...]
+    base: SourceTensor | None
+    experts: tuple[SourceTensor, ...]
     kernel: Any | None
-    """The method, built for this tensor; None: a buffer, copied because all models agree on it."""
+    """The method, built for this tensor; None: copied, because the recipe excludes it, because the
+    method leaves it as it is, or because it is a buffer on which all models agree."""
+    models: tuple[Reference, ...]
+    """The model of each of `stored`."""
     parameters: Mapping[str, Any]
+    input_dim: int | None = -1
+    """`Slot.input_dim`, where the method asks for it."""
 
     @property
-    def stored(self) -> tuple[StoredTensor, ...]:
+    def stored(self) -> tuple[SourceTensor, ...]:
         """Every input, the base first."""
         return (*(() if self.base is None else (self.base,)), *self.experts)
 
@@ -53,18 +61,31 @@ class Plan:
 
     recipe: Recipe
     method: Method
-    checkpoints: Mapping[str, Checkpoint]
+    checkpoints: Mapping[Reference, Source]
     tensors: Mapping[str, PlannedTensor]
+    config: Mapping[str, Any]
+    """What the merge's ``config.json`` says."""
+    alignment: Alignment | None = None
+    """How rows that are tokens are put in the merge's order; None: all models have it."""
 
     @property
-    def donor(self) -> Checkpoint:
+    def donor(self) -> Source:
         """The model that gives config and generation config, and names the tensors."""
         return self.checkpoints[self.recipe.donor]
 
     @property
-    def experts(self) -> tuple[str, ...]:
-        """References of the models that are merged, in the user's order."""
-        return tuple(model.ref for model in self.recipe.experts)
+    def experts(self) -> tuple[Reference, ...]:
+        """References of the models that are merged, in the user's order, each once."""
+        return tuple(dict.fromkeys(model.ref for model in self.recipe.models))
+
+    def refuse_routing(self, what: str) -> None:
+        """Raise `RecipeError` for a routed merge, which ``what`` cannot hold."""
+        if self.method.is_routed:
+            raise RecipeError(
+                f"{self.method.name} weighs its experts for each input, which no {what} can hold. "
+                "Use merge_plugins.load_merged or lm_eval --model merged; the shared expert alone "
+                "is a recipe of its own method"
+            )
 
     @cached_property
     def bytes_read(self) -> int:
@@ -86,7 +107,6 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return inputs and resolved parameters of every merged tensor, for JSON."""
-        models = ([self.recipe.base_model] if self.method.needs_base else []) + [*self.experts]
         return {
             "recipe": self.recipe.as_dict(),
             "digest": self.recipe.digest,
@@ -95,8 +115,8 @@ class Plan:
                     "shape": list(tensor.shape),
                     "dtype": str(tensor.dtype).removeprefix("torch."),
                     "inputs": [
-                        {"model": model, "tensor": stored.name, "file": stored.file.name}
-                        for model, stored in zip(models, tensor.stored, strict=True)
+                        {"model": str(model), "tensor": stored.name, "file": stored.file.name}
+                        for model, stored in zip(tensor.models, tensor.stored, strict=True)
                     ],
                     "parameters": dict(tensor.parameters),
                 }
@@ -117,121 +137,85 @@ def plan(recipe: Recipe) -> Plan:
     """Check a recipe against its models and say how each tensor is made."""
     method = registry().get(recipe.merge_method)
     parameters.validate(method, recipe)
-    checkpoints = {ref: open_checkpoint(ref) for ref in recipe.references}
-    names = _Names(checkpoints, recipe.donor)
-    if recipe.tokenizer_source is not None:
-        folders = [checkpoint.path for checkpoint in checkpoints.values()]
-        check_same_vocabulary([*folders, resolve(recipe.tokenizer_donor)])
-    unmatched = parameters.unmatched_filters(recipe, names)
+    opened: dict[Reference, Source] = {}
+    checkpoints = {ref: open_source(ref, recipe.base_model, opened) for ref in recipe.references}
+    alignment = aligned(recipe, {ref: source.config for ref, source in checkpoints.items()})
+    names = Names(checkpoints, recipe, alignment)
+    unmatched = parameters.unmatched_filters(recipe, names.spellings)
     if unmatched:
         raise RecipeError(
             f"filter {unmatched[0]!r} is part of no tensor's name. Names look like "
             f"{next(iter(names))!r}; run 'merge-plugins plan' without the filter to see all."
         )
-    layers = 1 + max((layer for layer in map(layer_of, names) if layer is not None), default=0)
-    tensors = {name: _planned(recipe, method, names, name, layers) for name in names}
-    return Plan(recipe, method, checkpoints, tensors)
+    tensors = {name: _planned(recipe, method, names, origin) for name, origin in names.items()}
+    if alignment is not None:
+        alignment.warn({ref: vocabulary_size(s.config) for ref, s in checkpoints.items()})
+    tensors.update(_laid_out(tensors, method, checkpoints[recipe.donor].path))
+    config = _config(recipe, checkpoints, names, alignment)
+    return Plan(recipe, method, checkpoints, tensors, config, alignment)
 
 
-def layer_of(name: str) -> int | None:
-    """Return the layer a tensor belongs to: the first number in its name, if it has one."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
+def _config(
+    recipe: Recipe,
+    checkpoints: Mapping[Reference, Source],
+    names: Names,
+    alignment: Alignment | None,
+) -> dict[str, Any]:
+    config = dict(names.donor.config)
+    if recipe.is_stack:
+        kinds = {ref: with_kinds(source.config, source.path) for ref, source in checkpoints.items()}
+        config = with_depth(kinds[recipe.donor], [(kinds[ref], at) for ref, at in names.layers])
+    if alignment is not None:
+        config = with_vocabulary_size(config, len(alignment.rows))
+        config = alignment.renumbered(config, recipe.donor)
+    dtype = recipe.out_dtype or recipe.dtype
+    if dtype and config:  # one key for transformers 5, one for those before 4.56
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    return config
 
 
-def depth(layer: int | None, layers: int) -> float:
-    """Return where a gradient is read for a layer: 0 first, 1 last; weights outside any layer at 0.
-
-    mergekit's rule: a model of one layer is read at 1.
-    """
-    if layer is None:
-        return 0.0
-    return layer / (layers - 1) if layers > 1 else 1.0
-
-
-def _planned(
-    recipe: Recipe, method: Method, names: _Names, name: str, layers: int
-) -> PlannedTensor:
-    base = names.stored(name, recipe.base_model) if method.needs_base else None
-    models: tuple[Model, ...] = recipe.experts
-    experts = tuple(names.stored(name, model.ref) for model in models)
-    first = base or experts[0]
+def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
+    given, name, piece = recipe.out_dtype or recipe.dtype or "", origin.name, origin.piece
+    if recipe.is_excluded(name):
+        namer = names.namer(piece)
+        return _copied(name, names.stored(origin, namer), namer.ref, given)
+    if parameters.is_only_base(piece, method):
+        return _copied(name, names.stored(origin, piece.inputs[0]), piece.inputs[0].ref, given)
+    refs = tuple(model.ref for model in piece.inputs)
+    inputs = tuple(names.stored(origin, model) for model in piece.inputs)
+    n_bases = len(inputs) - len(piece.models)
+    base, experts = (inputs[0] if n_bases else None), inputs[n_bases:]
+    first = inputs[0]
     if not first.dtype.is_floating_point or name.endswith(DERIVED):
-        return PlannedTensor(name, first.shape, first.dtype, base, experts, None, {})
-    for stored in (first, *experts):
+        return PlannedTensor(name, first.shape, first.dtype, base, experts, None, refs, {})
+    for stored in inputs:
         if stored.dtype not in MERGEABLE:
             raise MismatchError(f"{stored.file}: {name} is {stored.dtype}, which cannot be merged")
-    dtype = getattr(torch, recipe.out_dtype or recipe.dtype or "", first.dtype)
-    where = name, depth(layer_of(name), layers)
-    resolved = parameters.resolved(method, recipe, models, *where)
-    kernel = parameters.build(method, recipe, models, *where)
-    return PlannedTensor(name, first.shape, dtype, base, experts, kernel, resolved)
+    dtype = getattr(torch, given, first.dtype)
+    own = [origin.name_in(model) for model in piece.models]
+    kernel, resolved = parameters.build(method, piece, name, origin.t, own)
+    kernel = None if method.is_copy(kernel) else kernel
+    return PlannedTensor(name, first.shape, dtype, base, experts, kernel, refs, resolved)
 
 
-class _Names(Mapping[str, StoredTensor]):
-    """The merge's tensor names, which every model must have: those of the donor."""
-
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], donor: str) -> None:
-        self._checkpoints, self._donor = checkpoints, checkpoints[donor]
-        self._names = [n for n in self._donor if self._everywhere(n) or not n.endswith(DERIVED)]
-        for ref in checkpoints:
-            for name in self._names:
-                self._check_shape(self.stored(name, ref), ref)
-            self._check_extra(ref)
-
-    def __getitem__(self, name: str) -> StoredTensor:
-        return self._donor[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def stored(self, name: str, ref: str | None) -> StoredTensor:
-        """One model's tensor of that name; a tied head reads the embedding it is tied to."""
-        checkpoint = self._checkpoints[str(ref)]
-        if name in checkpoint:
-            return checkpoint[name]
-        embedding = _tied_to(name, self._donor[name].shape, checkpoint)
-        if embedding is not None:
-            return embedding
-        raise MismatchError(
-            f"{name} is in {self._donor.ref} but not in {ref}. Both must be fine-tunes of one "
-            "model; a model saved without some weights cannot be merged."
-        )
-
-    def _everywhere(self, name: str) -> bool:
-        return all(name in checkpoint for checkpoint in self._checkpoints.values())
-
-    def _check_shape(self, stored: StoredTensor, ref: str) -> None:
-        wanted = self._donor.get(stored.name, stored)
-        if stored.shape != wanted.shape:
-            hint = " Their vocabularies differ." if stored.shape[1:] == wanted.shape[1:] else ""
-            raise MismatchError(
-                f"{stored.name} is {list(wanted.shape)} in {self._donor.ref} but "
-                f"{list(stored.shape)} in {ref} ({stored.file.name}).{hint} "
-                "Models to merge must be fine-tunes of one base with equal shapes."
-            )
-
-    def _check_extra(self, ref: str) -> None:
-        for name, stored in self._checkpoints[ref].items():
-            if name in self._donor or name.endswith(DERIVED):
-                continue
-            embedding = _tied_to(name, stored.shape, self._checkpoints[ref])
-            if embedding is not None and torch.equal(embedding.view(), stored.view()):
-                continue  # old files store a tied head twice
-            raise MismatchError(
-                f"{name} {list(stored.shape)} is in {ref} ({stored.file.name}) but not in "
-                f"{self._donor.ref}, which names the merge's tensors. If it is an output head of "
-                "its own, set base_model to a model that has one too."
-            )
+def _copied(name: str, kept: SourceTensor, ref: Reference, given: str) -> PlannedTensor:
+    """Return a tensor of one model as it is, in the dtype that the recipe asks for."""
+    dtype = getattr(torch, given, kept.dtype) if kept.dtype in MERGEABLE else kept.dtype
+    return PlannedTensor(name, kept.shape, dtype, None, (kept,), None, (ref,), {})
 
 
-def _tied_to(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> StoredTensor | None:
-    """Return the embedding that a head of that name and shape is tied to, if the model ties it."""
-    config = {**checkpoint.config.get("text_config", {}), **checkpoint.config}
-    if not config.get("tie_word_embeddings") or shape[:1] != (config.get("vocab_size"),):
-        return None
-    alike = [t for t in checkpoint.values() if t.shape == shape and t.name != name]
-    return alike[0] if len(alike) == 1 else None
+def _laid_out(
+    tensors: Mapping[str, PlannedTensor], method: Method, donor: Path
+) -> dict[str, PlannedTensor]:
+    """Return the tensors whose kernels ask for the layout of their layers, with that layout."""
+    asking = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.kernel is not None and method.needs_layout(tensor.kernel)
+    }
+    if not asking:
+        return {}
+    from merge_plugins.layout import input_dims  # seconds: imports transformers
+
+    dims = input_dims(donor, {name: tensor.shape for name, tensor in asking.items()})
+    return {name: replace(tensor, input_dim=dims[name]) for name, tensor in asking.items()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,41 @@ from typing import Any
 import yaml
 
 from merge_plugins import model_args, recipe_file, recipe_keys
-from merge_plugins.errors import ParameterError
+from merge_plugins.data import Data
 from merge_plugins.model_args import split_model_args as split_model_args
-from merge_plugins.recipe_keys import renamed
-from merge_plugins.registry import Method, registry
-from merge_plugins.settings import MISSING, Setting, over
-
-
-@dataclass(frozen=True)
-class Model:
-    """One entry of a recipe's models."""
-
-    ref: str
-    """An absolute path, or a hub id with an optional ``@revision``."""
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
+from merge_plugins.normal_form import normal_form
+from merge_plugins.references import Reference, written
+from merge_plugins.registry import registry
+from merge_plugins.settings import MISSING, Setting
+from merge_plugins.slices import Model, Slice, Spelled
+from merge_plugins.tokenization import Tokenizer, is_template
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to merge and how, in mergekit's words plus `seed`."""
+    """What to merge and how, in mergekit's words plus `seed` and `data`."""
 
     merge_method: str
-    models: tuple[Model, ...]
-    base_model: str | None = None
-    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    slices: tuple[Slice, ...]
+    """Parts of the stack, the first layers first; whole models are one slice."""
+    base_model: Reference | None = None
+    """The base of every slice that names no other; gives config and tokenizer."""
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer_source: str | None = None
+    tokenizer: Tokenizer | None = None
+    """The merge's vocabulary; None: the models', which must have the same rows."""
+    chat_template: Reference | None = None
+    """``auto``, a name in `chat_templates`, a template, or the model that has it; None: the
+    tokenizer's."""
+    generation_config: Reference | None = None
+    """The model whose it is; None: the `donor`'s."""
+    donor_model: Reference | None = None
+    """The `donor`, where it is neither the base nor the first model."""
+    exclude: tuple[str, ...] = ()
+    """Parts of the names of tensors that are not merged but come from the `donor`."""
     seed: int = 0
+    data: Data | None = None
+    """Calibration data of every model that has none of its own."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -64,43 +71,97 @@ class Recipe:
         return _from_fields(model_args.fields(args))
 
     @property
-    def experts(self) -> tuple[Model, ...]:
-        """The models that are merged; see `experts`."""
-        return experts(self, registry().get(self.merge_method))
+    def models(self) -> tuple[Model, ...]:
+        """The models that are merged, in the user's order, those of the first slice first."""
+        return tuple(model for piece in self.slices for model in piece.models)
 
     @property
-    def references(self) -> tuple[str, ...]:
+    def parameters(self) -> Mapping[str, Setting]:
+        """What every slice says, without what the models say."""
+        first, *others = (piece.parameters for piece in self.slices)
+        return {k: v for k, v in first.items() if all(v == o.get(k, MISSING) for o in others)}
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is made of layers of models, not of whole ones."""
+        return len(self.slices) > 1 or any(m.layers for m in self.slices[0].inputs)
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
         """Every distinct model whose weights are read; the base first unless it is listed."""
-        refs = [model.ref for model in self.models]
-        first = [self.base_model] if self.base_model and self.base_model not in refs else []
-        return tuple(dict.fromkeys(first + refs))
+        listed = [model.ref for model in self.models]
+        own = [piece.base.ref for piece in self.slices if piece.base]
+        first = [self.base_model] if self.base_model and self.base_model not in listed else []
+        last = [self.donor_model] if self.donor_model else []
+        return tuple(dict.fromkeys(first + listed + own + last))
 
     @property
-    def donor(self) -> str:
-        """The model that gives config and generation config."""
-        return self.base_model or self.models[0].ref
+    def donor(self) -> Reference:
+        """The model that gives config and tensor names, and what the recipe does not choose."""
+        return self.donor_model or self.base_model or self.slices[0].inputs[0].ref
+
+    def is_excluded(self, name: str) -> bool:
+        """Whether a tensor is not merged but comes from the `donor`."""
+        return any(part in name for part in self.exclude)
 
     @property
-    def tokenizer_donor(self) -> str:
-        """The model that gives the tokenizer."""
-        if self.tokenizer_source in (None, "base"):
+    def tokenizer_donor(self) -> Reference:
+        """The model that gives the tokenizer, or that a union of tokenizers starts with."""
+        if self.tokenizer is None:
             return self.donor
-        return str(self.tokenizer_source)
+        if self.tokenizer.source in ("base", "union"):
+            return self.base_model or self.donor
+        return self.tokenizer.source
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the recipe as its YAML holds it, with only what is set."""
-        models = [{"model": m.ref, "parameters": dict(m.parameters)} for m in self.models]
+    @property
+    def generation_donor(self) -> Reference:
+        """The model that gives the generation config."""
+        return self.generation_config or self.donor
+
+    def data_of(self, model: Model) -> Data | None:
+        """Return what calibrates one of the models."""
+        return model.data or self.data
+
+    def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return the recipe as its YAML holds it, with only what is set.
+
+        ``shown`` says how each path, and each hub id of a model, is spelled.
+        """
+
+        def spelled(what: Reference | Data) -> Any:
+            return what.as_setting(shown) if isinstance(what, Data) else written(what, shown)
+
+        return self._held(spelled, shown)
+
+    def _held(self, spelled: Spelled, shown: Callable[[str], str]) -> dict[str, Any]:
+        shared = self.parameters
         held = {
             "merge_method": self.merge_method,
-            "base_model": self.base_model,
-            "models": [{k: v for k, v in model.items() if v} for model in models],
-            "parameters": dict(self.parameters),
+            "base_model": self.base_model and spelled(self.base_model),
+            **self._spelled_slices(spelled, shared),
+            "parameters": dict(shared),
             "dtype": self.dtype,
             "out_dtype": self.out_dtype,
-            "tokenizer_source": self.tokenizer_source,
+            **(self.tokenizer.as_keys(shown) if self.tokenizer else {}),
+            "chat_template": self._spelled_template(shown),
+            "generation_config": self.generation_config and spelled(self.generation_config),
+            "donor": self.donor_model and spelled(self.donor_model),
+            "exclude": list(self.exclude),
             "seed": self.seed,
+            "data": self.data and spelled(self.data),
         }
         return copy.deepcopy({key: value for key, value in held.items() if value})
+
+    def _spelled_slices(self, spelled: Spelled, shared: Mapping[str, Setting]) -> dict[str, Any]:
+        if not self.is_stack:
+            return {"models": [model.as_dict(spelled) for model in self.slices[0].models]}
+        return {
+            "slices": [piece.as_dict(spelled, self.base_model, shared) for piece in self.slices]
+        }
+
+    def _spelled_template(self, shown: Callable[[str], str]) -> Any:
+        given = self.chat_template
+        return given and (given if is_template(given) else written(given, shown))
 
     def to_yaml(self) -> str:
         """Return the recipe as a YAML file's text."""
@@ -109,19 +170,37 @@ class Recipe:
     @cached_property
     def digest(self) -> str:
         """12 hex digits of recipe, method version and the content of every model's files."""
-        from merge_plugins import __version__
+        from merge_plugins import __version__, companions
         from merge_plugins.hub import identity, tokenizer_identity
 
-        held, method = self.as_dict(), registry().get(self.merge_method)
-        for entry in held["models"]:
-            entry["model"] = identity(entry["model"])
-        if self.base_model:
-            held["base_model"] = identity(self.base_model)
-        if self.tokenizer_source not in (None, "base"):
-            held["tokenizer_source"] = tokenizer_identity(self.tokenizer_donor)
+        method = registry().get(self.merge_method)
+        contents = {ref: identity(ref) for ref in self.references}  # all files are here now
+
+        def spelled(what: Reference | Data) -> str:
+            return what.digest if isinstance(what, Data) else contents.get(what) or identity(what)
+
+        held = normal_form(self, method)._held(spelled, str)
+        readers = [companions.tokenizer_folder(m.ref) for m in self.models if self.data_of(m)]
+        if readers:
+            held["readers"] = [tokenizer_identity(str(folder)) for folder in readers]
+        if self.tokenizer:
+            refs = (*self.references, self.tokenizer_donor)
+            folders = map(companions.tokenizer_folder, refs)
+            held["vocabularies"] = [tokenizer_identity(str(folder)) for folder in folders]
+            held |= self.tokenizer.as_keys(lambda ref: tokenizer_identity(ref))
+        if self.chat_template:
+            held["chat_template"] = companions.chat_template(self)
+        if self.generation_config:
+            held["generation_config"] = companions.generation_config(self)
         held["plugin"] = [method.plugin, method.version or __version__]
         text = json.dumps(held, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def __hash__(self) -> int:
+        return hash((self.merge_method, self.base_model, tuple(m.ref for m in self.models)))
+
+    def __str__(self) -> str:
+        return f"{self.merge_method}({', '.join(str(model.ref) for model in self.models)})"
 
     @property
     def label(self) -> str:
@@ -130,60 +209,4 @@ class Recipe:
 
 
 def _from_fields(found: Mapping[str, Any]) -> Recipe:
-    models = tuple(Model(ref, parameters) for ref, parameters in found["models"])
-    recipe = Recipe(**{**found, "models": models})
-    return normal_form(recipe, registry().get(recipe.merge_method))
-
-
-def experts(recipe: Recipe, method: Method) -> tuple[Model, ...]:
-    """Return the models that are merged, in the user's order.
-
-    The one rule about base_model:
-
-    * A method that needs a base receives it apart: an entry for it among the models is no expert.
-    * For any other method base_model gives config and tokenizer. It is an input too if it is
-      listed, or, mergekit's rule, if the recipe's own parameters hold a per-model ``weight``:
-      that weight is then also the base's, and the base comes last.
-    """
-    base, weight = recipe.base_model, method.parameters.get("weight")
-    if method.needs_base:
-        return tuple(model for model in recipe.models if model.ref != base)
-    weighs_base = weight is not None and weight.per_expert and "weight" in recipe.parameters
-    if base is None or not weighs_base or base in (model.ref for model in recipe.models):
-        return recipe.models
-    return (*recipe.models, Model(base))
-
-
-def normal_form(recipe: Recipe, method: Method) -> Recipe:
-    """Return the one recipe that all spellings of this merge share, or raise `ParameterError`.
-
-    Models are the `experts`; parameters have their canonical names and types; one that is the same
-    for every model stands in the recipe's own parameters, any other in each model's.
-    """
-    shared = renamed(method, recipe.parameters)
-    models = [replace(m, parameters=renamed(method, m.parameters, m.ref)) for m in recipe.models]
-    for model in models if method.needs_base else ():
-        if model.ref == recipe.base_model and model.parameters:
-            raise ParameterError(
-                f"{method.name}: base_model takes no {next(iter(model.parameters))}, only the "
-                f"models merged into it do; delete the parameters of {model.ref}"
-            )
-    recipe = replace(recipe, parameters=shared, models=tuple(models))
-    return _settled(replace(recipe, models=experts(recipe, method)), method)
-
-
-def _settled(recipe: Recipe, method: Method) -> Recipe:
-    """Give each per-expert parameter to every model, or to the recipe if all have the same."""
-    shared, own = dict(recipe.parameters), [dict(model.parameters) for model in recipe.models]
-    unlisted = recipe.base_model and recipe.base_model not in (m.ref for m in recipe.models)
-    for name in (p.name for p in method.parameters.values() if p.per_expert and own):
-        outer = shared.pop(name, MISSING)
-        settings = [over(parameters.pop(name, MISSING), outer) for parameters in own]
-        makes_input = name == "weight" and unlisted and not method.needs_base  # see experts
-        if not makes_input and all(setting == settings[0] for setting in settings):
-            shared |= {name: settings[0]} if settings[0] is not MISSING else {}
-            continue
-        for parameters, setting in zip(own, settings, strict=True):
-            parameters |= {name: setting} if setting is not MISSING else {}
-    models = tuple(Model(m.ref, p) for m, p in zip(recipe.models, own, strict=True))
-    return replace(recipe, parameters=shared, models=models)
+    return normal_form(Recipe(**found), registry().get(found["merge_method"]))

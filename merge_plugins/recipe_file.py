@@ -1,17 +1,26 @@
-"""From a recipe file, YAML or JSON, to the mapping it holds."""
+"""From a recipe file, YAML or JSON, to the mapping it holds.
+
+A YAML file may hold several documents, as mergekit-multi reads them: each but one has a ``name``,
+by which the others may use it as a model, in any order. The one without, or else the last, is the
+recipe of the file.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merge_plugins.errors import RecipeError
+from merge_plugins.errors import MergeWarning, RecipeError
 
+_being_read: ContextVar[tuple[Path | str, ...]] = ContextVar("recipes being read", default=())
+_named: ContextVar[Mapping[str, Any] | None] = ContextVar("documents of that file", default=None)
 NAMES = ("merge.yaml", "mergekit_config.yml")
 
 
@@ -28,32 +37,106 @@ def find(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a recipe file holds."""
+    """Return what a recipe file holds; of several documents, the one the others are for."""
+    documents = _documents(path)
+    main = next((held for held in documents if "name" not in held), documents[-1])
+    for held in documents:
+        others = [other for other in documents if other is not held]
+        if held is not main and not any(held["name"] in _words(other) for other in others):
+            warnings.warn(
+                f"{path}: document {held['name']!r} is not merged: no other uses it as a model",
+                MergeWarning,
+                stacklevel=3,
+            )
+    return main
+
+
+def _documents(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-        held = from_json(text) if path.suffix == ".json" else from_yaml(text)
     except UnicodeDecodeError as exc:
         raise RecipeError(f"a recipe is text; {exc}") from exc
-    if not isinstance(held, dict):
-        raise RecipeError(f"a recipe is a mapping (merge_method: …, models: …); got {held!r:.80}")
-    return held
+    found = [from_json(text)] if path.suffix == ".json" else list(_each_from_yaml(text))
+    for held in found or [None]:
+        if not isinstance(held, dict):
+            raise RecipeError(
+                f"a recipe is a mapping (merge_method: …, models: …); got {held!r:.80}"
+            )
+    names = [held["name"] for held in found if "name" in held]
+    for name in names:
+        if not isinstance(name, str) or names.count(name) > 1:
+            raise RecipeError(f"each document needs a name of its own; got {name!r}")
+    if len(found) - len(names) > 1:
+        raise RecipeError(
+            f"{len(found) - len(names)} documents without name: only the last merge may have none; "
+            "add name: <word> to the others"
+        )
+    return found
+
+
+def _words(held: Any) -> set[str]:
+    """Return every text in a document, and what stands before a '+' in it."""
+    if isinstance(held, str):
+        return {held, held.partition("+")[0]}
+    items = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+    return set().union(*map(_words, items))
+
+
+@contextmanager
+def document(name: str) -> Iterator[Mapping[str, Any] | None]:
+    """Yield the document of that name in the file being read, or None; the body reads it."""
+    found = (_named.get() or {}).get(name)
+    if found is None:
+        yield None
+        return
+    with _inside(name):
+        yield found
+
+
+@contextmanager
+def _inside(what: Path | str) -> Iterator[None]:
+    """Refuse a recipe that is read while it is being read."""
+    outer = _being_read.get()
+    if what in outer:
+        way = " → ".join(map(str, (*outer, what)))
+        raise RecipeError(f"a recipe cannot be a model of itself: {way}")
+    token = _being_read.set((*outer, what))
+    try:
+        yield
+    finally:
+        _being_read.reset(token)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every recipe error raised inside say which file it is about."""
+    """Let every recipe error raised inside say which file it is about.
+
+    Reading a file may read others, which it names as models, but never itself.
+    """
+    token = _named.set({})
     try:
-        yield
+        with _inside(path.resolve()):
+            _named.set({held["name"]: held for held in _documents(path) if "name" in held})
+            yield
     except RecipeError as exc:
         raise type(exc)(f"{path}: {exc}") from exc
+    finally:
+        _named.reset(token)
 
 
 def from_yaml(text: str) -> Any:
     """Return one YAML document; a key written twice is an error."""
+    found = list(_each_from_yaml(text))
+    if len(found) > 1:
+        raise RecipeError(f"one YAML document is expected here; got {len(found)}")
+    return found[0] if found else None
+
+
+def _each_from_yaml(text: str) -> Iterator[Any]:
     try:
-        return yaml.load(text, _UniqueKeys)
+        yield from yaml.load_all(text, _UniqueKeys)
     except yaml.YAMLError as exc:
-        raise RecipeError(f"not one YAML document: {exc}") from exc
+        raise RecipeError(f"not YAML: {exc}") from exc
 
 
 def from_json(text: str) -> Any:

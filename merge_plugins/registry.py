@@ -15,15 +15,34 @@ from typing import Any
 import pluggy
 
 from merge_plugins import hookspecs
-from merge_plugins.api import PerExpert, Statistic
+from merge_plugins.api import MaybePerExpert, PerExpert, PerExpertText, Statistic
 from merge_plugins.errors import UnknownMethodError, did_you_mean
 
 BUILTIN = (
     "merge_plugins.methods.averages",
     "merge_plugins.methods.spherical",
+    "merge_plugins.methods.nuslerp",
+    "merge_plugins.methods.multislerp",
+    "merge_plugins.methods.karcher",
     "merge_plugins.methods.task_vectors",
+    "merge_plugins.methods.della",
+    "merge_plugins.methods.della_baselines",
     "merge_plugins.methods.stock",
+    "merge_plugins.methods.sce",
+    "merge_plugins.methods.ram",
+    "merge_plugins.methods.swaps",
     "merge_plugins.methods.seeds",
+    "merge_plugins.methods.widen",
+    "merge_plugins.methods.masks",
+    "merge_plugins.methods.twin",
+    "merge_plugins.methods.calibrated",
+    "merge_plugins.methods.cocktail",
+    "merge_plugins.methods.singular",
+    "merge_plugins.methods.wudi",
+    "merge_plugins.methods.consensus",
+    "merge_plugins.methods.pcb",
+    "merge_plugins.methods.emr",
+    "merge_plugins.methods.adamerging",
 )
 
 
@@ -54,11 +73,18 @@ class Method:
     plugin: str
     version: str = ""
     elementwise: bool | Callable[[Any], bool] = False
+    rowwise: bool | Callable[[Any], bool] = False
+    layout: bool | Callable[[Any], bool] = False
+    copies: Callable[[Any], bool] | None = None
     needs_base: bool = False
+    takes_base: bool = False
+    merges_base: bool = False
     min_experts: int = 1
     max_experts: int | None = None
-    stats: tuple[str, ...] = ()
+    stats: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    needs_data: bool | Callable[[Any], bool] = False
     paper: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -67,7 +93,7 @@ class Method:
         found = {}
         for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
             name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
-            per_expert = hints[f.name] == PerExpert
+            per_expert = hints[f.name] in (PerExpert, PerExpertText, MaybePerExpert)
             alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
             found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
         return found
@@ -86,13 +112,64 @@ class Method:
         """Whether this built kernel may be called on any region of a weight."""
         return self.elementwise(kernel) if callable(self.elementwise) else self.elementwise
 
+    def is_rowwise(self, kernel: Any) -> bool:
+        """Whether this built kernel may be called on any whole rows of a weight."""
+        return self.rowwise(kernel) if callable(self.rowwise) else self.rowwise
+
+    def statistics(self, kernel: Any) -> tuple[str, ...]:
+        """Names of the calibration statistics that this built kernel reads."""
+        return self.stats(kernel) if callable(self.stats) else self.stats
+
+    def reads_data(self, kernel: Any) -> bool:
+        """Whether this built kernel needs calibration data."""
+        needs = self.needs_data(kernel) if callable(self.needs_data) else self.needs_data
+        return needs or bool(self.statistics(kernel))
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the method weighs its experts for each input: see `merge_plugins.api.Routes`."""
+        return hasattr(self.factory, "branches")
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether some setting of the method needs calibration data."""
+        return bool(self.stats) or bool(self.needs_data)
+
+    def works_from(self, base: object | None) -> bool:
+        """Whether that base model is received apart, and not one of the experts."""
+        return base is not None and (self.needs_base or self.takes_base)
+
+    def is_copy(self, kernel: Any) -> bool:
+        """Whether this built kernel returns its only expert as it is."""
+        return self.copies is not None and self.copies(kernel)
+
+    def needs_layout(self, kernel: Any) -> bool:
+        """Whether this built kernel asks which dimension of a weight runs over its inputs."""
+        return self.layout(kernel) if callable(self.layout) else self.layout
+
+
+@dataclass(frozen=True)
+class RegisteredStatistic:
+    """A calibration statistic and the plugin it comes from."""
+
+    name: str
+    function: Statistic
+    plugin: str
+    version: str = ""
+    elementwise: bool = False
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
 
 @dataclass
 class Registry:
     """Methods and statistics of every plugin that loaded, and why the others did not."""
 
     methods: dict[str, Method] = field(default_factory=dict)
-    statistics: dict[str, Statistic] = field(default_factory=dict)
+    statistics: dict[str, RegisteredStatistic] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
 
@@ -107,18 +184,19 @@ class Registry:
         hook.register_statistics.call_historic(kwargs={"register": self._add_statistic})
 
     def _add_method(self, name: str, factory: Callable[..., Any], **facts: Any) -> None:
-        if name in self.methods:
-            raise ValueError(f"{name!r} is already registered by {self.methods[name].plugin}")
+        for word in (name, *facts.get("aliases", ())):
+            if word in self.named:
+                raise ValueError(f"{word!r} is already registered by {self.named[word].plugin}")
         if not (dataclasses.is_dataclass(factory) and callable(factory)):
             raise TypeError(f"{name!r}: a merge method is a frozen dataclass, got {factory!r}")
         method = Method(name, factory, *self._loading, **facts)
         _ = method.spellings  # a field whose type cannot be read fails here, not in a merge
         self.methods[name] = method
 
-    def _add_statistic(self, name: str, function: Statistic) -> None:
+    def _add_statistic(self, name: str, function: Statistic, **facts: Any) -> None:
         if name in self.statistics:
             raise ValueError(f"statistic {name!r} is already registered")
-        self.statistics[name] = function
+        self.statistics[name] = RegisteredStatistic(name, function, *self._loading, **facts)
 
     def load(self, plugin: str, version: str, importer: Callable[[], Any]) -> None:
         """Register one plugin; if anything in it fails, keep the error and none of its methods."""
@@ -135,15 +213,20 @@ class Registry:
         else:
             self.plugins[plugin] = version
 
+    @property
+    def named(self) -> dict[str, Method]:
+        """Methods by every name a recipe may use."""
+        return {word: m for m in self.methods.values() for word in (m.name, *m.aliases)}
+
     def get(self, name: str) -> Method:
-        """Return the method of that name, or raise `UnknownMethodError` naming the nearest one."""
-        try:
-            return self.methods[name]
-        except KeyError:
+        """Return the method of that name or alias, or an error that names the nearest one."""
+        named = self.named
+        if name not in named:
             raise UnknownMethodError(
-                f"no merge method {name!r}{did_you_mean(name, self.methods) or '.'} "
+                f"no merge method {name!r}{did_you_mean(name, named) or '.'} "
                 "Run 'merge-plugins list' to see them."
-            ) from None
+            )
+        return named[name]
 
 
 @cache

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from merge_plugins.api import Batch, Kernel, Measures, Prepares, Region, Slot
+from merge_plugins.api import (
+    Branch,
+    Kernel,
+    Measures,
+    Prepares,
+    Region,
+    Routes,
+    Slot,
+)
 from merge_plugins.blocks import BLOCK, block_size, parallel
+from merge_plugins.calibration import PlannedSources
 from merge_plugins.checkpoint import NAMES
-from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
+from merge_plugins.computed import SourceTensor, held, refuse_damage
+from merge_plugins.copying import copied, is_finite
+from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.plan import Plan, PlannedTensor, plan
 from merge_plugins.recipe import Recipe
+from merge_plugins.registry import registry
 
 Index = EllipsisType | slice | tuple[slice, ...]
 _WHOLE = threading.Lock()
@@ -66,38 +78,79 @@ class MergedTensor:
     def __getitem__(self, index: Index) -> Tensor:
         region = as_region(index, self.planned.shape)
         if self.planned.kernel is None:
-            return region.of(self._agreed).clone()
-        kernel = self._merge.kernel(self.planned)
-        if not self._merge.plan.method.is_elementwise(kernel):
-            return region.of(self._whole(kernel)).contiguous()
-        if region.numel == 0:
-            return torch.empty(region.sizes, dtype=self.dtype)
-        return self._by_blocks(kernel, region)
+            if len(self.planned.stored) > 1:
+                return region.of(self._agreed).to(self.dtype, copy=True)
+            return copied(self.planned, region, self._merge.plan.recipe.dtype)
+        with held(self.planned.stored):
+            kernel = self._merge.kernel(self.planned)
+            whole_rows = self._merge.plan.method.is_rowwise(kernel)
+            if not (whole_rows or self.is_elementwise):
+                return region.of(self._whole(kernel)).contiguous()
+            if region.numel == 0:
+                return torch.empty(region.sizes, dtype=self.dtype)
+            return self._by_blocks(kernel, region, whole_rows=whole_rows)
 
-    def _by_blocks(self, kernel: Kernel, region: Region) -> Tensor:
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether any box of it can be merged alone."""
+        kernel = self.planned.kernel
+        return kernel is not None and self._merge.plan.method.is_elementwise(kernel)
+
+    def ready(self) -> None:
+        """Prepare and measure, so that `box` can follow; the inputs are held."""
+        _ = self._ready
+
+    def box(self, region: Region) -> Tensor:
+        """Merge a small box where others are merged at the same time, as part of another merge."""
+        return self._merged(self._reader, self._merge.kernel(self.planned), region)
+
+    def branches(self, device: torch.device) -> Sequence[Branch]:
+        """What each expert adds to this weight; computed on ``device`` from every model's whole."""
+        prepared = self._merge.kernel(self.planned)
+        routes = prepared if isinstance(prepared, Routes) else self.planned.kernel
+        method, shared = cast(Routes, routes), self[...]
+        with _WHOLE, held(self.planned.stored):
+            whole = Region.whole(self.planned.shape)
+            slot = self._ready.read(whole)
+            base = None if slot.maybe_base is None else slot.maybe_base.to(device)
+            experts = tuple(expert.to(device) for expert in slot.experts)
+            placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
+            found = method.branches(placed, shared.to(device))
+            self._ready.release(whole)
+        return found
+
+    def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
         reader = self._ready
         size = block_size(len(self.planned.stored), self._merge.block)
         merged = torch.empty(region.sizes, dtype=self.dtype)
-        corner = [start for start, _ in region.bounds]
 
         def merge(block: Region) -> None:
-            slot = reader.read(block)
-            box = tuple(slice(a - c, b - c) for (a, b), c in zip(block.bounds, corner, strict=True))
-            result = kernel(slot)
-            self._check(slot, result, block)
-            merged[box] = result
+            wanted = block.shared(region)
+            result = self._merged(reader, kernel, block)
+            merged[wanted.within(region)] = result[wanted.within(block)]
             reader.release(block)
 
-        parallel(merge, region.blocks(size))
-        reader.release(region)  # a fault maps neighbours too, also of blocks released before
+        read = region.rows() if whole_rows else region
+        parallel(merge, read.blocks(size, whole_rows=whole_rows))
+        reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
+
+    def _merged(self, reader: _Reader, kernel: Kernel, block: Region) -> Tensor:
+        slot = reader.read(block)
+        self._check_inputs(slot)
+        result = kernel(slot)
+        self._check(result, block)
+        return result.to(self.dtype)
 
     def _whole(self, kernel: Kernel) -> Tensor:
         with _WHOLE:
             whole = Region.whole(self.planned.shape)
+            for stored in self.planned.stored:
+                stored.view()  # computed on every core, and kept for the line after next
             slot = self._ready.read(whole)
+            self._check_inputs(slot)
             result = kernel(slot)
-            self._check(slot, result, whole)
+            self._check(result, whole)
             self._ready.release(whole)
             return result.to(self.dtype)
 
@@ -109,8 +162,9 @@ class MergedTensor:
 
     @cached_property
     def _reader(self) -> _Reader:
-        reader = _Reader(self.planned, self._merge.plan.recipe)
+        reader = _Reader(self.planned, self._merge)
         kernel = self._merge.kernel(self.planned)
+        _ = reader.statistics  # here, not in the threads that read blocks
         if isinstance(kernel, Measures):
             reader.measured = kernel.measure(reader.slot())
         return reader
@@ -127,18 +181,21 @@ class MergedTensor:
                 )
         return first.view()
 
-    def _check(self, slot: Slot, result: Tensor, block: Region) -> None:
+    def _check_inputs(self, slot: Slot) -> None:
         """Refuse NaN and infinity, also where the method would have dropped them."""
+        bases = () if slot.maybe_base is None else (slot.maybe_base,)
+        if not all(map(is_finite, (*bases, *slot.experts))):
+            self._name_the_source()
+
+    def _check(self, result: Tensor, block: Region) -> None:
+        """Refuse a result of another shape, or one that overflowed."""
         name = self._merge.plan.method.name
         if result.shape != torch.Size(block.sizes):
             raise MismatchError(
                 f"{name} returned {list(result.shape)} for {self.name} {list(block.sizes)}; "
                 "a kernel keeps the shape of its slot"
             )
-        bases = () if slot.maybe_base is None else (slot.maybe_base,)
-        if not all(map(_is_finite, (*bases, *slot.experts))):
-            self._name_the_source()
-        if not _is_finite(result if self.dtype != torch.float16 else result.half()):
+        if not is_finite(result if self.dtype != torch.float16 else result.half()):
             self._name_the_source()  # what was measured spoils every block of the weight
             raise MismatchError(
                 f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
@@ -148,19 +205,7 @@ class MergedTensor:
     def _name_the_source(self) -> None:
         """Raise if a source holds NaN or infinity."""
         for stored in self.planned.stored:
-            bad = torch.isfinite(stored.view()).logical_not_().reshape(-1)
-            if bad.any():
-                at = bad.to(torch.uint8).argmax()
-                first = [int(i) for i in torch.unravel_index(at, stored.shape)]
-                raise CheckpointError(
-                    f"{stored.file}: {stored.name} holds NaN or infinity, first at {first}. "
-                    "Repair or leave out this model."
-                )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all are finite; a sum says so ten times faster, unless it overflows itself."""
-    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+            refuse_damage(stored)
 
 
 def as_region(index: Index, shape: Sequence[int]) -> Region:
@@ -181,41 +226,65 @@ def as_region(index: Index, shape: Sequence[int]) -> Region:
 class _Reader:
     """Regions of one weight in every model, in the recipe's dtype."""
 
-    def __init__(self, planned: PlannedTensor, recipe: Recipe) -> None:
-        self._planned, self._seed = planned, recipe.seed
+    def __init__(self, planned: PlannedTensor, merge: Merge) -> None:
+        recipe = merge.plan.recipe
+        self._planned, self._merge, self._seed = planned, merge, recipe.seed
         self._dtype: torch.dtype | None = getattr(torch, recipe.dtype) if recipe.dtype else None
         self.measured: Mapping[str, Tensor] = {}
 
     def read(self, region: Region) -> Slot:
-        base, experts = self._whole
+        base, experts = self._planned.base, self._planned.experts
         return Slot(
             self._planned.name,
-            None if base is None else self.convert(region.of(base)),
-            tuple(self.convert(region.of(expert)) for expert in experts),
+            None if base is None else self.convert(base.read(region)),
+            tuple(self.convert(expert.read(region)) for expert in experts),
+            stats=self._stats_of(region),
+            factors=tuple(getattr(expert, "factors", None) for expert in experts),
             measured=self.measured,
             seed=self._seed,
+            input_dim=self._planned.input_dim,
             region=region,
         )
 
     def slot(self) -> Slot:
         """The whole weight, unread: for looking at it block by block."""
-        base, experts = self._whole
-        return Slot(self._planned.name, base, experts, seed=self._seed, reader=self)
+        base = self._planned.base
+        return Slot(
+            self._planned.name,
+            None if base is None else base.view(),
+            tuple(expert.view() for expert in self._planned.experts),
+            stats=self._stats_of(Region.whole(self._planned.shape)),
+            seed=self._seed,
+            input_dim=self._planned.input_dim,
+            reader=self,
+        )
 
     def convert(self, stored: Tensor) -> Tensor:
         return stored if self._dtype is None else stored.to(self._dtype)
 
     def release(self, region: Region) -> None:
         span = region.span
-        for stored in self._planned.stored:
-            stored.release(*(span or ()))
+        for stored in (*self._planned.stored, *itertools.chain(*self.statistics.values())):
+            if stored is not None:
+                stored.release(*((span or ()) if stored.shape == region.shape else ()))
+
+    def _stats_of(self, region: Region) -> dict[str, tuple[Tensor | None, ...]]:
+        def of(stored: SourceTensor | None) -> Tensor | None:
+            if stored is None:
+                return None
+            return stored.read(region) if stored.shape == region.shape else stored.view()
+
+        return {name: tuple(map(of, each)) for name, each in self.statistics.items()}
 
     @cached_property
-    def _whole(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Base and experts, mapped but not read."""
-        base = self._planned.base
-        experts = tuple(expert.view() for expert in self._planned.experts)
-        return None if base is None else base.view(), experts
+    def statistics(self) -> dict[str, tuple[SourceTensor | None, ...]]:
+        """Calibration statistics of this weight, by name, one per expert."""
+        sources, name = self._merge.sources, self._planned.name
+        n_experts = len(self._merge.plan.experts)
+        return {
+            asked: tuple(sources.of_weight(asked, expert, name) for expert in range(n_experts))
+            for asked in self._merge.plan.method.statistics(self._planned.kernel)
+        }
 
 
 @dataclasses.dataclass
@@ -229,6 +298,18 @@ class Merge:
         self._prepared: Kernel | None = None
         self._looked = False
         self._lock = threading.Lock()
+        self.sources = PlannedSources(self.plan, self._slots)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Merge:
+        """Plan a recipe and be ready to carry it out."""
+        return cls(plan(recipe))
+
+    def _slots(self) -> Iterator[Slot]:
+        for planned in self.plan.tensors.values():
+            if planned.kernel is not None:
+                with held(planned.stored):
+                    yield _Reader(planned, self).slot()
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
         """The kernel of one tensor; a method that looks at all models first does so now, once."""
@@ -240,13 +321,32 @@ class Merge:
                 self._prepared, self._looked = self._prepare(), True
         return self._prepared or cast(Kernel, kernel)
 
+    def settled(self) -> dict[str, Any]:
+        """What the method came down to after its look at all models: a method and parameters.
+
+        It looks now, if it has not yet. Empty unless what it became is itself a registered method.
+        """
+        planned = next((t for t in self.plan.tensors.values() if t.kernel is not None), None)
+        kernel = planned and self.kernel(planned)
+        if kernel is None or kernel is not self._prepared:
+            return {}
+        for method in registry().methods.values():
+            if method.factory is type(kernel):
+                values = {p.name: getattr(kernel, p.field) for p in method.parameters.values()}
+                return {"merge_method": method.name, "parameters": values}
+        return {}
+
     def _prepare(self) -> Kernel | None:
         different: list[Any] = []
         for planned in self.plan.tensors.values():
             if planned.kernel is not None and planned.kernel not in different:
                 different.append(planned.kernel)
         for kernel in different:
-            prepared: Kernel | None = kernel.prepare(_Sources(self))
+            try:
+                with held(s for planned in self.plan.tensors.values() for s in planned.stored):
+                    prepared: Kernel | None = kernel.prepare(self.sources)
+            finally:
+                self.sources.drop()
             if prepared is not None and len(different) > 1:
                 raise RecipeError(
                     f"{self.plan.method.name} looks at the whole model at once, so each parameter "
@@ -259,31 +359,8 @@ class Merge:
         return {name: MergedTensor(t, self) for name, t in self.plan.tensors.items()}
 
 
-class _Sources:
-    """What a method that prepares may look at."""
-
-    def __init__(self, merge: Merge) -> None:
-        self._merge = merge
-        self.names = merge.plan.experts
-
-    def slots(self) -> Iterator[Slot]:
-        for planned in self._merge.plan.tensors.values():
-            if planned.kernel is not None:
-                yield _Reader(planned, self._merge.plan.recipe).slot()
-
-    def module(self, expert: int) -> nn.Module:
-        self._unavailable()
-
-    def batches(self) -> Iterator[Batch]:
-        self._unavailable()
-
-    def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
-        self._unavailable()
-
-    def _unavailable(self) -> NoReturn:
-        raise RecipeError(f"{self._merge.plan.method.name}: calibration data is not supported yet")
-
-
 def merged_tensors(recipe: Recipe) -> dict[str, MergedTensor]:
     """Return every tensor of the merge by checkpoint name; each is merged when it is indexed."""
-    return Merge(plan(recipe)).tensors()
+    found = plan(recipe)
+    found.refuse_routing("tensors")
+    return Merge(found).tensors()

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from merge_plugins.card import model_card, portable
 from merge_plugins.checkpoint import tokenizer_files
+from merge_plugins.companions import generation_config, tokenizer_folder
 from merge_plugins.errors import MergeError
-from merge_plugins.hub import resolve
 from merge_plugins.plan import Plan, plan
 from merge_plugins.recipe import Recipe
 from merge_plugins.runner import Merge, MergedTensor
@@ -31,22 +31,42 @@ from merge_plugins.runner import Merge, MergedTensor
 logger = logging.getLogger(__name__)
 
 
-def save(recipe: Recipe, folder: str | Path, *, max_shard_size: int | str = "5GB") -> Path:
+def save(
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    extra: Mapping[str, str] | None = None,
+) -> Path:
     """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
+
+    ``extra``: texts of further files, by their path in the folder.
 
     Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
     """
+    target = new_folder(folder)
+    found = plan(recipe)
+    found.refuse_routing("checkpoint")
+    logger.info("%s, into %s", found, target)
+    with _complete_or_nothing(target, found.bytes_merged) as unfinished:
+        merge = Merge(found)
+        _write_weights(merge, unfinished, max_shard_size)
+        _write_configs(found, unfinished)
+        _copy_companions(found, unfinished)
+        for name, text in (extra or {}).items():
+            (unfinished / name).parent.mkdir(exist_ok=True)
+            (unfinished / name).write_text(text, encoding="utf-8")
+        (unfinished / "merge.yaml").write_text(portable(recipe, target), encoding="utf-8")
+        card = model_card(found, target.name, merge.settled())
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def new_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a folder to write, or raise `MergeError` if it holds files."""
     target = Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} exists and is not empty; name a new folder or remove it")
-    found = plan(recipe)
-    logger.info("%s, into %s", found, target)
-    with _complete_or_nothing(target, found.bytes_merged) as unfinished:
-        _write_weights(found, unfinished, max_shard_size)
-        _write_config(found, unfinished)
-        _copy_companions(found, unfinished)
-        (unfinished / "merge.yaml").write_text(portable(recipe, target), encoding="utf-8")
-        (unfinished / "README.md").write_text(model_card(found, target.name), encoding="utf-8")
     return target
 
 
@@ -75,15 +95,15 @@ def _complete_or_nothing(target: Path, size: int) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_weights(found: Plan, folder: Path, max_shard_size: int | str) -> None:
-    tensors = Merge(found).tensors()
+def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> None:
+    tensors = merge.tensors()
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.numel() * tensor.dtype.itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    with tqdm(total=found.bytes_merged, unit="B", unit_scale=True, desc="Merging") as progress:
+    with tqdm(total=merge.plan.bytes_merged, unit="B", unit_scale=True, desc="Merging") as progress:
         for file, names in split.filename_to_tensors.items():
             _write_shard(folder / file, [tensors[name] for name in names], progress)
     if split.is_sharded:
@@ -117,17 +137,17 @@ def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any
         os.fsync(handle.fileno())
 
 
-def _write_config(found: Plan, folder: Path) -> None:
-    config = dict(found.donor.config)
-    dtype = found.recipe.out_dtype or found.recipe.dtype
-    if dtype:  # one key for transformers 5, one for those before 4.56
-        config |= {"dtype": dtype, "torch_dtype": dtype}
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+def _write_configs(found: Plan, folder: Path) -> None:
+    configs = {
+        "config.json": found.config,
+        "generation_config.json": generation_config(found.recipe),
+    }
+    for name, config in configs.items():
+        if config:
+            (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_companions(found: Plan, folder: Path) -> None:
-    donor = found.donor.path
-    companions = [*donor.glob("generation_config.json"), *donor.glob("*.py")]
-    for file in [*companions, *tokenizer_files(resolve(found.recipe.tokenizer_donor))]:
+    tokenizer = tokenizer_files(tokenizer_folder(found.recipe))
+    for file in [*found.donor.path.glob("*.py"), *tokenizer]:
         shutil.copyfile(file, folder / file.name)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merge_plugins.api import Slot
+from merge_plugins.api import Region, Slot
 
 SAMPLE = 1 << 14
 RUN = 64  # neighbours sampled together: one page read serves them all
@@ -82,6 +82,47 @@ def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
         "threshold": torch.tensor(thresholds, dtype=torch.float64),
         "last": torch.tensor([[cut.last for cut in row] for row in found]),
     }
+
+
+def order_statistics(slot: Slot, vector: Callable[[Slot], Tensor], ranks: Sequence[int]) -> Tensor:
+    """Return the values at some ranks, 0 for the smallest, of one signed vector: [len(ranks)].
+
+    ``vector(block)``: [*shape]; the result has its dtype.
+    """
+    n = math.prod(slot.shape)
+    if len(slot.blocks()) == 1:  # also where a rank is the first or the last of very few
+        (ordered,) = slot.map_blocks(lambda block: vector(block).reshape(-1).sort().values)
+        return ordered[list(ranks)]
+
+    def sides(block: Slot) -> Sequence[Tensor]:
+        values = vector(block)
+        return values.clamp(min=0), values.neg().clamp_(min=0)
+
+    counts = [[n - rank for rank in ranks], [rank + 1 for rank in ranks]]
+    positive, negative = cuts([slot], sides, counts)
+    values = [
+        above.threshold - below.threshold for above, below in zip(positive, negative, strict=True)
+    ]
+    return torch.tensor(values, dtype=vector(_thinned(slot, n)).dtype)
+
+
+@dataclass(frozen=True)
+class _Sample(Region):
+    """Runs of neighbours at even steps of a flattened weight: no box, but it has positions."""
+
+    run: int
+    step: int
+
+    @property
+    def span(self) -> None:
+        """It lies in many pieces."""
+
+    def index(self) -> Tensor:
+        first = torch.arange(self.numel // self.run) * self.step
+        return (first[:, None] + torch.arange(self.run)).view(-1)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        return values.reshape(-1)[self.index() // self.shape[-1]] if self.shape else values
 
 
 @dataclass(frozen=True)
@@ -202,16 +243,18 @@ def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
 
 def _thinned(slot: Slot, step: int) -> Slot:
     """Return a slot of runs of neighbours: one element in ``step`` of the original."""
+    total = math.prod(slot.shape)
+    runs, run, stride = total // (step * RUN), RUN, step * RUN
+    if step == 1 or runs == 0:
+        runs, run, stride = -(-total // step), 1, step
+    region = _Sample(tuple(slot.shape), ((0, runs * run),), run, stride)
 
     def thin(tensor: Tensor) -> Tensor:
         flat = tensor.reshape(-1)
-        runs = flat.numel() // (step * RUN)
-        if step == 1 or runs == 0:
-            some = flat[::step]
-        else:
-            some = flat.as_strided((runs, RUN), (step * RUN, 1), flat.storage_offset()).reshape(-1)
+        some = flat.as_strided((runs, run), (stride, 1), flat.storage_offset()).reshape(-1)
         return slot.reader.convert(some) if slot.reader else some
 
     base = None if slot.maybe_base is None else thin(slot.maybe_base)
-    thinned = Slot(slot.name, base, tuple(thin(expert) for expert in slot.experts), seed=slot.seed)
+    experts = tuple(thin(expert) for expert in slot.experts)
+    thinned = Slot(slot.name, base, experts, seed=slot.seed, region=region)
     return slot.through(thinned) if slot.through else thinned

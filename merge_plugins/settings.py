@@ -93,6 +93,38 @@ def canonical(setting: Setting, convert: Callable[[Any], Any]) -> Setting:
     return rules if len(rules) > 1 or "filter" in rules[0] else rules[0]["value"]
 
 
+def renamed(
+    method: Method, parameters: Mapping[str, Setting], model: str = ""
+) -> dict[str, Setting]:
+    """Return one scope's parameters under their canonical names, canonically spelled.
+
+    ``model`` names the entry they were written in; empty: they are a slice's, or the recipe's.
+    """
+    found: dict[str, Setting] = {}
+    for word, setting in parameters.items():
+        parameter = method.spellings.get(word)
+        if parameter is None:
+            hint = did_you_mean(word, method.spellings) or "."
+            raise ParameterError(
+                f"{method.name}: no parameter {word!r}{hint} "
+                f"Run 'merge-plugins show {method.name}' to see them."
+            )
+        if parameter.name in found:
+            words = " and ".join((parameter.name, *parameter.alias))
+            raise ParameterError(f"{method.name}: {words} are one parameter; write it once")
+        if model and not parameter.per_expert:
+            raise ParameterError(
+                f"{method.name}: {word} is one setting for the whole merge, not per model; move it "
+                f"from the entry of {model} to the recipe's own parameters:"
+            )
+        found[parameter.name] = _canonical(method, parameter, setting)
+    return found
+
+
+def _canonical(method: Method, parameter: Parameter, setting: Setting) -> Setting:
+    return canonical(setting, lambda value: scalar(method, parameter, value))
+
+
 def scalar(method: Method, parameter: Parameter, value: Any) -> Any:
     """Return ``value`` as the parameter's type, or raise `ParameterError`."""
     kind = parameter.type
@@ -111,7 +143,7 @@ def _converted(value: Any, kind: Any) -> Any:
     """Return ``value`` as ``kind``; a ValueError without words when it is none."""
     options = _options(kind)
     if typing.get_origin(kind) is Literal:
-        return _first(value, (type(option) for option in options if option == value))
+        return _first(value, (type(o) for o in options if o == value or str(o) == value))
     if options:  # X | None
         if type(None) in options and value in (None, "None", "none", "null"):
             return None

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins import recipe_file, references
+from merge_plugins.data import Data, from_setting
 from merge_plugins.errors import RecipeError
 
+SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
+"""Between models; two together are between a model and an adapter."""
 WEIGHTED = re.compile(r"(.+):(-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?)")
 
 
@@ -21,16 +24,21 @@ def models(given: Any) -> list[dict[str, Any]]:
         given = [{"model": ref, "parameters": parameters} for ref, parameters in own.items()]
     if isinstance(given, list | tuple):
         return [_entry(item) for item in given]
-    items = [given] if isinstance(given, Mapping) else text(given).split("+")
+    items = [given] if isinstance(given, Mapping) else SEPARATOR.split(text(given))
     return [_entry(item) for item in items]
 
 
 def _entry(item: Any) -> dict[str, Any]:
     """Return one model as a recipe's entry: text with an optional weight, or a mapping."""
     if isinstance(item, Mapping):
-        own = {key: value for key, value in item.items() if key not in ("model", "parameters")}
+        kept = ("model", "base_model", "parameters", "data")
+        own = {key: value for key, value in item.items() if key not in kept}
         parameters = {**(item.get("parameters") or {}), **own}
-        return {"model": reference(item.get("model")), "parameters": parameters}
+        calibrated = from_setting(item.get("data"), Path())
+        named = {"model": reference(item.get("model")), "parameters": parameters}
+        if item.get("base_model") is not None:
+            named["base_model"] = reference(item["base_model"])
+        return {**named, "data": calibrated} if calibrated else named
     item = text(item)
     if not item:
         raise RecipeError("an item of models= is empty; write models=a+b or models=a:0.6+b:0.4")
@@ -39,10 +47,23 @@ def _entry(item: Any) -> dict[str, Any]:
     return {"model": reference(path), "parameters": {"weight": weight} if weight else {}}
 
 
-def reference(given: Any) -> str:
-    """Return a model reference; paths are relative to the current folder."""
-    is_typed = isinstance(given, int | float | complex | str)
-    return references.reference(text(given) if is_typed else given, Path())
+def data(given: Any) -> list[Data | None]:
+    """Return what data= names: one for all models, or one for each; relative to the cwd."""
+    given = parsed(given)
+    if isinstance(given, str) and "+" in given and not Path(given).expanduser().exists():
+        given = given.split("+")
+    each = list(given) if isinstance(given, list | tuple) else [given]
+    return [from_setting(one, Path()) for one in each]
+
+
+def reference(given: Any) -> Any:
+    """Return a model as a recipe's ``model:`` holds it; paths are relative to the cwd."""
+    if isinstance(given, int | float | complex | str):
+        given = text(given)
+        model, plus, adapter = given.partition("++")
+        if plus and not Path(given).expanduser().exists():
+            given = {"model": model, "lora": adapter}
+    return references.written(references.reference(given, Path()))
 
 
 def parsed(given: Any) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merge_plugins import Recipe, blocks, hub
+from merge_plugins import Recipe, blocks
 from merge_plugins.runner import MergedTensor, merged_tensors
 
 # A busy machine is slow, and that is no failure.
@@ -29,9 +29,9 @@ Merged = Callable[..., dict[str, MergedTensor]]
 @pytest.fixture(scope="session", autouse=True)
 def _content_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what we remember about throw-away files out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache") / "content"
+    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub, "_cache", lambda: folder)
+        patch.setenv("MERGE_PLUGINS_CACHE", str(folder))
         yield
 
 
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Write:
 
 
 WEIGHTS = "model.safetensors"
-TOP = ("dtype", "out_dtype", "seed", "tokenizer_source")
+TOP = ("data", "dtype", "out_dtype", "seed", "tokenizer_source")
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def shared_fixtures() -> Path:
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny Llama with tokenizer and generation config, and two fine-tunes of it, in bfloat16."""
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models
+    from tokenizers import models, pre_tokenizers
     from transformers import (
         GenerationConfig,
         LlamaConfig,
@@ -112,6 +112,7 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("llamas")
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(61))])}
     backend = Backend(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     config = LlamaConfig(
         vocab_size=64,

@@ -25,12 +25,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import merge_plugins
 
 MERGEKIT = os.environ.get("MERGE_PLUGINS_MERGEKIT", "")
-N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "72"))
+N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "80"))
 VERSION = "from importlib.metadata import version; print(version('mergekit'))"
 METHODS = (
-    *("linear", "slerp", "task_arithmetic", "ties", "model_stock"),
-    *("breadcrumbs", "passthrough", "dare_linear", "dare_ties"),
+    *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough", "task_arithmetic"),
+    *("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della"),
+    *("della_linear", "model_stock", "sce", "nearswap", "arcee_fusion", "ram", "ramplus_tl"),
 )
+N_MODELS = {
+    **dict.fromkeys(("linear", "karcher", "model_stock"), (2, 3)),
+    **dict.fromkeys(("passthrough", "slerp", "nearswap", "arcee_fusion"), (1, 1)),
+    "nuslerp": (2, 2),
+}
+"""Fewest and most models besides the base; of the others 1 to 3."""
+IN_FLOAT32 = ("arcee_fusion", "ramplus_tl")
+"""Methods whose bfloat16 merges mergekit writes in float32 unless out_dtype is set."""
 FAMILIES = ("llama-float32", "qwen2-float32", "llama-bfloat16", "qwen2-bfloat16")
 FILTERS = ("mlp", "self_attn", "norm", "embed_tokens", "layers.1.", "q_proj", "o_proj")
 N_LAYERS = 3
@@ -55,8 +64,11 @@ def test_a_random_recipe_gives_the_tensors_of_mergekit(
     wrong = {}
     for name, expected in theirs.items():
         got, terms = ours[name][...], torch.stack([model[name].to(dtype) for model in inputs])
+        if plain["merge_method"] in IN_FLOAT32 and "out_dtype" not in plain:
+            expected = expected.to(dtype)
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape), name
-        off = ~(agree(got, expected, terms) | trimmed_at_will(plain, name, terms))
+        slack = weighed_at_will(plain, name, terms)
+        off = ~(agree(got, expected, terms, slack) | trimmed_at_will(plain, name, terms))
         if off.any():
             wrong[name] = (
                 f"{int(off.sum())} of {off.numel()}, first {got[off][0]} for {expected[off][0]}"
@@ -113,8 +125,8 @@ def draw_recipe(number: int, folder: Path) -> dict[str, Any]:
     )
     base, *experts = (str(folder / family / name) for name in ("base", "a", "b", "c"))
     rng.shuffle(experts)
-    least = 2 if method in ("linear", "model_stock") else 1
-    models = [{"model": e, "parameters": {}} for e in experts[: rng.randint(least, 3)]]
+    n_models = rng.randint(*N_MODELS.get(method, (1, 3)))
+    models = [{"model": e, "parameters": {}} for e in experts[:n_models]]
     plain = {"merge_method": method, "models": models, "base_model": base, "parameters": {}}
     FILL[method](rng, plain)
     plain |= {"dtype": d} if (d := rng.choice([None, "float32", "bfloat16"])) else {}
@@ -135,9 +147,56 @@ def fill_linear(rng: random.Random, plain: dict[str, Any]) -> None:
 
 
 def fill_slerp(rng: random.Random, plain: dict[str, Any]) -> None:
-    base, expert = {"model": plain["base_model"]}, {"model": plain["models"][0]["model"]}
-    plain["models"] = rng.choice([[base, expert], [expert, base], [expert]])
     plain["parameters"]["t"] = number(rng, 0.0, 1.0)
+    list_the_base(rng, plain)
+
+
+def fill_nuslerp(rng: random.Random, plain: dict[str, Any]) -> None:
+    per_model(rng, plain, "weight", 0.1, 1.0)
+    if rng.random() < 0.5:
+        del plain["base_model"]
+    else:
+        list_the_base(rng, plain)
+    maybe(rng, plain, "nuslerp_flatten", rng.random() < 0.3)
+    maybe(rng, plain, "nuslerp_row_wise", rng.random() < 0.5)
+
+
+def fill_multislerp(rng: random.Random, plain: dict[str, Any]) -> None:
+    per_model(rng, plain, "weight", 0.1, 1.0)
+    if rng.random() < 0.5:
+        del plain["base_model"]
+    else:
+        list_the_base(rng, plain)
+    maybe(rng, plain, "normalize_weights", rng.random() < 0.5)
+    maybe(rng, plain, "eps", 1e-6)
+
+
+def fill_karcher(rng: random.Random, plain: dict[str, Any]) -> None:
+    if rng.random() < 0.5:
+        del plain["base_model"]
+    else:  # is one more model
+        list_the_base(rng, plain)
+    maybe(rng, plain, "max_iter", rng.randint(0, 12))
+    maybe(rng, plain, "tol", rng.choice([1e-3, 1e-7]))
+
+
+def fill_sce(rng: random.Random, plain: dict[str, Any]) -> None:
+    maybe(rng, plain, "select_topk", number(rng, 0.1, 1.0))
+    maybe(rng, plain, "int8_mask", rng.random() < 0.5)
+    list_the_base(rng, plain)
+
+
+def fill_nearswap(rng: random.Random, plain: dict[str, Any]) -> None:
+    plain["parameters"]["t"] = number(rng, 0.0, 0.05)
+    list_the_base(rng, plain)
+
+
+def fill_ram(rng: random.Random, plain: dict[str, Any]) -> None:
+    maybe(rng, plain, "epsilon", number(rng, 0.0, 0.05))
+    if plain["merge_method"] == "ramplus_tl":
+        maybe(rng, plain, "r", number(rng, 0.0, 1.0))
+        maybe(rng, plain, "alpha", number(rng, 0.0, 3.0))
+    list_the_base(rng, plain)
 
 
 def fill_model_stock(rng: random.Random, plain: dict[str, Any]) -> None:
@@ -152,7 +211,7 @@ def fill_passthrough(rng: random.Random, plain: dict[str, Any]) -> None:
 
 def fill_task_vectors(rng: random.Random, plain: dict[str, Any]) -> None:
     method = plain["merge_method"]
-    if normalize := method == "ties" or rng.random() < 0.3:
+    if normalize := method in ("ties", "della") or rng.random() < 0.3:
         maybe(rng, plain, "normalize", value=True)
     lowest = 0.1 if normalize else -0.5  # weights that cancel leave only rounding to compare
     per_model(rng, plain, "weight", lowest, 1.0)
@@ -162,20 +221,33 @@ def fill_task_vectors(rng: random.Random, plain: dict[str, Any]) -> None:
         maybe(rng, plain, "rescale", rng.random() < 0.5)
         for model in plain["models"]:
             model["parameters"]["density"] = number(rng, 0.1, 0.9)
-            if method == "breadcrumbs":
+            if method.startswith("breadcrumbs"):
                 model["parameters"]["gamma"] = number(rng, 0.0, 0.1)
-    elif method.startswith("dare"):  # at density 1 it drops nothing
+    elif method.startswith(("dare", "della")):  # at density 1 it drops nothing
         maybe(rng, plain, "density", 1.0)
-    if rng.random() < 0.3:  # allowed, and changes nothing
+    list_the_base(rng, plain)
+
+
+def list_the_base(rng: random.Random, plain: dict[str, Any]) -> None:
+    """List the base among the models now and then: allowed, and changes nothing."""
+    if rng.random() < 0.3:
         plain["models"].insert(rng.randint(0, 1), {"model": plain["base_model"]})
 
 
-TRIMMED = ("ties", "breadcrumbs")
+TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties")
 FILL = dict.fromkeys(METHODS, fill_task_vectors) | {
     "linear": fill_linear,
     "slerp": fill_slerp,
+    "nuslerp": fill_nuslerp,
+    "multislerp": fill_multislerp,
+    "karcher": fill_karcher,
     "model_stock": fill_model_stock,
     "passthrough": fill_passthrough,
+    "sce": fill_sce,
+    "nearswap": fill_nearswap,
+    "arcee_fusion": list_the_base,
+    "ram": fill_ram,
+    "ramplus_tl": fill_ram,
 }
 
 
@@ -225,28 +297,51 @@ def value_of(setting: Any, name: str) -> float:
 def trimmed_at_will(plain: dict[str, Any], name: str, terms: Tensor) -> Tensor:
     """Where trimming may keep or drop: a cut falls between elements of the same magnitude."""
     anywhere = torch.zeros(terms.shape[1:], dtype=torch.bool)
+    base, *experts = terms
+    if "select_topk" in plain["parameters"]:
+        anywhere |= selected_at_will(plain, name, terms)
     if plain["merge_method"] not in TRIMMED:
         return anywhere
     settings = [m["parameters"] for m in plain["models"] if "parameters" in m]
-    base, *experts = terms
     for expert, parameters in zip(experts, settings, strict=True):
-        magnitude = (expert - base).abs()
-        ranked, n = magnitude.flatten().sort(descending=True).values, magnitude.numel()
+        magnitude, n = (expert - base).abs(), base.numel()
         n_outliers = int(value_of(parameters.get("gamma", 0.0), name) * n)
         n_kept = int(value_of(parameters["density"], name) * n)
         for cut in (n_outliers, n_outliers + n_kept):
-            if 0 < cut < n and ranked[cut - 1] == ranked[cut]:
-                anywhere |= magnitude == ranked[cut]
+            anywhere |= equal_at(magnitude, cut)
     return anywhere
 
 
-def agree(got: Tensor, expected: Tensor, terms: Tensor) -> Tensor:
+def selected_at_will(plain: dict[str, Any], name: str, terms: Tensor) -> Tensor:
+    """Where SCE may select or not: variances at the cut that are the same."""
+    base, *experts = terms
+    variance = (torch.stack(experts) - base).var(0, unbiased=False)
+    topk = value_of(plain["parameters"]["select_topk"], name)
+    return equal_at(variance, int(topk * int((variance != 0).sum())))
+
+
+def weighed_at_will(plain: dict[str, Any], name: str, terms: Tensor) -> Tensor:
+    """How far results may be apart because SCE's weights follow from what it selected at will."""
+    if "select_topk" not in plain["parameters"] or not selected_at_will(plain, name, terms).any():
+        return torch.zeros(terms.shape[1:])
+    return 0.01 * (terms[1:].amax(0) - terms[1:].amin(0)).float()
+
+
+def equal_at(size: Tensor, cut: int) -> Tensor:
+    """Where an entry equals both the last one kept and the first one dropped."""
+    ranked = size.flatten().sort(descending=True).values
+    if not 0 < cut < len(ranked) or ranked[cut - 1] != ranked[cut]:
+        return torch.zeros_like(size, dtype=torch.bool)
+    return size == ranked[cut]
+
+
+def agree(got: Tensor, expected: Tensor, terms: Tensor, slack: Tensor) -> Tensor:
     """Where results differ by at most one bfloat16 ulp, or 1e-6, of the largest number around."""
     largest = torch.cat([terms.float(), expected.float()[None]]).abs().amax(0)
     allowed = 1e-6 * largest
     if torch.bfloat16 in (terms.dtype, expected.dtype):
         allowed = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 8)
-    return (got.float() - expected.float()).abs() <= allowed
+    return (got.float() - expected.float()).abs() <= allowed + slack
 
 
 def references(plain: dict[str, Any]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from merge_plugins import Recipe, load_merged
+from merge_plugins import Recipe, live, load_merged, merged_tensors
 from merge_plugins.api import Region, Slot
 from merge_plugins.arithmetic import drop_at_random
 from merge_plugins.demo import family
@@ -57,3 +59,20 @@ def test_a_merge_loaded_onto_the_gpu_has_the_bits_of_one_on_the_cpu(
     for name, weight in on_gpu.items():
         assert weight.device.type == "cuda"
         assert torch.equal(weight.cpu(), on_cpu[name])
+
+
+@pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
+def test_what_is_calibrated_on_the_gpu_is_what_is_calibrated_on_the_cpu(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "one plus two"}\n{"text": "three"}\n')
+    experts = [str(path) for name, path in family().items() if name != "base"]
+    given = {"method": method, "models": experts, "data": str(tmp_path / "texts.jsonl")}
+    found = []
+    for room in (live.ROOM, 1e12):
+        monkeypatch.setattr(live, "ROOM", room)
+        monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / f"{room}"))
+        merged = merged_tensors(Recipe.from_model_args(given))
+        found.append({name: tensor[...].float() for name, tensor in merged.items()})
+    for name, weight in found[0].items():
+        assert torch.allclose(weight, found[1][name], rtol=1e-3, atol=1e-4), name

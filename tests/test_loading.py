@@ -43,6 +43,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDS = torch.tensor([[1, 5, 9, 2, 40, 17, 3, 3]])
 REQUIRED = {"weight": 0.5, "t": 0.3}
+LEARNING = ("adamerging", "fisher_merging", "regmean_merging", "cocktail")
+FEWER = {"adamerging": {"steps": 3}}
+"""Steps of learning: enough to differ."""
 MIXES = {
     "ties": {"weight": 0.7, "density": 0.4},
     "dare_linear": {"weight": 0.5, "density": 0.5},
@@ -84,7 +87,8 @@ def spelled(method: str, models: Mapping[str, str], **given: Any) -> Recipe:
     known = registry().get(method)
     n = min(known.max_experts or 2, 2)
     required = {p.name: REQUIRED[p.name] for p in known.parameters.values() if p.required}
-    top = {key: given.pop(key) for key in ("dtype", "out_dtype", "seed") if key in given}
+    keys = ("dtype", "out_dtype", "seed", "data")
+    top = {key: given.pop(key) for key in keys if key in given}
     base = {"base_model": models["base"]} if known.needs_base else {}
     entries = [{"model": models[name]} for name in ("a", "b")[:n]]
     parameters = {**required, **given}
@@ -115,13 +119,26 @@ def check(recipe: Recipe, folder: Path, **options: Any) -> torch.nn.Module:
     return live
 
 
-@pytest.mark.parametrize("method", list(registry().methods))
+@pytest.mark.parametrize("method", [n for n, m in registry().methods.items() if not m.is_routed])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_every_method_in_memory_equals_on_disk(
-    method: str, stored: torch.dtype, family: Family, tmp_path: Path
+    method: str, stored: torch.dtype, family: Family, llamas: Mapping[str, str], tmp_path: Path
 ) -> None:
-    live = check(spelled(method, family("Llama", stored)), tmp_path / "merge")
+    recipe = spelled(method, family("Llama", stored))
+    if method in LEARNING:
+        with_tokenizer = {"base": llamas["base"], "a": llamas["math"], "b": llamas["code"]}
+        dtype = str(stored).removeprefix("torch.")
+        given = {"data": texts(tmp_path), "out_dtype": dtype, **FEWER.get(method, {})}
+        recipe = spelled(method, with_tokenizer, **given)
+    live = check(recipe, tmp_path / "merge")
     assert live.dtype == stored
+
+
+def texts(folder: Path) -> str:
+    """Write a few texts to learn from."""
+    rows = [{"text": " ".join(map(str, range(n, n + 9)))} for n in range(0, 40, 5)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "texts.jsonl")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -451,5 +468,5 @@ def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> N
 
     (size, two), (_, six) = measured(2), measured(6)
     assert size > 100e6
-    assert two < 1.15 * size + 96e6  # later imports; blocks in work: per thread ten of 2 MiB
+    assert two < 1.15 * size + 112e6  # later imports; blocks in work, and what malloc keeps of them
     assert six < two + 0.5 * size  # blocks in work; copies would be four more models

@@ -147,7 +147,7 @@ def test_a_single_number_of_models_is_one_path(models):
     assert names(ties(models=7, weights=1)) == ["7"]
 
 
-@pytest.mark.parametrize("models_", ["a+", "a++b", "+a", [""], "a:1+"])
+@pytest.mark.parametrize("models_", ["a+", "+a", [""], "a:1+"])
 def test_an_empty_item_is_refused(models_):
     with pytest.raises(RecipeError, match="an item of models= is empty"):
         ties(models=models_)
@@ -206,7 +206,7 @@ def test_values_arrive_as_text_or_parsed():
         ({"method": "absent"}, "no merge method given; add method=<name> or config="),
         ({"models": "absent"}, "a recipe needs models"),
         ({"params": 3}, "params is a mapping"),
-        ({"params": "{density: "}, "not one YAML document"),
+        ({"params": "{density: "}, "not YAML"),
         ({"seed": "x"}, "seed is a whole number"),
         ({"out_dtype": "int4"}, "out_dtype is one of"),
         ({"dtype": "float32"}, "no setting or parameter 'dtype'"),

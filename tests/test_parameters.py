@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from merge_plugins.api import PerExpert, parameter
 from merge_plugins.errors import ParameterError, RecipeError
+from merge_plugins.normal_form import experts, normal_form
 from merge_plugins.parameters import (
     MISSING,
     build,
@@ -19,8 +20,9 @@ from merge_plugins.parameters import (
     unmatched_filters,
     validate,
 )
-from merge_plugins.recipe import Model, Recipe, experts, normal_form
+from merge_plugins.recipe import Recipe
 from merge_plugins.registry import Method
+from merge_plugins.slices import Model, Slice
 
 MLP, ATTENTION = "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
 
@@ -48,7 +50,13 @@ MIX = Method("mix", Mix, "tests", needs_base=True, min_experts=2, max_experts=3)
 
 def mix(*own: dict, **parameters: object) -> Recipe:
     models = tuple(Model(name, settings) for name, settings in zip("abc", own, strict=False))
-    return Recipe("mix", models, base_model="base", parameters=parameters)
+    return Recipe("mix", (Slice(models, parameters),), base_model="base")
+
+
+def only(recipe: Recipe) -> Slice:
+    """The one slice of a merge of whole models, in its normal form."""
+    (piece,) = normal_form(recipe, MIX).slices
+    return piece
 
 
 def weighted(**parameters: object) -> Recipe:
@@ -56,8 +64,7 @@ def weighted(**parameters: object) -> Recipe:
 
 
 def at(recipe: Recipe, name: str, tensor: str = MLP, t: float = 0.0) -> object:
-    recipe = normal_form(recipe, MIX)
-    return resolved(MIX, recipe, experts(recipe, MIX), tensor, t)[name]
+    return resolved(MIX, only(recipe), tensor, t)[name]
 
 
 # One setting
@@ -145,7 +152,7 @@ def test_a_required_parameter_whose_filters_all_miss_names_the_tensor():
     recipe = normal_form(mix({}, {}, weight={"filter": "mlp", "value": 1}), MIX)
     validate(MIX, recipe)
     with pytest.raises(ParameterError, match=r"required for a; no filter matches lm_head"):
-        build(MIX, recipe, recipe.models, "lm_head", 0)
+        build(MIX, only(recipe), "lm_head", 0)
 
 
 @given(st.floats(0, 1))
@@ -212,26 +219,25 @@ def test_values_of_another_type_are_refused(name, typed, message):
 
 
 def test_a_gradient_of_a_whole_number_is_refused_where_it_is_none():
-    recipe = normal_form(weighted(n_steps=[1, 2]), MIX)
+    piece = only(weighted(n_steps=[1, 2]))
     with pytest.raises(ParameterError, match=r"n_steps is a whole number; got 1\.5"):
-        build(MIX, recipe, recipe.models, MLP, 0.5)
+        build(MIX, piece, MLP, 0.5)
 
 
 # A built method
 
 
 def test_build_returns_the_method_s_dataclass():
-    recipe = normal_form(weighted(density=[0.5, 1.0], **{"lambda": 2}), MIX)
-    assert build(MIX, recipe, recipe.models, MLP, 0.5) == Mix(
-        weight=(0.6, 0.4), density=(0.75, 0.75), lambda_=2.0
-    )
+    built, values = build(MIX, only(weighted(density=[0.5, 1.0], **{"lambda": 2})), MLP, 0.5)
+    assert built == Mix(weight=(0.6, 0.4), density=(0.75, 0.75), lambda_=2.0)
+    assert values["lambda"] == 2.0
 
 
 def test_a_refusal_names_method_and_tensor_only_when_the_settings_vary():
     for density, where in ((20, False), ({"filter": "mlp", "value": 20}, True)):
-        recipe = normal_form(weighted(density=density), MIX)
+        piece = only(weighted(density=density))
         with pytest.raises(ParameterError, match="mix: density is the share kept") as caught:
-            build(MIX, recipe, recipe.models, MLP, 0.0)
+            build(MIX, piece, MLP, 0.0)
         assert (MLP in str(caught.value)) is where
 
 
@@ -273,27 +279,37 @@ def test_one_parameter_under_two_spellings_is_refused():
 
 @pytest.mark.parametrize(("n", "got"), [(1, "got 1: a"), (0, "got 0: none")])
 def test_too_few_models_are_refused_the_base_not_counted(n, got):
-    recipe = Recipe("mix", (Model("base"), *(Model(c) for c in "abc"[:n])), base_model="base")
+    models = (Model("base"), *(Model(c) for c in "abc"[:n]))
+    recipe = Recipe("mix", (Slice(models),), base_model="base")
     with pytest.raises(RecipeError, match=f"takes 2 to 3 models besides base_model; {got}"):
         validate(MIX, recipe)
 
 
 def test_too_many_models_are_refused():
     two = Method("two", Mix, "tests", min_experts=2, max_experts=2)
-    recipe = Recipe("two", tuple(Model(c, {"weight": 1}) for c in "abc"))
+    recipe = Recipe("two", (Slice(tuple(Model(c, {"weight": 1}) for c in "abc")),))
     with pytest.raises(RecipeError, match="two: takes 2 models; got 3: a, b, c"):
         validate(two, recipe)
 
 
 def test_a_method_that_needs_a_base_says_how_to_name_one():
+    models = Model("a", {"weight": 1}), Model("b", {"weight": 1})
     with pytest.raises(RecipeError, match="mix: needs a base model; add base_model:"):
-        validate(MIX, Recipe("mix", (Model("a", {"weight": 1}), Model("b", {"weight": 1}))))
+        validate(MIX, Recipe("mix", (Slice(models),)))
 
 
-def test_a_method_that_needs_data_is_refused_for_now():
-    fisher = Method("fisher", Mix, "tests", stats=("fisher",))
-    with pytest.raises(RecipeError, match="calibration data for fisher: not supported yet"):
-        validate(fisher, Recipe("fisher", (Model("a", {"weight": 1}),)))
+@pytest.mark.parametrize("facts", [{"stats": ("fisher",)}, {"needs_data": True}])
+def test_a_method_that_needs_data_says_how_to_name_it(facts):
+    fisher = Method("fisher", Mix, "tests", **facts)
+    with pytest.raises(RecipeError, match="fisher: needs calibration data for a; add data: <texts"):
+        validate(fisher, Recipe("fisher", (Slice((Model("a", {"weight": 1}),)),)))
+
+
+def test_whether_data_is_needed_may_depend_on_a_parameter():
+    sometimes = Method("sometimes", Mix, "tests", needs_data=lambda mix: mix.normalize)
+    with pytest.raises(RecipeError, match="needs calibration data for a"):
+        validate(sometimes, mix({"weight": 1}, normalize=True))
+    validate(sometimes, mix({"weight": 1}, normalize=False))
 
 
 def test_filters_that_match_no_tensor_are_told():
@@ -307,8 +323,8 @@ def test_filters_that_match_no_tensor_are_told():
 
 def linear(base_model: str | None, *listed: str, needs_base: bool = False, **parameters: object):
     method = Method("m", Mix, "tests", needs_base=needs_base)
-    recipe = Recipe("m", tuple(map(Model, listed)), base_model, parameters)
-    return [model.ref for model in experts(recipe, method)]
+    piece = Slice(tuple(map(Model, listed)), parameters)
+    return [model.ref for model in experts(piece, base_model, method)]
 
 
 def test_the_base_of_a_method_that_needs_one_is_no_expert():
@@ -344,5 +360,5 @@ def test_the_normal_form_means_what_was_written_and_is_its_own(first, second, sh
     recipe = mix(first, second, weight=1.0, **{k: v for k, v in shared.items() if k != "weight"})
     settled = normal_form(recipe, MIX)
     assert normal_form(settled, MIX) == settled
-    written = resolved(MIX, recipe, recipe.models, tensor, t)
-    assert resolved(MIX, settled, settled.models, tensor, t) == written
+    written = resolved(MIX, recipe.slices[0], tensor, t)
+    assert resolved(MIX, settled.slices[0], tensor, t) == written

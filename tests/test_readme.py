@@ -83,6 +83,12 @@ def test_the_demo_merges_skills_that_no_expert_has_together(folder: Path) -> Non
     assert any(s[-1] >= alone + 15 and min(s[:-1]) >= 50 for s in merges)
 
 
+def test_the_demo_of_every_method_scores_what_its_page_shows(folder: Path) -> None:
+    page = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    found = rows(run("merge-plugins demo --all --limit 5", folder))
+    assert found.keys() == rows(page).keys()
+
+
 def test_every_command_and_file_of_the_readme_works(folder: Path) -> None:
     for block in blocks():
         if block.language == "bash":

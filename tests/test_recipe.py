@@ -255,16 +255,16 @@ def test_tokenizer_source_is_the_base_or_a_model():
 
 def test_an_unlisted_base_is_an_input_only_if_a_shared_weight_applies():
     text = TIES.replace("ties", "linear").replace("{density: 0.5, lambda: 1.0}", "{}")
-    assert [m.ref for m in recipe(text).experts] == list(refs("a", "b"))
+    assert [m.ref for m in recipe(text).models] == list(refs("a", "b"))
     shared = recipe(text, parameters={"weight": 0.1})
-    assert [m.ref for m in shared.experts] == list(refs("a", "b", "B"))
-    assert [m.parameters["weight"] for m in shared.experts] == [0.6, 0.4, 0.1]
+    assert [m.ref for m in shared.models] == list(refs("a", "b", "B"))
+    assert [m.parameters["weight"] for m in shared.models] == [0.6, 0.4, 0.1]
 
 
 def test_equal_weights_of_models_are_never_given_to_an_unlisted_base():
     text = TIES.replace("ties", "linear").replace("{density: 0.5, lambda: 1.0}", "{}")
     equal = recipe(text.replace("0.6", "0.4"))
-    assert [m.ref for m in equal.experts] == list(refs("a", "b"))
+    assert [m.ref for m in equal.models] == list(refs("a", "b"))
     assert Recipe.from_mapping(equal.as_dict()) == equal
 
 
@@ -315,10 +315,10 @@ def test_a_folder_whose_name_looks_like_syntax_is_a_folder(models, name):
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
-        ("org/x+org/lora", "LoRA sources: not supported yet; merge the adapter first"),
+        ("org/x+org/lora+org/more", "one '\\+' adds an adapter"),
         ("org/x@a@b", "one '@'"),
         ("a@main", "a local folder has no revision; write a"),
-        ({"model": {"path": "a"}, "lora": "x"}, "lora of a model: not supported yet"),
+        ({"model": "a", "lora": "x", "delta": "y"}, "lora: or delta:, not both"),
         ({"model": {"path": "a"}, "override_architecture": "x"}, "override_architecture of a"),
         (123, "a model is a path or a hub id, in quotes if it is a number; got 123"),
         ("", "a model is a path or a hub id"),
@@ -355,8 +355,10 @@ def test_load_says_when_there_is_no_recipe(models):
         ("m.yaml", TIES + "dtype: float32", "'dtype' is written twice"),
         ("m.yaml", TIES.replace("{weight: 0.6}", "{weight: 1, weight: 2}"), "'weight' is written"),
         ("m.json", '{"seed": 1, "seed": 2}', "'seed' is written twice"),
-        ("m.yaml", "a: [", "not one YAML document"),
-        ("m.yaml", TIES + "---\n" + TIES, "not one YAML document"),
+        ("m.yaml", "a: [", "not YAML"),
+        ("m.yaml", TIES + "---\n" + TIES, "2 documents without name: only the last merge may"),
+        ("m.yaml", f"{TIES}name: x\n---\n{TIES}name: x\n", "a name of its own; got 'x'"),
+        ("m.yaml", TIES + "---\n- a\n", "a recipe is a mapping"),
         ("m.json", "{", "not JSON"),
         ("m.yaml", "- a\n- b", "a recipe is a mapping"),
         ("m.yaml", "", "a recipe is a mapping"),
@@ -392,7 +394,7 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"models": [{"model": "a", "lambda": 1}]}, "lambda is a parameter of ties; it belongs"),
         ({"models": [{"model": "a", "dtype": 1}]}, "dtype belongs at the top of the recipe"),
         ({"models": [{"model": "a", "paramters": 1}]}, "'paramters'; did you mean 'parameters'"),
-        ({"models": [{"model": "a", "layer_range": [0, 1]}]}, "layer stacking is not supported"),
+        ({"models": [{"model": "a", "layer_range": [0, 1]}]}, "layer_range belongs to slices"),
         ({"models": [{"model": "a", "parameters": {"lambda": 1}}]}, "one setting for the whole"),
         ({"models": [{"model": "a", "parameters": {"normalize": 1}}]}, "one setting for the whole"),
         ({"models": [{"parameters": {"weight": 1}}]}, "a model is a path or a hub id"),
@@ -401,6 +403,7 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"models": "a"}, "at least one"),
         ({"models": None}, "a recipe needs models"),
         ({"slices": []}, "a recipe needs models: .* once"),
+        ({"experts": []}, "experts: mixtures of experts are not built"),
         ({"models": [{"model": "B", "parameters": {"weight": 1}}, "a"]}, "base_model takes no w"),
         ({"merge_method": None}, "merge_method is a name; got nothing"),
         ({"dtype": "bf16"}, "dtype is one of .*; got 'bf16'; did you mean 'bfloat16'"),
@@ -409,9 +412,11 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"seed": 1.5}, "seed is a whole number"),
         ({"seed": True}, "seed is a whole number"),
         ({"seed": "x"}, "seed is a whole number"),
-        ({"tokenizer_source": "union"}, "tokenizer_source: union: not supported yet; write base"),
-        ({"tokenizer": {"source": "base"}}, "tokenizer: not supported yet; write tokenizer_source"),
-        ({"chat_template": "auto"}, "chat_template: not supported yet"),
+        ({"tokenizer": {"sources": "base"}}, "tokenizer: no key 'sources'; did you mean 'source'?"),
+        ({"tokenizer": {}, "tokenizer_source": "base"}, "say the same; keep one"),
+        ({"tokenizer": {"tokens": {"x": {"force": 1}}}}, "x: force is true or false; got 1"),
+        ({"tokenizer": {"tokens": {"x": {"source": {"kind": "one"}}}}}, "kind is zero or model_to"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "pad_to_multiple_of is a whole number, 1 or mo"),
         ({"base_model": None, "tokenizer_source": "base"}, "tokenizer_source: base needs base_m"),
     ],
 )  # fmt: skip
@@ -428,23 +433,38 @@ def sliced(*layer_ranges: list[int] | None, **changes: object) -> dict:
     return {"merge_method": "ties", "base_model": "B", "slices": [{"sources": sources, **changes}]}
 
 
+def slices(*pieces: object) -> dict:
+    return {"merge_method": "ties", "base_model": "B", "slices": list(pieces)}
+
+
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        (sliced([0, 2], [0, 2]), r"layer_range \[0, 2\] of .*a, which has 4 layers: not supported"),
-        (sliced([1, 4], [1, 4]), "parts of a model: not supported yet"),
-        (sliced([0, 4], [0, 3]), r"layer_range \[0, 3\] beside \[0, 4\]: not supported"),
-        (sliced([0, 4], residual_weight=1), "residual_weight in a slice: not supported"),
-        (sliced([0, 4], base_model="a"), "base_model in a slice: not supported"),
-        (sliced([0, 4], parameters=3), "parameters is a mapping"),
-        ({"merge_method": "ties", "slices": sliced([0, 4])["slices"] * 2}, "slices: 2 of them"),
-        ({"merge_method": "ties", "slices": [{"sources": "ab"}]}, "sources is a list of"),
-        ({"merge_method": "ties", "slices": [3]}, "slices holds mappings"),
-        ({"merge_method": "ties", "modules": {"a": {}, "b": {}}}, "modules: 2 of them"),
-        ({"merge_method": "ties", "modules": {"a": {"x": 1}}}, "x in a module: not supported"),
+        (sliced([0, 4], [0, 3]), r"ranges of one length; got .*a \[0, 4\], .*b \[0, 3\]"),
+        (sliced([0, 4], [0]), r"layer_range is \[first, last \+ 1\].*got \[0\] for .*b"),
+        (sliced([0, 4], [3, 1]), r"layer_range is .*got \[3, 1\] for"),
+        (sliced([0, 4], [0, 1.5]), r"layer_range is .*got \[0, 1.5\] for"),
+        (sliced([0, 2], [2, 4]), "different layers, so those of the base are open; add .model: "),
+        (sliced([0, 4], residual_weight=1), "a slice: residual_weight: mergekit reads it and does"),
+        (sliced([0, 4], models=[]), "a slice: models belongs at the top .* one of its slices"),
+        (sliced([0, 4], density=1), "a slice: density is a parameter of ties; it belongs under"),
+        (sliced([0, 4], parameters=3), "parameters of a slice is a mapping"),
+        (slices({"sources": "ab"}), "sources is a list of at least one"),
+        (slices({"sources": []}), "sources is a list of at least one"),
+        (
+            slices({"sources": ["a", "a"]}),
+            "a is listed twice.*To stack its layers, give each range",
+        ),
+        (slices({"sources": [{"model": "a", "weight": 1}]}), "a: weight belongs under parameters"),
+        (slices(3), "slices is a list of {sources, parameters}; got 3 in it"),
+        (slices(), "slices is a list of"),
+        ({"merge_method": "ties", "modules": {"a": {}, "b": {}}}, "modules: 2 of them; a model is"),
+        ({"merge_method": "ties", "modules": {"a": {"x": 1}}}, "a module: no recipe key 'x'"),
+        ({"merge_method": "ties", "modules": 3}, "modules maps a name to"),
+        ({**sliced([0, 4]), "models": ["a"]}, "a recipe needs models: .* once"),
     ],
 )
-def test_slices_that_are_not_whole_models_are_refused(mapping, message):
+def test_slices_that_mean_nothing_are_refused(mapping, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_mapping(mapping)
 

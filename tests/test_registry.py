@@ -78,6 +78,24 @@ def test_parameters_say_their_spellings_and_whether_each_expert_has_one() -> Non
     assert set(method.spellings) == {"weight", "share", "lambda"}
 
 
+def test_an_alias_gives_its_method() -> None:
+    aliases = {"middle": "a word for it", "centre": "another"}
+    found = loaded(plugin(lambda register: register_median(register, aliases=aliases)))
+    assert found.get("centre") is found.get("median")
+    assert found.methods.keys() == {"median"}
+    with pytest.raises(UnknownMethodError, match="did you mean 'middle'"):
+        found.get("midle")
+
+
+def test_an_alias_may_not_shadow_a_name() -> None:
+    def register_pair(register: Register) -> None:
+        register_median(register, "mean", aliases={"median": "taken"})
+
+    found = loaded(plugin(lambda register: register_median(register)), plugin(register_pair))
+    assert found.methods.keys() == {"median"}
+    assert str(found.broken["plugin-1"]) == "'median' is already registered by plugin-0"
+
+
 def failing(register: Register) -> None:
     register_median(register, "half done")
     raise ImportError("needs scipy")
@@ -134,7 +152,8 @@ def test_statistics_are_registered_the_same_way() -> None:
 
     module = plugin(lambda register: register("fisher", fisher), "register_statistics")
     found = loaded(module, module)
-    assert found.statistics == {"fisher": fisher}
+    statistic = found.statistics["fisher"]
+    assert (statistic.function, statistic.plugin) == (fisher, "plugin-0")
     assert "already registered" in str(found.broken["plugin-1"])
 
 

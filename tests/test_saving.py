@@ -268,7 +268,8 @@ def slow(self, slot):
     time.sleep(0.2)
     return whole(self, slot)
 Passthrough.__call__ = slow
-recipe = {"merge_method": "passthrough", "models": [{"model": sys.argv[1]}]}
+model = {"model": sys.argv[1], "parameters": {"scale": 0.5}}
+recipe = {"merge_method": "passthrough", "models": [model]}
 saving.save(Recipe.from_mapping(recipe), sys.argv[2])
 """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_plugins import Slot, api, selection
 from merge_plugins.arithmetic import keep_largest
-from merge_plugins.selection import ALL, Cut, as_measured, cuts
+from merge_plugins.selection import ALL, Cut, as_measured, cuts, order_statistics
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-40, -1e-45, 3e38])
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -181,3 +181,43 @@ def test_a_misleading_sample_costs_time_and_never_exactness(arrange: object) -> 
         ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
         assert cut.threshold == magnitudes[count - 1]
         assert int(kept_by(cut, x + 0.0).count_nonzero()) == int((magnitudes[:count] > 0).sum())
+
+
+@given(
+    x=st.lists(FEW | ANY, min_size=1, max_size=200),
+    ranks=st.lists(st.integers(0, 199), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_order_statistics_are_those_of_a_sort(
+    x: list[float], ranks: list[int], dtype: torch.dtype
+) -> None:
+    vector = torch.tensor(x).clamp(-3e38, 3e38).to(dtype)
+    ranks = [rank % len(x) for rank in ranks]
+    expected = vector.sort().values[ranks]
+    found = order_statistics(slot_of(vector), lambda block: block.experts[0], ranks)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("signs", ["both", "negative", "positive", "few"])
+def test_order_statistics_reach_over_blocks_and_over_zero(signs: str) -> None:
+    x = torch.randn(700, generator=torch.Generator().manual_seed(0))
+    x = {"both": x, "negative": -x.abs(), "positive": x.abs(), "few": (x > 1.5) * x}[signs]
+    ranks = [1, 174, 349, 524, 698]
+    found = order_statistics(slot_of(x.view(20, 35)), lambda block: block.experts[0], ranks)
+    assert torch.equal(found, x.sort().values[ranks])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_sample_knows_its_rows() -> None:
+    """What is looked up by row meets a sample of a weight as it meets a box of it."""
+    rows = torch.arange(20.0)
+    x = rows[:, None] + torch.zeros(20, 35)
+
+    def vector(block: Slot) -> Tensor:
+        assert block.region is not None
+        assert torch.equal(block.region.of_rows(rows).expand(block.shape), block.experts[0])
+        return block.experts[0]
+
+    assert order_statistics(slot_of(x), vector, [350]).item() == 10.0

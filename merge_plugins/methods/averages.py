@@ -55,10 +55,15 @@ class Passthrough:
         return weighted_sum(slot.experts, self.scale)
 
 
+def is_untouched(method: Passthrough) -> bool:
+    """Whether it leaves the model as it is."""
+    return method.scale == (1.0,)
+
+
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     soups = "Wortsman et al. 2022, arXiv:2203.05482"
     register("linear", Linear, elementwise=True, paper=soups)
     register("average_merging", Average, elementwise=True, paper=soups)
-    register("passthrough", Passthrough, elementwise=True, max_experts=1)
+    register("passthrough", Passthrough, elementwise=True, max_experts=1, copies=is_untouched)

@@ -6,6 +6,7 @@ these. Where a repository's code would crash, the plain reading of its paper is 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Measures, PerExpert, Slot, Sources, parameter
-from merge_plugins.arithmetic import drop_at_random, elected, keep_largest
+from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.arithmetic import elected, keep_largest
+from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.averages import Average
-from merge_plugins.methods.spherical import SlerpMerging
-from merge_plugins.methods.task_vectors import TaskArithmetic, check_share
+from merge_plugins.methods.task_vectors import check_share
 from merge_plugins.selection import ALL, as_measured, cuts
 
 Scope = Literal["tensor", "model"]
@@ -48,7 +48,8 @@ class _TrimmedTies:
         """Sum of the elected signs over every entry of a whole weight: a scalar."""
 
         def of(block: Slot) -> Tensor:
-            return torch.stack(self.trim(block)).sum(0).sign().sum(dtype=torch.float64)
+            summed = functools.reduce(Tensor.add_, self.trim(block))
+            return summed.sign_().sum().double()  # whole numbers: float32 is exact in a block
 
         return torch.stack(slot.map_blocks(of)).sum()
 
@@ -103,126 +104,63 @@ class TiesMerging:
 
 
 @dataclass(frozen=True)
-class MaskMerging:
-    """Mask each model's change (DARE, DropOnly, pruning), then merge [Yu et al. 2024]."""
+class BreadcrumbsMerging:
+    """Drop the largest and smallest changes, add up the rest [Davari & Belilovsky 2024; MergeLLM].
 
-    weight_mask_rate: PerExpert = parameter(
-        0.1, doc="share of each model's change dropped, in [0, 1]"
+    Drops one entry less at the small end than the share asked for, and keeps entries equal to the
+    last one kept at either end: what the repository's code does. A tail of no entries is none.
+    """
+
+    param_density: float = parameter(0.9, doc="share of each task vector kept, in [0, 1]")
+    param_value_mask_rate: float = parameter(
+        0.09, doc="share dropped as the smallest, at most 1 - param_density; the rest are largest"
     )
-    use_weight_rescale: bool = parameter(
-        False, doc="divide what is kept by 1 - weight_mask_rate: random with this is DARE"
-    )
-    mask_strategy: Literal["random", "magnitude"] = parameter(
-        "random", doc="which entries are dropped: any, or the smallest"
-    )
-    weight_format: Literal["delta_weight", "finetuned_weight"] = parameter(
-        "delta_weight", doc="mask the change from the base, or the fine-tuned weights themselves"
-    )
-    mask_apply_method: Literal[
-        "average_merging", "task_arithmetic", "slerp_merging", "ties_merging"
-    ] = parameter("average_merging", doc="how the masked models are merged")
-    scaling_coefficient: float = parameter(
-        1.0, doc="task_arithmetic, ties_merging: factor on the merged task vector"
-    )
-    slerp_t: float = parameter(0.5, doc="slerp_merging: position between both models")
-    dot_threshold: float = parameter(0.9995, doc="slerp_merging: cosine beyond which lerp is used")
-    param_value_mask_rate: float = parameter(0.8, doc="ties_merging: share trimmed, in [0, 1]")
-    trim_scope: Scope = parameter("tensor", doc="ties_merging: rank within a weight or the model")
+    scaling_coefficient: float = parameter(1.0, doc="factor on the sum of task vectors")
 
     def __post_init__(self) -> None:
-        check_share("weight_mask_rate", self.weight_mask_rate)
-        _ = self.inner  # its own checks
-
-    @property
-    def inner(self) -> Kernel:
-        """The method that merges the masked models."""
-        scale = self.scaling_coefficient
-        if self.mask_apply_method == "task_arithmetic":
-            n = len(self.weight_mask_rate)
-            return TaskArithmetic(weight=(1.0,) * n, lambda_=scale)
-        if self.mask_apply_method == "slerp_merging":
-            return SlerpMerging(self.slerp_t, self.dot_threshold)
-        if self.mask_apply_method == "ties_merging":
-            return TiesMerging(self.param_value_mask_rate, scale, self.trim_scope)
-        return Average()
+        check_share("param_density", (self.param_density,))
+        check_share("param_value_mask_rate", (self.param_value_mask_rate,))
+        dropped = 1 - self.param_density
+        if self.param_value_mask_rate > dropped + 1e-9:
+            raise ParameterError(
+                f"param_density {self.param_density:g} drops {dropped:g} of the weights, of which "
+                f"param_value_mask_rate {self.param_value_mask_rate:g} cannot be the smallest; "
+                f"set param_value_mask_rate to {dropped:g} or less"
+            )
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where magnitudes are cut, and what the inner method measures after masking."""
-        return _Masked(self, self.inner).measure(slot)
-
-    def prepare(self, sources: Sources) -> Kernel | None:
-        """Prepare the inner method on the masked models, if it looks at the whole model."""
-        if self.mask_apply_method != "ties_merging" or self.trim_scope != "model":
-            return None
-        slots = [_seen_masked(slot, self, self.cuts(slot)) for slot in sources.slots()]
-        inner = TiesMerging(self.param_value_mask_rate, self.scaling_coefficient)
-        return _Masked(self, inner.over(slots))
-
-    def __call__(self, slot: Slot) -> Tensor:
-        """Return the inner method's merge of the masked models: float32 [*shape]."""
-        return _Masked(self, self.inner)(slot)
-
-    def vectors(self, slot: Slot) -> list[Tensor]:
-        """What is masked: task vectors or the weights themselves, N of float32 [*shape]."""
-        if self.weight_format == "delta_weight":
-            return list(deltas(slot))
-        return [expert.float().clone() for expert in slot.experts]
-
-    def cuts(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where each model's magnitudes are cut; nothing to know for random masks."""
-        if self.mask_strategy == "random":
-            return {}
+        """Return where the outliers begin and where the crumbs end, for each task vector."""
         n = math.prod(slot.shape)
-        dropped = [int(n * rate) for rate in self.weight_mask_rate]
-        found = cuts([slot], self.vectors, [[n + 1 - k if k else n] for k in dropped])
-        measured = as_measured(found)
-        nothing_dropped = torch.tensor([[k == 0] for k in dropped])
-        last = torch.where(nothing_dropped, ALL, -1)  # entries equal to the k-th smallest go
-        return {"mask_threshold": measured["threshold"], "mask_last": last}
-
-    def masked(self, slot: Slot) -> Slot:
-        """The slot with every model masked; experts become float32."""
-        vectors = self.vectors(slot)
-        experts = []
-        for i, (vector, rate) in enumerate(zip(vectors, self.weight_mask_rate, strict=True)):
-            if self.mask_strategy == "random":
-                kept = drop_at_random(vector, slot, i, 1 - rate)
-            else:
-                cut = slot.measured["mask_threshold"][i, 0], slot.measured["mask_last"][i, 0]
-                kept = keep_largest(vector, slot, *cut)
-            if self.use_weight_rescale and rate < 1:
-                kept = kept / (1 - rate)
-            experts.append(kept + slot.base if self.weight_format == "delta_weight" else kept)
-        return replace(slot, experts=tuple(experts), through=None)
-
-
-@dataclass(frozen=True)
-class _Masked:
-    """A mask followed by a merge of what it left."""
-
-    mask: MaskMerging
-    inner: Kernel
-
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        measured = dict(self.mask.cuts(slot))
-        if isinstance(self.inner, Measures):
-            measured.update(self.inner.measure(_seen_masked(slot, self.mask, measured)))
-        return measured
+        n_small = int(n * self.param_value_mask_rate)
+        n_large = max(0, int(n * (1 - self.param_density)) - n_small)
+        some_left = n_large + 1 < n  # then the largest one kept is known, and its equals stay
+        counts = [n_large + some_left, n + 1 - max(1, n_small)]
+        found = as_measured(cuts([slot], deltas, [counts] * len(slot.experts)))
+        (large, small), last = found["threshold"].T, found["last"][:, 0]
+        return {
+            "large": large,
+            "last": torch.full_like(last, -1) if some_left else last,
+            "small": small,
+        }
 
     def __call__(self, slot: Slot) -> Tensor:
-        return self.inner(self.mask.masked(slot))
-
-
-def _seen_masked(slot: Slot, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Slot:
-    def through(part: Slot) -> Slot:
-        return mask.masked(replace(part, measured=measured))
-
-    return replace(slot, through=through)
+        """Return base + scale * sum of the middle of each task vector: float32 [*shape]."""
+        everything = torch.tensor(ALL)
+        rows = zip(
+            deltas(slot), *(slot.measured[key] for key in ("large", "last", "small")), strict=True
+        )
+        middles = (
+            keep_largest(delta, slot, small, everything) - keep_largest(delta, slot, large, last)
+            for delta, large, last, small in rows
+        )
+        return functools.reduce(Tensor.add_, middles).mul_(self.scaling_coefficient).add_(slot.base)
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
-    ties, dare = "Yadav et al. 2023, arXiv:2306.01708", "Yu et al. 2024, arXiv:2311.03099"
-    register("ties_merging", TiesMerging, elementwise=True, needs_base=True, paper=ties)
-    register("mask_merging", MaskMerging, elementwise=True, needs_base=True, paper=dare)
+    for name, method, paper in (
+        ("ties_merging", TiesMerging, "Yadav et al. 2023, arXiv:2306.01708"),
+        ("breadcrumbs_merging", BreadcrumbsMerging, "Davari & Belilovsky 2024, arXiv:2312.06795"),
+    ):
+        register(name, method, elementwise=True, needs_base=True, paper=paper)

@@ -56,17 +56,42 @@ class ModelStock:
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
-        dtype = slot.dtype
         if self.filter_wise:
-            share = share_of_mean(row_products(slot), dtype)
+            share = share_of_mean(row_products(slot), slot.dtype)
             share = share.unsqueeze(-1) if slot.shape else share
         else:
             share = slot.measured["share"].to(slot.base.device)
-        add = functools.partial(_add, dtype=dtype)
-        total = functools.reduce(add, (expert.float() for expert in slot.experts))
-        mean = rounded(total / len(slot.experts), dtype)
-        kept = rounded(slot.base.float() * rounded(1 - share, dtype), dtype)
-        return rounded(mean.mul_(share), dtype).add_(kept)
+        return between(slot, share, slot.dtype)
+
+
+@dataclass(frozen=True)
+class StockMerging:
+    """Base plus a share of the mean task vector, as the cosines tell [WIDEN: stock_merging]."""
+
+    clamp: bool = parameter(
+        True,
+        doc="keep the share in [0, 1]; false: as MergeLLM has it, moving away from models that "
+        "disagree",
+    )
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return the share of the fine-tunes' mean for this whole weight."""
+        dots = dot_products(slot, lambda block: block.deltas().unbind())
+        share = share_of_mean(dots, torch.float32)
+        return {"share": share.clamp(0, 1) if self.clamp else share}
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
+        return between(slot, slot.measured["share"], torch.float32)
+
+
+def between(slot: Slot, share: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return share * mean(experts) + (1 - share) * base, rounded to ``dtype`` at every step."""
+    add = functools.partial(_add, dtype=dtype)
+    total = functools.reduce(add, (expert.float() for expert in slot.experts))
+    mean = rounded(total / len(slot.experts), dtype)
+    kept = rounded(slot.base.float() * rounded(1 - share, dtype), dtype)
+    return rounded(mean.mul_(share), dtype).add_(kept)
 
 
 def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,11 +101,6 @@ def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
-    register(
-        "model_stock",
-        ModelStock,
-        elementwise=lambda kernel: not kernel.filter_wise,
-        needs_base=True,
-        min_experts=2,
-        paper="Jang et al. 2024, arXiv:2403.19522",
-    )
+    facts = {"needs_base": True, "min_experts": 2, "paper": "Jang et al. 2024, arXiv:2403.19522"}
+    register("model_stock", ModelStock, elementwise=lambda kernel: not kernel.filter_wise, **facts)
+    register("stock_merging", StockMerging, elementwise=True, **facts)

@@ -16,38 +16,45 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import PerExpert, Region, Slot, parameter
 from merge_plugins.arithmetic import combine, drop_at_random, keep_largest, rounded, task_vectors
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.selection import as_measured, cuts
 
 Rescale = Literal["none", "l1", "inverse_keep"]
+Rescaling = bool | Literal[0, 1] | Rescale
+"""What a recipe may say: a word, or whether to do what the method's own code does."""
 
 
-def _weight(*default: float) -> Any:
+def weight_field(*default: float) -> Any:
+    """Declare the weight of each task vector."""
     return parameter(*default, doc="factor on each task vector")
 
 
-def _density() -> Any:
-    doc = "share of each task vector kept, in [0, 1]"
-    return parameter(1.0, doc=doc)
+def density_field() -> Any:
+    """Declare how much of each task vector is kept."""
+    return parameter(1.0, doc="share of each task vector kept, in [0, 1]")
 
 
-def _lambda() -> Any:
+def lambda_field() -> Any:
+    """Declare the factor on the whole."""
     doc = "factor on the merged task vector"
-    return parameter(1.0, doc=doc, alias=("scaling_coefficient",))
+    return parameter(1.0, doc=doc, alias=("scaling_coefficient", "lambda_factor"))
 
 
-def _normalize(default: bool) -> Any:
+def normalize_field(default: bool) -> Any:
+    """Declare whether weights are made to sum to one."""
     return parameter(default, doc="divide by the sum of the weights that took part")
 
 
-def _int8_mask() -> Any:
+def int8_mask_field() -> Any:
+    """Declare what mergekit's recipes may say and nothing reads."""
     return parameter(False, doc="accepted from mergekit recipes; it never changed a result")
 
 
-def _rescale(default: bool) -> Any:
+def rescale_field(default: bool) -> Any:
+    """Declare how dropping is made up for."""
     doc = (
         "'l1' (true) restores each task vector's L1 norm after dropping, as mergekit does; "
         "'inverse_keep' divides by the density, as DARE's paper does; 'none' (false) does neither"
@@ -55,10 +62,14 @@ def _rescale(default: bool) -> Any:
     return parameter(default, doc=doc)
 
 
-def l1_factors(slot: Slot, sparsify: Callable[[Slot, list[Tensor]], list[Tensor]]) -> Tensor:
+def l1_factors(
+    slot: Slot,
+    sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
+    regions: Sequence[Region] | None = None,
+) -> Tensor:
     """Return what restores each task vector's L1 norm after ``sparsify``: float32 [N].
 
-    1 where either norm vanishes [mergekit].
+    1 where either norm vanishes [mergekit]. ``regions``: what ``sparsify`` takes, if not any block.
     """
 
     def norms(block: Slot) -> Tensor:
@@ -68,7 +79,8 @@ def l1_factors(slot: Slot, sparsify: Callable[[Slot, list[Tensor]], list[Tensor]
         return torch.tensor([before, after], dtype=torch.float64)
 
     before, after = (
-        rounded(norm.float(), slot.dtype) for norm in torch.stack(slot.map_blocks(norms)).sum(0)
+        rounded(norm.float(), slot.dtype)
+        for norm in torch.stack(slot.map_blocks(norms, regions)).sum(0)
     )
     factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
     return rounded(factor, slot.dtype)
@@ -76,16 +88,30 @@ def l1_factors(slot: Slot, sparsify: Callable[[Slot, list[Tensor]], list[Tensor]
 
 def rescale_factors(
     slot: Slot,
-    rescale: bool | Rescale,
+    rescale: Rescale,
     density: PerExpert,
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
+    regions: Sequence[Region] | None = None,
 ) -> Tensor:
-    """Return the factor on each sparsified task vector: float32 [N]."""
+    """Return the factor on each sparsified task vector: float32 [N]; see `l1_factors`."""
     if rescale == "inverse_keep":
         return torch.tensor([1 / share if share else 1.0 for share in density])
-    if rescale in (False, "none") or min(density) >= 1:
+    if rescale == "none" or min(density) >= 1:
         return torch.ones(len(density))
-    return l1_factors(slot, sparsify)
+    return l1_factors(slot, sparsify, regions)
+
+
+def rescaling(given: Rescaling, usual: Rescale = "l1") -> Rescale:
+    """Return what a recipe's word for it means; ``usual``: what the method's own code does."""
+    if isinstance(given, str):
+        return given
+    return usual if given else "none"
+
+
+def never_adaptive(name: str) -> dict[str, str]:
+    """Return the names under which DELLA's repository has a method a second, third, fourth time."""
+    said = "DELLA's code never applies the adaptive scale of this name"
+    return {f"{name}_{scale}": said for scale in ("ada_row", "ada_row_inv", "ada_layer")}
 
 
 def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
@@ -107,21 +133,22 @@ def check_share(name: str, values: PerExpert) -> None:
 class TaskArithmetic:
     """Base plus the weighted sum of task vectors [Ilharco et al. 2023, eq. 1]."""
 
-    weight: PerExpert = _weight(1.0)
-    lambda_: float = _lambda()
-    normalize: bool = _normalize(False)
-    int8_mask: bool = _int8_mask()
+    elect: ClassVar[bool] = False
+
+    weight: PerExpert = weight_field(1.0)
+    lambda_: float = lambda_field()
+    normalize: bool = normalize_field(False)
+    int8_mask: bool = int8_mask_field()
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum(w delta): float32 [*shape]."""
-        deltas = task_vectors(slot)
         return combine(
             slot,
-            deltas,
+            task_vectors(slot),
             self.weight,
             scale=self.lambda_,
             normalize=self.normalize,
-            elect=False,
+            elect=self.elect,
         )
 
 
@@ -129,12 +156,16 @@ class TaskArithmetic:
 class Ties:
     """Trim to the largest changes, elect signs, average what agrees [Yadav et al. 2023, alg. 1]."""
 
-    weight: PerExpert = _weight()
-    density: PerExpert = _density()
-    lambda_: float = _lambda()
-    normalize: bool = _normalize(True)
-    rescale: bool | Rescale = _rescale(False)
-    int8_mask: bool = _int8_mask()
+    elect: ClassVar[bool] = True
+    rescales: ClassVar[Rescale] = "l1"
+    """What ``rescale: true`` means."""
+
+    weight: PerExpert = weight_field()
+    density: PerExpert = density_field()
+    lambda_: float = lambda_field()
+    normalize: bool = normalize_field(True)
+    rescale: Rescaling = rescale_field(False)
+    int8_mask: bool = int8_mask_field()
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
@@ -144,8 +175,8 @@ class Ties:
         n = math.prod(slot.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
         cut = as_measured(cuts([slot], task_vectors, counts))
-        trim = functools.partial(self.trim, cut)
-        return {**cut, "factor": rescale_factors(slot, self.rescale, self.density, trim)}
+        trim, how = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
+        return {**cut, "factor": rescale_factors(slot, how, self.density, trim)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero all but the largest entries of each task vector."""
@@ -157,7 +188,12 @@ class Ties:
         cut = slot.measured
         trimmed = rescaled(self.trim(cut, slot, task_vectors(slot)), cut["factor"])
         return combine(
-            slot, trimmed, self.weight, scale=self.lambda_, normalize=self.normalize, elect=True
+            slot,
+            trimmed,
+            self.weight,
+            scale=self.lambda_,
+            normalize=self.normalize,
+            elect=self.elect,
         )
 
 
@@ -166,22 +202,25 @@ class DareLinear:
     """Drop entries of each task vector at random, rescale the rest, add up [Yu et al. 2024]."""
 
     elect: ClassVar[bool] = False
+    rescales: ClassVar[Rescale] = "l1"
+    """What ``rescale: true`` means."""
 
-    weight: PerExpert = _weight()
-    density: PerExpert = _density()
-    lambda_: float = _lambda()
-    normalize: bool = _normalize(False)
-    rescale: bool | Rescale = _rescale(True)
-    int8_mask: bool = _int8_mask()
+    weight: PerExpert = weight_field()
+    density: PerExpert = density_field()
+    lambda_: float = lambda_field()
+    normalize: bool = normalize_field(False)
+    rescale: Rescaling = rescale_field(True)
+    int8_mask: bool = int8_mask_field()
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
-        if self.rescale in (True, "l1", "inverse_keep") and 0 in self.density:
+        if rescaling(self.rescale) != "none" and 0 in self.density:
             raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return each task vector's rescaling factor."""
-        return {"factor": rescale_factors(slot, self.rescale, self.density, self.drop)}
+        how = rescaling(self.rescale, self.rescales)
+        return {"factor": rescale_factors(slot, how, self.density, self.drop)}
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""
@@ -208,13 +247,15 @@ class DareTies(DareLinear):
 class Breadcrumbs:
     """Drop the largest and smallest entries of each task vector [Davari & Belilovsky 2024]."""
 
-    weight: PerExpert = _weight()
-    density: PerExpert = _density()
+    elect: ClassVar[bool] = False
+
+    weight: PerExpert = weight_field()
+    density: PerExpert = density_field()
     gamma: PerExpert = parameter(0.01, doc="share of the largest entries dropped, in [0, 1]")
-    lambda_: float = _lambda()
-    normalize: bool = _normalize(False)
-    rescale: bool | Rescale = _rescale(False)
-    int8_mask: bool = _int8_mask()
+    lambda_: float = lambda_field()
+    normalize: bool = normalize_field(False)
+    rescale: Rescaling = rescale_field(False)
+    int8_mask: bool = int8_mask_field()
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
@@ -230,7 +271,7 @@ class Breadcrumbs:
             counts.append([top, top + middle])
         cut = as_measured(cuts([slot], task_vectors, counts))
         trim = functools.partial(self.trim, cut)
-        return {**cut, "factor": rescale_factors(slot, self.rescale, self.density, trim)}
+        return {**cut, "factor": rescale_factors(slot, rescaling(self.rescale), self.density, trim)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero the outliers and the crumbs of each task vector."""
@@ -245,18 +286,32 @@ class Breadcrumbs:
         cut = slot.measured
         middle = rescaled(self.trim(cut, slot, task_vectors(slot)), cut["factor"])
         return combine(
-            slot, middle, self.weight, scale=self.lambda_, normalize=self.normalize, elect=False
+            slot,
+            middle,
+            self.weight,
+            scale=self.lambda_,
+            normalize=self.normalize,
+            elect=self.elect,
         )
+
+
+class BreadcrumbsTies(Breadcrumbs):
+    """Drop the largest and smallest entries, elect signs [Davari & Belilovsky; Yadav et al.]."""
+
+    elect: ClassVar[bool] = True
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
+    aliases = {"ties": never_adaptive("ties")}
     for name, method, paper in (
         ("task_arithmetic", TaskArithmetic, "Ilharco et al. 2023, arXiv:2212.04089"),
         ("ties", Ties, "Yadav et al. 2023, arXiv:2306.01708"),
         ("dare_linear", DareLinear, "Yu et al. 2024, arXiv:2311.03099"),
         ("dare_ties", DareTies, "Yu et al. 2024, arXiv:2311.03099"),
         ("breadcrumbs", Breadcrumbs, "Davari & Belilovsky 2024, arXiv:2312.06795"),
+        ("breadcrumbs_ties", BreadcrumbsTies, "Davari & Belilovsky 2024, arXiv:2312.06795"),
     ):
-        register(name, method, elementwise=True, needs_base=True, paper=paper)
+        also = aliases.get(name, {})
+        register(name, method, elementwise=True, needs_base=True, paper=paper, aliases=also)

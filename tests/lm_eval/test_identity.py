@@ -32,6 +32,18 @@ def test_results_carry_the_whole_recipe_and_its_sources(evaluate, family, tmp_pa
     json.dumps(found["merge"])
 
 
+def test_results_carry_the_weights_a_method_found(evaluate, family, tmp_path):
+    file = tmp_path / "examples.jsonl"
+    file.write_text('{"input": "2 + 3 =", "output": "5"}\n')
+    arguments = {"method": "cocktail", "models": f"{family.math}+{family.code}", "data": str(file)}
+    found = evaluate("merged", arguments, limit=1).results["config"]["merge"]
+    assert "parameters" not in found["recipe"]  # no argument of the harness is taken for one
+    found = found["settled"]
+    weights = found["parameters"]["weight"]
+    assert found["merge_method"] == "linear"
+    assert 0 < min(weights) < max(weights) < 1 == pytest.approx(sum(weights))
+
+
 def test_the_callers_arguments_are_named_afresh_at_each_run(evaluate, family):
     arguments = family.recipe()
     evaluate("merged", arguments, limit=1)

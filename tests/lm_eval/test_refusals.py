@@ -13,7 +13,7 @@ REFUSALS = {
     "dtpye=float16": "no argument 'dtpye'; did you mean 'dtype'?",
     "parallelise=True": "no argument 'parallelise'; did you mean 'parallelize'?",
     "load_in_8bits=True": "no argument 'load_in_8bits'; did you mean 'load_in_8bit'?",
-    "delta=somewhere": "delta= does not go with a merge: add the delta to its base first",
+    "delta=somewhere": "delta= does not go with a merge: write it in the recipe, as a model {model",
     "autogptq=True": "autogptq= does not go with a merge: merge the full-precision models",
     "gptqmodel=True": "gptqmodel= does not go with a merge: merge the full-precision models",
     "gguf_file=a.gguf": "gguf_file= does not go with a merge: name the safetensors version",

@@ -1,0 +1,99 @@
+"""``data: task:NAME``: the training split of an lm-eval task as calibration data.
+
+Prompts and answers are those lm-eval itself would score: the task's ``doc_to_text`` and
+``doc_to_target``, without few-shot examples or a chat template. Never the split that is scored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, overload
+
+from merge_plugins.data import Example
+from merge_plugins.errors import DataError
+
+
+def training_split(name: str, include_path: str | None = None) -> Sequence[Example] | None:
+    """Return the training examples of a task; None if lm-eval knows no such task.
+
+    ``include_path`` is lm-eval's: a folder with more tasks. Raises `DataError` when lm-eval is not
+    installed, or the task has no training split apart from what it is scored on.
+    """
+    manager = next((m for m in _managers(name, include_path) if name in m.all_tasks), None)
+    if manager is None:
+        return None
+    if name not in manager.all_subtasks:
+        raise DataError(f"data: {name} is a group of lm-eval tasks; name one of them")
+    task = _loaded(name, manager)
+    config = getattr(task, "config", None)
+    training, scored = (
+        getattr(config, "training_split", None),
+        getattr(config, "test_split", None) or getattr(config, "validation_split", None),
+    )
+    if not task.has_training_docs() or (training is not None and training == scored):
+        raise DataError(
+            f"data: task {name} has no training split"
+            f"{f' but the one it is scored on, {scored}' if training else ''}; name another task, "
+            "or a JSONL file"
+        )
+    return Docs(task)
+
+
+def _managers(name: str, include_path: str | None) -> Iterator[Any]:
+    """Yield what knows the user's own tasks, then, seconds later, what knows lm-eval's too."""
+    if find_spec("lm_eval") is None:
+        raise DataError(f"data: task:{name} needs lm-eval: pip install 'merge-plugins[lm-eval]'")
+    if include_path is not None:
+        yield _manager(include_path, include_defaults=False)
+    yield _manager(include_path, include_defaults=True)
+
+
+@functools.cache
+def _manager(include_path: str | None, *, include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path, include_defaults=include_defaults)
+
+
+def _loaded(name: str, manager: Any) -> Any:
+    if hasattr(manager, "load"):
+        return manager.load(name)["tasks"][name]
+    return manager.load_task_or_group(name)[name]  # before lm-eval 0.4.10
+
+
+class Docs(Sequence[Example]):
+    """The training documents of a task, each rendered when it is asked for."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        docs = task.training_docs()
+        self._docs = docs if hasattr(docs, "__len__") else list(docs)
+
+    def __len__(self) -> int:
+        return len(self._docs)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        doc, task = self._docs[index], self._task
+        text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+        target = target[0] if isinstance(target, list) else target  # all are right
+        label = None
+        if task.OUTPUT_TYPE == "multiple_choice":
+            choices = task.doc_to_choice(doc)
+            if isinstance(text, int):  # the choices come before what is scored, as in Winogrande
+                text = choices[text]
+            elif isinstance(target, int):
+                label, target = target, choices[target]
+            elif target in choices:
+                label = choices.index(target)
+        if not text:  # a text to be scored as a whole
+            return Example(str(target), "", label)
+        delimiter = getattr(task.config, "target_delimiter", " ")
+        return Example(str(text), f"{delimiter}{target}", label)

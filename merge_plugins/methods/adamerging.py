@@ -1,0 +1,68 @@
+"""AdaMerging: task arithmetic whose coefficients make the merge sure of what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from merge_plugins.api import PerExpert, Slot, Sources, parameter
+from merge_plugins.coefficients import Descent, blended, mean_entropy
+from merge_plugins.errors import ParameterError
+from merge_plugins.hookspecs import hookimpl
+from merge_plugins.methods.task_vectors import check_share
+
+
+@dataclass(frozen=True)
+class _Blend:
+    """Base plus task vectors, each weight with coefficients of its own."""
+
+    coefficients: Mapping[str, PerExpert]
+
+    def __call__(self, slot: Slot) -> Tensor:
+        return blended(slot, self.coefficients[slot.name])
+
+
+@dataclass(frozen=True)
+class AdaMerging:
+    """Task arithmetic, its coefficients learned from unlabelled texts [Yang et al. 2023].
+
+    Minimises, by Adam, the sum over the experts' data of the mean entropy of the merge's
+    predictions. The paper's models are classifiers; for a causal language model, ours, it is that
+    of the next token, over the response of each example or else the whole text. What is certain
+    need not be right: give texts of the tasks at hand.
+    """
+
+    mode: Literal["layer_wise", "task_wise"] = parameter(
+        "layer_wise", doc="one coefficient per expert for each weight, or for the whole model"
+    )
+    initial: float = parameter(0.3, doc="coefficient to start from, in [0, 1]")
+    steps: int = parameter(500, doc="steps of Adam, each a batch of every expert's data")
+    learning_rate: float = parameter(1e-3, doc="of Adam, above 0", alias=("lr",))
+
+    def __post_init__(self) -> None:
+        check_share("initial", (self.initial,))
+        if self.steps < 0:
+            raise ParameterError(f"steps is 0 or more; got {self.steps}")
+        if not self.learning_rate > 0:
+            raise ParameterError(f"learning_rate is a number above 0; got {self.learning_rate}")
+
+    def prepare(self, sources: Sources) -> _Blend:
+        """Learn the coefficients."""
+        by_weight = self.mode == "layer_wise"
+        found = Descent(mean_entropy, self.initial, self.steps, self.learning_rate, by_weight)
+        return _Blend(found(sources))
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return the merge with the initial coefficients: float32 [*shape]."""
+        return blended(slot, [self.initial] * len(slot.experts))
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the method."""
+    paper = "Yang et al. 2023, arXiv:2310.02575"
+    facts = {"elementwise": True, "needs_base": True, "needs_data": True, "paper": paper}
+    register("adamerging", AdaMerging, **facts)

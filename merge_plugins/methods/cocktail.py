@@ -1,0 +1,55 @@
+"""LM-Cocktail: models weighed by how well each does on a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from merge_plugins.api import Sources, parameter
+from merge_plugins.errors import RecipeError
+from merge_plugins.hookspecs import hookimpl
+from merge_plugins.losses import ExampleLoss, ModelType, check_temperature, weigh
+from merge_plugins.methods.averages import Linear
+
+
+@dataclass(frozen=True)
+class Cocktail:
+    """Average weighed by softmax(-loss / temperature) on examples [Xiao et al. 2023]."""
+
+    temperature: float = parameter(5.0, doc="above 0; the larger, the more equal the weights")
+    model_type: ModelType = parameter("decoder", doc="what the models are for; decides the loss")
+    loss_batch_size: int = parameter(  # batch_size in model_args is lm-eval's own
+        2, doc="examples per batch, of which the loss is the mean, whatever data: says"
+    )
+    max_input_length: int = parameter(
+        2048, doc="tokens of an input that are read, whatever data: says"
+    )
+    neg_number: int = parameter(7, doc="negatives per query, for an encoder or a reranker")
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        self._loss(seed=0)
+
+    def prepare(self, sources: Sources, /) -> Linear:
+        """Return the average with the weights found; every model sees the same examples."""
+        examples, *others = (sources.examples(i) for i in range(len(sources.names)))
+        if any(other != examples for other in others):
+            raise RecipeError(
+                "cocktail compares the models on the same examples; "
+                "move data: from the models' entries to the top of the recipe"
+            )
+        loss = self._loss(seed=sources.seed)
+        tokenizer, live = sources.tokenizer(0), sources.module
+        weights = weigh(loss, self.temperature, sources.names, live, tokenizer, examples)
+        return Linear(weight=weights, normalize=False)
+
+    def _loss(self, seed: int) -> ExampleLoss:
+        given = self.model_type, self.loss_batch_size, self.max_input_length, self.neg_number
+        return ExampleLoss(*given, seed)
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the method."""
+    paper = "Xiao et al. 2023, arXiv:2311.13534"
+    register("cocktail", Cocktail, elementwise=True, needs_data=True, paper=paper)

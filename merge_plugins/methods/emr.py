@@ -1,0 +1,120 @@
+"""EMR-Merging: one elected task vector, and for each task a mask and a rescaler."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
+from merge_plugins.gates import (
+    RouterName,
+    gate_of,
+    learns,
+    router_field,
+    router_weight_field,
+    tasks_field,
+    top_k_field,
+)
+from merge_plugins.hookspecs import hookimpl
+
+
+def masked(slot: Slot) -> list[Tensor]:
+    """Return the part of the elected task vector that each task's mask leaves: float32 [*shape].
+
+    Elected is the sign of the sum, with the largest magnitude of those that have it; a task's mask
+    leaves the entries whose elected sign is its own.
+    """
+    deltas = slot.deltas()
+    sign = deltas.sum(0).sign_()
+    agreeing = [delta.mul_(sign).relu_() for delta in deltas]
+    unified = functools.reduce(torch.maximum, agreeing) * sign
+    return [one.sign_().mul_(unified) for one in agreeing]
+
+
+@dataclass(frozen=True)
+class EmrMerging:
+    """Elect, mask and rescale, with the task of each request known [Huang et al. 2024].
+
+    For task i base + r_i M_i t: t has in each entry the sign of the sum of the task vectors and the
+    largest magnitude of those with that sign, M_i keeps the entries where t_i agrees, and r_i, one
+    number for the whole model, restores the L1 norm of t_i [alg. 1]. A merge of this kind needs to
+    know the task (router oracle, as in the paper) or to guess it; there is no checkpoint of it, and
+    live it holds one dense task vector per expert besides the base.
+    """
+
+    router: RouterName = router_field("oracle")
+    router_weight: PerExpert = router_weight_field()
+    tasks: PerExpertText = tasks_field()
+    top_k: int | None = top_k_field()
+
+    def __post_init__(self) -> None:
+        _ = self.gate  # its own checks
+
+    @property
+    def gate(self) -> Gate:
+        """How requests are weighed."""
+        return gate_of(self.router, self.router_weight, self.tasks, self.top_k)
+
+    def prepare(self, sources: Sources) -> _Rescaled:
+        """Sum over the whole model what the rescalers are quotients of."""
+
+        def norms(block: Slot) -> Tensor:
+            own, kept = block.deltas(), torch.stack(masked(block))
+            sums = [
+                x.unsqueeze(-1).abs().flatten(1).sum(1, dtype=torch.float64) for x in (own, kept)
+            ]
+            return torch.stack(sums)
+
+        n_experts = len(self.router_weight)
+        total = torch.zeros(2, n_experts, dtype=torch.float64)
+        for slot in sources.slots():
+            for found in slot.map_blocks(norms) if math.prod(slot.shape) else ():
+                total += found
+        own, kept = total
+        return _Rescaled(self, tuple(torch.where(kept > 0, own / kept, 1.0).tolist()))
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return the base, which is all that tasks share: float32 [*shape]."""
+        return slot.base.to(torch.float32, copy=True)
+
+    def branch_numel(self, shape: Sequence[int]) -> int:
+        """Number of elements of one task's part: all."""
+        return math.prod(shape)
+
+    def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
+        """Return what each task's mask leaves, not rescaled; what `prepare` returns does that."""
+        return list(masked(slot))
+
+
+@dataclass(frozen=True)
+class _Rescaled:
+    """EMR-Merging once the rescaler of each task is known."""
+
+    method: EmrMerging
+    rescalers: tuple[float, ...]
+
+    @property
+    def gate(self) -> Gate:
+        return self.method.gate
+
+    def __call__(self, slot: Slot) -> Tensor:
+        return self.method(slot)
+
+    def branch_numel(self, shape: Sequence[int]) -> int:
+        return self.method.branch_numel(shape)
+
+    def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
+        return [part * r for part, r in zip(masked(slot), self.rescalers, strict=True)]
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the method."""
+    paper = "Huang et al. 2024, arXiv:2405.17461"
+    facts = {"elementwise": True, "needs_base": True, "paper": paper}
+    register("emr", EmrMerging, needs_data=learns, **facts)

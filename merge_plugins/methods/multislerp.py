@@ -1,0 +1,100 @@
+"""Weighted mean of any number of models on the sphere: directions there, lengths apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.arithmetic import dot_products, sums, vectors
+from merge_plugins.errors import ParameterError
+from merge_plugins.hookspecs import hookimpl
+
+SHORTEST = 1e-12
+"""A mean no longer than this is zero: the directions cancel out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiSlerp:
+    """Weighted spherical mean of any number of models, or with a base of their task vectors.
+
+    The tangent plane at the mean direction m = sum(w u) / |sum(w u)| [Buss & Fillmore 2001]: its
+    vector T = sum w (u - <u, m> m) is zero but for rounding, so one step from m is m + T. Times
+    the weighted mean of the lengths. A single model stays as it is.
+    """
+
+    weight: PerExpert = parameter(doc="pull of each model")
+    normalize_weights: bool = parameter(True, doc="divide by the sum of the weights")
+    eps: float = parameter(1e-8, doc="added to lengths before dividing by them, 0 or more")
+
+    def __post_init__(self) -> None:
+        if self.eps < 0:
+            raise ParameterError(f"eps is added to a length, 0 or more; got {self.eps:g}")
+        if self.normalize_weights and abs(sum(self.weight)) < 1e-8:
+            raise ParameterError(
+                f"the weights {list(self.weight)} sum to zero, so their average is undefined; "
+                "change a weight or set normalize_weights: false"
+            )
+
+    def shares(self, dtype: torch.dtype) -> list[float]:
+        """Return the weights as that dtype holds them."""
+        weight = torch.tensor(self.weight, dtype=dtype)
+        return (weight / weight.sum() if self.normalize_weights else weight).tolist()
+
+    def directions(self, slot: Slot, norms: Tensor) -> list[Tensor]:
+        """Return each vector divided by its length: N of [*shape]."""
+        return [v / (n + self.eps) for v, n in zip(vectors(slot), norms, strict=True)]
+
+    def weighed(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the weighted sum, rounded after each product and at the end: [*shape]."""
+        dtype = vectors[0].dtype
+        pairs = zip(vectors, self.shares(dtype), strict=True)
+        return torch.stack([vector * share for vector, share in pairs]).sum(0)
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return each length, that of the mean, and each direction's cosine with it.
+
+        In the inputs' dtype. Three looks: mergekit rounds whole vectors in between.
+        """
+        if len(self.weight) == 1:
+            return {}
+        dtype = slot.dtype
+        norms = dot_products(slot, vectors).diagonal().sqrt().to(dtype)
+
+        def mean(block: Slot) -> Sequence[Tensor]:
+            return [self.weighed(self.directions(block, norms)).float().square()]
+
+        length = sums(slot, mean)[0].sqrt().to(dtype).clamp(min=SHORTEST)
+
+        def products(block: Slot) -> Sequence[Tensor]:
+            found = self.directions(block, norms)
+            middle = self.weighed(found) / length
+            return [(one * middle).float() for one in found]
+
+        return {"norms": norms, "length": length, "cosines": sums(slot, products).to(dtype)}
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return the mean, on the base if there is one: [*shape] in the inputs' dtype."""
+        if len(self.weight) == 1:
+            return slot.experts[0].clone()
+        norms, length, cosines = (slot.measured[k] for k in ("norms", "length", "cosines"))
+        found = self.directions(slot, norms)
+        middle = self.weighed(found) / length
+        tangents = [u - cosine * middle for u, cosine in zip(found, cosines, strict=True)]
+        mean = (middle + self.weighed(tangents)) * self.weighed(list(norms))
+        return mean if slot.maybe_base is None else slot.base + mean
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the family."""
+    register(
+        "multislerp",
+        MultiSlerp,
+        elementwise=True,
+        takes_base=True,
+        paper="Buss & Fillmore 2001, Spherical averages; mergekit 0.1.5",
+    )

@@ -1,0 +1,159 @@
+"""PCB-Merging: weigh every entry by how it competes within its task and between tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.arithmetic import keep_largest
+from merge_plugins.hookspecs import hookimpl
+from merge_plugins.methods.seeds import Scope
+from merge_plugins.methods.task_vectors import check_share, lambda_field
+from merge_plugins.selection import as_measured, cuts
+
+Pair = tuple[int, int]
+
+
+def products(slot: Slot) -> dict[Pair, Tensor]:
+    """Return t_i t_j, entry by entry, for i <= j: float32 [*shape] each."""
+    deltas = slot.deltas()
+    pairs = combinations_with_replacement(range(len(deltas)), 2)
+    return {(i, j): deltas[i] * deltas[j] for i, j in pairs}
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """What turns entries into balances; float64, one for each pair of task vectors, i <= j."""
+
+    low: Tensor
+    """Smallest product."""
+    high: Tensor
+    """Largest product."""
+    inter: Tensor
+    """Mean of exp(norm)."""
+    intra: Tensor
+    """Mean of exp(N norm), which is read of a task vector with itself."""
+
+    def normed(self, slot: Slot) -> dict[Pair, Tensor]:
+        """Return products scaled to [0, 1]; zeros where all are equal."""
+        width = torch.where(self.high > self.low, self.high - self.low, 1.0)
+        each = zip(products(slot).items(), self.low.tolist(), width.tolist(), strict=True)
+        return {pair: product.sub_(low).div_(size) for (pair, product), low, size in each}
+
+    def __call__(self, slot: Slot) -> list[Tensor]:
+        """Return each expert's balances, times the squared number of entries: float32 [*shape]."""
+        n = len(slot.experts)
+        intra: list[Tensor] = []
+        inter = [torch.zeros(slot.shape) for _ in range(n)]
+        means = zip(self.inter.log().tolist(), self.intra.log().tolist(), strict=True)
+        for ((i, j), normed), (other, own) in zip(self.normed(slot).items(), means, strict=True):
+            if i == j:
+                intra.append((normed * n).sub_(own).exp_())
+            share = normed.sub_(other).exp_()
+            for expert in {i, j}:
+                inter[expert] += share
+        return [one.mul_(two) for one, two in zip(inter, intra, strict=True)]
+
+    @classmethod
+    def over(cls, slots: Sequence[Slot]) -> _Balance:
+        """Look twice at weights, of which none is empty."""
+        n, n_experts = sum(math.prod(slot.shape) for slot in slots), len(slots[0].experts)
+
+        def ends(block: Slot) -> Tensor:
+            return torch.stack([torch.stack(x.aminmax()) for x in products(block).values()])
+
+        found = torch.stack([one for slot in slots for one in slot.map_blocks(ends)]).double()
+        low, high = found[..., 0].amin(0), found[..., 1].amax(0)
+        ranged = cls(low, high, torch.ones_like(low), torch.ones_like(low))
+
+        def sums(block: Slot) -> Tensor:
+            each = ranged.normed(block).values()
+            sums = [[(x * k).exp_().sum(dtype=torch.float64) for x in each] for k in (1, n_experts)]
+            return torch.tensor(sums, dtype=torch.float64)
+
+        found = torch.stack([one for slot in slots for one in slot.map_blocks(sums)])
+        return cls(low, high, *(found.sum(0) / n))
+
+
+@dataclass(frozen=True)
+class _Balanced:
+    """The weighted average, once it is known how entries are balanced and where to cut."""
+
+    balance: _Balance
+    cut: Mapping[str, Tensor]
+    lambda_: float
+
+    def __call__(self, slot: Slot) -> Tensor:
+        total, norm = torch.zeros(slot.shape), torch.zeros(slot.shape)
+        rows = self.cut["threshold"][:, 0], self.cut["last"][:, 0]
+        each = zip(self.balance(slot), slot.deltas(), *rows, strict=True)
+        for balance, delta, threshold, last in each:
+            kept = keep_largest(balance, slot, threshold, last)
+            norm += kept
+            total.addcmul_(kept, delta)
+        total.div_(torch.where(norm > 0, norm, 1.0))
+        return total.mul_(self.lambda_).add_(slot.base)
+
+
+@dataclass(frozen=True)
+class PcbMerging:
+    """Average of task vectors weighed by a competition of their entries [Du et al. 2024].
+
+    The balance of each entry of task vector t_i is
+    softmax(N norm(t_i t_i)) * sum_j softmax(norm(t_i t_j)): products are taken entry by entry, norm
+    scales to [0, 1], softmax runs over all entries and j over all N experts. The largest balances
+    of each expert are the weights of its entries in an average, all other weights are 0.
+    """
+
+    density: float = parameter(
+        0.2, doc="share of each expert's entries kept, in [0, 1]", alias=("pcb_ratio",)
+    )
+    lambda_: float = lambda_field()
+    scope: Scope = parameter(
+        "model", doc="normalise and rank over the whole model, as the paper, or within each weight"
+    )
+
+    def __post_init__(self) -> None:
+        check_share("density", (self.density,))
+
+    def over(self, slots: Sequence[Slot]) -> _Balanced:
+        """The kernel that normalises and ranks over all of these weights; three looks at each."""
+        balance = _Balance.over(slots)
+        kept = int(self.density * sum(math.prod(slot.shape) for slot in slots))
+        found = as_measured(cuts(slots, balance, [[kept]] * len(slots[0].experts)))
+        return _Balanced(balance, found, self.lambda_)
+
+    def prepare(self, sources: Sources) -> Kernel | None:
+        """Look at the whole model when ``scope`` says so."""
+        if self.scope == "tensor":
+            return None
+        some = [slot for slot in sources.slots() if math.prod(slot.shape)]
+        return self.over(some) if some else None
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return how entries of this weight are balanced and where to cut."""
+        if not math.prod(slot.shape):
+            return {}
+        found = self.over([slot])
+        return {**vars(found.balance), **found.cut}
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * weighted average of task vectors: float32 [*shape]."""
+        measured = dict(slot.measured)
+        if not measured:
+            return slot.base.to(torch.float32, copy=True)
+        cut = {key: measured.pop(key) for key in ("threshold", "last")}
+        return _Balanced(_Balance(**measured), cut, self.lambda_)(slot)
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the method."""
+    paper = "Du et al. 2024, arXiv:2410.02396"
+    register("pcb", PcbMerging, elementwise=True, needs_base=True, paper=paper)

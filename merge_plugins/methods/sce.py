@@ -1,0 +1,94 @@
+"""SCE: models weigh as much as they moved, where they moved differently and with the majority."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Slot, parameter
+from merge_plugins.arithmetic import elected, keep_largest, sums, task_vectors
+from merge_plugins.hookspecs import hookimpl
+from merge_plugins.methods.task_vectors import check_share, int8_mask_field
+from merge_plugins.selection import as_measured, cuts
+
+SMALLEST = 1e-6
+"""Energy below which all models weigh alike, and share of the weights that is divided by."""
+
+
+def spread(slot: Slot) -> Sequence[Tensor]:
+    """Return the variance of the task vectors over the models, as one row: [*shape].
+
+    In float64 and rounded once: what torch's ``var`` gives, at a quarter of its time.
+    """
+    deltas = task_vectors(slot)
+    exact = [delta.double() for delta in deltas]
+    mean = functools.reduce(Tensor.add, exact) / len(exact)
+    squares = torch.zeros_like(mean)
+    for delta in exact:
+        delta.sub_(mean)
+        squares.addcmul_(delta, delta)
+    return [squares.div_(len(exact)).to(deltas[0].dtype)]
+
+
+@dataclass(frozen=True)
+class Sce:
+    """Select, calculate, erase [Wan et al. 2024, FuseChat, parameter merging].
+
+    Keep the entries with the highest variance over the models; weigh each model by the mean square
+    of what is left of its task vector; elect signs as TIES does; average. Numbers are mergekit's,
+    including where it rounds to the inputs' dtype.
+    """
+
+    select_topk: float = parameter(
+        1.0, doc="share kept of the entries in which the models differ, in [0, 1]; 1: all entries"
+    )
+    int8_mask: bool = int8_mask_field()
+
+    def __post_init__(self) -> None:
+        check_share("select_topk", (self.select_topk,))
+
+    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+        """Return the cut of the variances, and each model's weight: float64 [N]."""
+        cut: dict[str, Tensor] = {}
+        if self.select_topk < 1 and slot.shape.numel():
+            (differ,) = sums(slot, lambda block: [v.float().sign() for v in spread(block)])
+            cut = as_measured(cuts([slot], spread, [[int(self.select_topk * int(differ))]]))
+        dtype = slot.dtype
+
+        def squares(block: Slot) -> Sequence[Tensor]:
+            return [delta.square().float() for delta in self.selected(block, cut)]
+
+        energy = (sums(slot, squares) / max(1, slot.shape.numel())).to(dtype)
+        total = energy.sum()
+        even = torch.full_like(energy, 1 / len(energy))
+        return {**cut, "weight": even if float(total) < SMALLEST else energy / total}
+
+    def selected(self, slot: Slot, cut: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the task vectors, zero where the models agree most: N of [*shape]."""
+        deltas = task_vectors(slot)
+        if not cut:
+            return deltas
+        (variance,) = spread(slot)
+        kept = keep_largest(variance, slot, cut["threshold"][0, 0], cut["last"][0, 0]).sign()
+        return [delta * kept for delta in deltas]
+
+    def __call__(self, slot: Slot) -> Tensor:
+        """Return base + elected average of what is selected: [*shape] in the inputs' dtype."""
+        cut = {key: slot.measured[key] for key in ("threshold", "last") if key in slot.measured}
+        deltas, weight = self.selected(slot, cut), slot.measured["weight"].tolist()
+        terms = [(delta * w).float() for delta, w in zip(deltas, weight, strict=True)]
+        majority = torch.stack([delta.float() for delta in deltas]).sum(0)
+        total, share = elected(terms, weight, tie=1.0, leaning=majority)
+        share = share.to(deltas[0]).clamp(min=SMALLEST)
+        return slot.base + total.to(deltas[0].dtype) / share
+
+
+@hookimpl
+def register_merge_methods(register: Callable[..., None]) -> None:
+    """Register the family."""
+    paper = "Wan et al. 2024, arXiv:2408.07990"
+    register("sce", Sce, elementwise=True, needs_base=True, paper=paper)

@@ -1,0 +1,129 @@
+"""``data: task:NAME`` is the training split of an lm-eval task, as lm-eval itself words it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from merge_plugins import Recipe, save
+from merge_plugins.data import Data, Example
+from merge_plugins.errors import DataError
+from merge_plugins.plan import plan
+
+CAPITALS = [
+    {"country": "Thailand", "choices": ["Bangkok", "Hanoi"], "label": 0},
+    {"country": "Vietnam", "choices": ["Rome", "Hanoi"], "label": 1},
+]
+SUMS = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(3) for b in range(2)]
+GENERATE = (
+    "output_type: generate_until\n"
+    'doc_to_text: "{{question}}"\n'
+    'doc_to_target: "{{answer}}"\n'
+    "metric_list: [{metric: exact_match}]\n"
+)
+TRAINING = {
+    "choice": (
+        CAPITALS,
+        "output_type: multiple_choice\n"
+        'doc_to_text: "The capital of {{country}} is"\n'
+        "doc_to_choice: choices\n"
+        "doc_to_target: label\n",
+    ),
+    "generate": (SUMS, GENERATE),
+    "rolling": (
+        [{"text": "the quick brown fox"}, {"text": "a small test"}],
+        "output_type: loglikelihood_rolling\n"
+        'doc_to_text: ""\n'
+        'doc_to_target: "{{text}}"\n'
+        "metric_list: [{metric: bits_per_byte}]\n",
+    ),
+    "which_context": (
+        [{"a": "It rained", "b": "It shone", "end": "so we got wet.", "right": 0}],
+        "output_type: multiple_choice\n"
+        "doc_to_text: right\n"
+        'doc_to_choice: "{{[a, b]}}"\n'
+        'doc_to_target: "{{end}}"\n',
+    ),
+}
+EXAMPLES = {
+    "choice": Example("The capital of Vietnam is", " Hanoi", 1),
+    "generate": Example("0 + 1 =", " 1"),
+    "rolling": Example("a small test"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of tasks with a training split, and some without one."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def write(name, rows, settings, splits):
+        files = {}
+        for split, part in splits.items():
+            files[split] = str(folder / f"{name}-{split}.jsonl")
+            Path(files[split]).write_text("".join(f"{json.dumps(row)}\n" for row in part(rows)))
+        (folder / f"{name}.yaml").write_text(
+            f"task: {name}\ntag: several\ndataset_path: json\n"
+            f"dataset_kwargs: {{data_files: {json.dumps(files)}, cache_dir: {folder / 'cache'}}}\n"
+            f"{settings}metadata: {{version: 1.0}}\n"
+        )
+
+    both = {"train": lambda rows: rows, "test": lambda rows: rows[:1]}
+    for name, (rows, settings) in TRAINING.items():
+        write(name, rows, f"training_split: train\ntest_split: test\n{settings}", both)
+    rows, settings = TRAINING["generate"]
+    write("only_test", rows, f"test_split: test\n{settings}", both)
+    write("scored_on_train", rows, f"training_split: train\ntest_split: train\n{settings}", both)
+    write("validated", rows, f"training_split: t\nvalidation_split: t\n{settings}", {"t": list})
+    return str(folder)
+
+
+@pytest.mark.parametrize("task", EXAMPLES)
+def test_examples_are_prompts_and_answers_of_the_training_split(task, trained):
+    found = Data(task=task, include_path=trained).examples()
+    assert len(found) == len(TRAINING[task][0])
+    assert found[1] == EXAMPLES[task]
+
+
+def test_a_task_that_scores_contexts_has_the_right_one_as_its_prompt(trained):
+    (found,) = Data(task="which_context", include_path=trained).examples()
+    assert found == Example("It rained", " so we got wet.")
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("only_test", "task only_test has no training split; name another task"),
+        ("scored_on_train", "no training split but the one it is scored on, train; name"),
+        ("validated", "no training split but the one it is scored on, t; name"),
+        ("several", "several is a group of lm-eval tasks; name one of them"),
+        ("choise", "no harness here has a task 'choise'; check data:"),
+    ],
+)
+def test_what_is_scored_is_never_calibrated_on(task, said, trained, family):
+    data = {"task": task, "include_path": trained}
+    recipe = Recipe.from_mapping(
+        {"merge_method": "regmean_merging", "models": [family.math, family.code], "data": data}
+    )
+    with pytest.raises(DataError, match=said):
+        plan(recipe)
+
+
+@pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
+def test_a_calibrated_merge_answers_like_the_same_merge_on_disk(
+    method, trained, family, evaluate, tmp_path
+):
+    given = {
+        "method": method,
+        "models": f"{family.math}+{family.code}",
+        "data": json.dumps({"task": "generate", "include_path": trained, "batch_size": 4}),
+    }
+    merged = evaluate("merged", dict(given), tasks=["tiny_choice", "tiny_generate"])
+    save(Recipe.from_model_args(given), tmp_path / "saved")
+    stock = evaluate(
+        "hf", {"pretrained": str(tmp_path / "saved")}, tasks=["tiny_choice", "tiny_generate"]
+    )
+    assert merged.answers == stock.answers
+    assert merged.scores == stock.scores
