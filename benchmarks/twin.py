@@ -11,8 +11,8 @@ core (or --threads), a quiet machine; each way on the same requests, medians ove
 * in place: the same, added up in the model's own memory: the best that rewriting can do
 * routed: all requests in one batch, low-rank branches in the forward pass
 
-and, apart, what the router's features of the requests cost. The goal: routed at least 8 times
-faster than published, for prompts that are scored and for answers that are generated.
+and, apart, what the router's features of the requests cost. The goal: scored by the
+routed model at least 8 times faster than published.
 """
 
 from __future__ import annotations
