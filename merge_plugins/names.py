@@ -2,25 +2,28 @@
 
 Whole models: the names of the donor, which every model must have. A stack of layers: each slice's
 layers, numbered anew, between the weights outside any layer; of those, the embedding comes from
-the models of the first slice, the final norm and the head from those of the last one.
+the models of the first slice, the final norm and the head from those of the last one. A recipe with
+modules does one or the other for each part of the model.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 
+from merge_plugins import modules
 from merge_plugins.alignment import Alignment
 from merge_plugins.computed import SourceTensor
 from merge_plugins.errors import MergeWarning, MismatchError, RecipeError
+from merge_plugins.modules import WHOLE
 from merge_plugins.recipe import Recipe
 from merge_plugins.references import Reference
-from merge_plugins.slices import Model, Slice
+from merge_plugins.slices import Model, Slice, is_stack
 from merge_plugins.sources import Source, tied_to
 from merge_plugins.vocabulary import is_vocabulary
 
@@ -35,6 +38,12 @@ def layer_of(name: str) -> int | None:
     """Return the layer a tensor belongs to: the first number in its name, if it has one."""
     found = NUMBER.search(name)
     return int(found[0]) if found else None
+
+
+def stack_of(name: str) -> str:
+    """Return what the names of a tensor's stack of layers begin with; "" outside any layer."""
+    found = NUMBER.search(name)
+    return name[: found.start()] if found else ""
 
 
 def depth(layer: int | None, layers: int) -> float:
@@ -78,9 +87,12 @@ class Names(Mapping[str, Origin]):
         self._checkpoints, self._recipe, self._alignment = checkpoints, recipe, alignment
         self.donor = checkpoints[recipe.donor]
         self._aligned: dict[tuple[str, Reference], SourceTensor] = {}
-        self._by_layer = cache(self._layers_of)
-        origins = self._stacked() if recipe.is_stack else self._whole()
-        self._origins = {origin.name: origin for origin in origins}
+        self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
+        self._parts = recipe.parts
+        self._stacks = {part for part, pieces in self._parts.items() if is_stack(pieces)}
+        wanted = [name for name in self.donor if not recipe.is_excluded(name)]
+        modules.check((n for n in wanted if not n.endswith(DERIVED)), [*self._parts])
+        self._origins = {origin.name: origin for origin in self._all()}
         self._check_exclude()
         used: dict[Reference, set[str]] = {ref: set() for ref in checkpoints}
         for origin in self._origins.values():
@@ -106,11 +118,10 @@ class Names(Mapping[str, Origin]):
         tied = {"lm_head.weight"} if self.donor.config.get("tie_word_embeddings") else set()
         return {*self, *(o.name_in(model) for o in origins for model in o.piece.inputs), *tied}
 
-    @property
-    def layers(self) -> list[tuple[Reference, int]]:
+    def layers(self, pieces: Sequence[Slice]) -> list[tuple[Reference, int]]:
         """For each layer of a stack, the model that names its weights, and its number there."""
         found = []
-        for piece in self._recipe.slices:
+        for piece in pieces:
             namer = self.namer(piece)
             start = namer.layers[0] if namer.layers else 0
             found += [(namer.ref, start + layer) for layer in range(self._length(piece))]
@@ -118,16 +129,17 @@ class Names(Mapping[str, Origin]):
 
     def namer(self, piece: Slice) -> Model:
         """The model that says which weights a slice has."""
-        return piece.inputs[0] if self._recipe.is_stack else Model(self._recipe.donor)
+        return piece.inputs[0] if piece.part in self._stacks else Model(self._recipe.donor)
 
     def inputs(self, origin: Origin) -> tuple[Model, ...]:
         """The models one tensor is read from: one, if it is not merged."""
         namer = self.namer(origin.piece)
         if self._recipe.is_excluded(origin.name):
             return (namer,)
-        if self._recipe.is_stack:
+        if origin.piece.part in self._stacks:
             return origin.piece.inputs
-        return tuple(map(Model, dict.fromkeys((namer.ref, *self._checkpoints))))
+        others = [m.ref for m in origin.piece.inputs] if origin.piece.part else self._checkpoints
+        return tuple(map(Model, dict.fromkeys((namer.ref, *others))))
 
     def stored(self, origin: Origin, model: Model) -> SourceTensor:
         """One model's tensor, with the merge's rows if its rows are tokens."""
@@ -141,37 +153,51 @@ class Names(Mapping[str, Origin]):
             self._aligned[name, model.ref] = alignment.of(model.ref, weights)
         return self._aligned[name, model.ref]
 
-    def _whole(self) -> Iterator[Origin]:
-        (piece,) = self._recipe.slices
+    def _all(self) -> Iterator[Origin]:
         names = [n for n in self.donor if self._everywhere(n) or not n.endswith(DERIVED)]
-        layers = 1 + max((layer for layer in map(layer_of, names) if layer is not None), default=0)
+        for part, pieces in self._parts.items():
+            own = [name for name in names if self._part_of(name) == part]
+            yield from (self._stacked if part in self._stacks else self._whole)(pieces, own)
+        alone = Slice((Model(self._recipe.donor),))  # excluded, and of no module
+        yield from (Origin(name, alone, 0.0) for name in names if self._part_of(name) is None)
+
+    def _part_of(self, name: str) -> str | None:
+        return modules.part_of(name, [*self._parts])
+
+    def _whole(self, pieces: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
+        (piece,) = pieces
+        layers: dict[str, int] = {}
+        for name in names:
+            stack = stack_of(name)
+            layers[stack] = max(layers.get(stack, 0), 1 + (layer_of(name) or 0))
         is_raw = self.donor.path.is_file()  # mergekit-pytorch: no weight is of any layer
         for name in names:
-            yield Origin(name, piece, 0.0 if is_raw else depth(layer_of(name), layers))
+            t = 0.0 if is_raw else depth(layer_of(name), layers[stack_of(name)])
+            yield Origin(name, piece, t)
 
-    def _stacked(self) -> Iterator[Origin]:
-        outside = [n for n in self.donor if layer_of(n) is None and not n.endswith(DERIVED)]
+    def _stacked(self, pieces: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
+        outside = [n for n in names if layer_of(n) is None and not n.endswith(DERIVED)]
         before = [name for name in outside if BEFORE.search(name)]
-        yield from (Origin(name, self._recipe.slices[0], 0.0) for name in before)
+        yield from (Origin(name, pieces[0], 0.0) for name in before)
         number = 0
-        for piece in self._recipe.slices:
+        for piece in pieces:
             namer, length = self.namer(piece), self._length(piece)
             start = namer.layers[0] if namer.layers else 0
-            inside = self._by_layer(namer.ref)
+            inside = self._by_layer(namer.ref, piece.part)
             for layer in range(length):
                 t = depth(layer, length)
                 for name in inside[start + layer]:
                     yield Origin(NUMBER.sub(str(number), name, count=1), piece, t, layer)
                 number += 1
-        yield from (Origin(name, self._last, 0.0) for name in outside if name not in before)
+        last = self._last(piece.part)
+        yield from (Origin(name, last, 0.0) for name in outside if name not in before)
 
-    @cached_property
-    def _last(self) -> Slice:
-        """The last slice, as the final norm and the head see it: mergekit pairs it with the first.
+    def _last_of(self, part: str) -> Slice:
+        """The last slice of a part, as the final norm and the head see it.
 
-        A model of it that has no partner in the first slice takes no part in them.
+        mergekit pairs it with the first: a model without a partner there takes no part in them.
         """
-        first, last = self._recipe.slices[0], self._recipe.slices[-1]
+        first, *_, last = (*self._parts[part][:1], *self._parts[part])
         n_models = len(first.models)
         if len(last.models) <= n_models:
             return last
@@ -189,7 +215,7 @@ class Names(Mapping[str, Origin]):
         """The number of layers that each model of a slice gives, or an error."""
         lengths = {}
         for model in piece.inputs:
-            held = len(self._by_layer(model.ref))
+            held = len(self._by_layer(model.ref, piece.part))
             first, stop = model.layers or (0, held)
             if stop > held:
                 raise MismatchError(
@@ -202,19 +228,19 @@ class Names(Mapping[str, Origin]):
             raise MismatchError(f"the sources of a slice need as many layers each; got {shown}")
         return max(lengths.values())
 
-    def _layers_of(self, ref: Reference) -> dict[int, list[str]]:
-        """Return a model's tensors by layer, which must be one stack from 0."""
+    def _layers_of(self, ref: Reference, part: str) -> dict[int, list[str]]:
+        """Return a model's tensors of a part by layer, which must be one stack from 0."""
         layers: dict[int, list[str]] = {}
         stacks: dict[str, None] = {}
         for name in self._checkpoints[ref]:
-            number = NUMBER.search(name)
-            if number and not name.endswith(DERIVED):
-                stacks[name[: number.start()]] = None
-                layers.setdefault(int(number[0]), []).append(name)
+            layer = layer_of(name)
+            if layer is not None and not name.endswith(DERIVED) and self._part_of(name) == part:
+                stacks[stack_of(name)] = None
+                layers.setdefault(layer, []).append(name)
         if len(stacks) > 1:
             raise MismatchError(
                 f"{ref} has more than one stack of layers: {', '.join(s + 'N' for s in stacks)}. "
-                "slices take layers of models with one; such models merge whole, with models:"
+                "Write modules: {<name>: {slices: […]}, <name>: {models: […]}}, one for each"
             )
         if sorted(layers) != list(range(len(layers))):
             raise MismatchError(f"{ref}: its layers are not numbered from 0 to {len(layers) - 1}")
@@ -276,7 +302,7 @@ class Names(Mapping[str, Origin]):
         for name, stored in self._checkpoints[ref].items():
             if name in used or name.endswith(DERIVED) or self._recipe.is_excluded(name):
                 continue
-            if self._recipe.is_stack and not self._takes(ref, name):
+            if not self._takes(ref, name):
                 continue
             embedding = tied_to(name, stored.shape, self._checkpoints[ref])
             if embedding is not None and torch.equal(embedding.view(), stored.view()):
@@ -288,10 +314,13 @@ class Names(Mapping[str, Origin]):
             )
 
     def _takes(self, ref: Reference, name: str) -> bool:
-        """Whether a stack takes weights of the layer that a model's weight is in."""
-        slices, layer = self._recipe.slices, layer_of(name)
+        """Whether the merge takes weights of the part and the layer that a model's weight is in."""
+        part, layer = self._part_of(name), layer_of(name)
+        slices = self._parts.get(part or WHOLE, ())
+        if part not in self._stacks:
+            return part == WHOLE or any(m.ref == ref for piece in slices for m in piece.inputs)
         if layer is None:
-            ends = (*slices[0].inputs, *self._last.inputs)
+            ends = (*slices[0].inputs, *self._last(part).inputs)
             return name not in self and any(model.ref == ref for model in ends)
         ranges = [m.layers for piece in slices for m in piece.inputs if m.ref == ref]
         return any(r is None or r[0] <= layer < r[1] for r in ranges)

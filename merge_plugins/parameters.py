@@ -91,8 +91,8 @@ def _check_stack(method: Method, recipe: Recipe, kernels: Sequence[Any]) -> None
     looks = any(method.reads_data(k) or method.needs_layout(k) for k in kernels)
     if recipe.is_stack and (method.is_routed or looks or hasattr(method.factory, "prepare")):
         raise RecipeError(
-            f"{method.name}: looks at whole models, not at layers of them; merge whole models "
-            "first, in a document or file of its own, and stack its layers with "
+            f"{method.name}: looks at whole models, not at layers or parts of them; merge whole "
+            "models first, in a document or file of its own, and stack its layers with "
             "merge_method: passthrough"
         )
 

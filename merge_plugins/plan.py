@@ -23,6 +23,7 @@ from merge_plugins.names import DERIVED, Names, Origin
 from merge_plugins.recipe import Recipe
 from merge_plugins.references import Reference
 from merge_plugins.registry import Method, registry
+from merge_plugins.slices import is_stack
 from merge_plugins.sources import Source, open_source
 from merge_plugins.stacking import with_depth, with_kinds
 from merge_plugins.vocabulary import vocabulary_size, with_vocabulary_size
@@ -162,9 +163,13 @@ def _config(
     alignment: Alignment | None,
 ) -> dict[str, Any]:
     config = dict(names.donor.config)
-    if recipe.is_stack:
+    stacks = {part: pieces for part, pieces in recipe.parts.items() if is_stack(pieces)}
+    if stacks:
         kinds = {ref: with_kinds(source.config, source.path) for ref, source in checkpoints.items()}
-        config = with_depth(kinds[recipe.donor], [(kinds[ref], at) for ref, at in names.layers])
+        config = dict(kinds[recipe.donor])
+        for part, pieces in stacks.items():
+            layers = [(kinds[ref], at) for ref, at in names.layers(pieces)]
+            config = with_depth(config, layers, part)
     if alignment is not None:
         config = with_vocabulary_size(config, len(alignment.rows))
         config = alignment.renumbered(config, recipe.donor)

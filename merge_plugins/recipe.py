@@ -19,11 +19,12 @@ import yaml
 from merge_plugins import model_args, recipe_file, recipe_keys
 from merge_plugins.data import Data
 from merge_plugins.model_args import split_model_args as split_model_args
+from merge_plugins.modules import WHOLE
 from merge_plugins.normal_form import normal_form
 from merge_plugins.references import Reference, written
 from merge_plugins.registry import registry
 from merge_plugins.settings import MISSING, Setting
-from merge_plugins.slices import Model, Slice, Spelled
+from merge_plugins.slices import Model, Slice, Spelled, is_stack, part_as_dict
 from merge_plugins.tokenization import Tokenizer, is_template
 
 
@@ -33,7 +34,7 @@ class Recipe:
 
     merge_method: str
     slices: tuple[Slice, ...]
-    """Parts of the stack, the first layers first; whole models are one slice."""
+    """Those of each part, the first layers first; whole models are one slice."""
     base_model: Reference | None = None
     """The base of every slice that names no other; gives config and tokenizer."""
     dtype: str | None = None
@@ -82,9 +83,15 @@ class Recipe:
         return {k: v for k, v in first.items() if all(v == o.get(k, MISSING) for o in others)}
 
     @property
+    def parts(self) -> Mapping[str, tuple[Slice, ...]]:
+        """Slices by the part of the model they make; most recipes have one part, the whole."""
+        names = dict.fromkeys(piece.part for piece in self.slices)
+        return {name: tuple(p for p in self.slices if p.part == name) for name in names}
+
+    @property
     def is_stack(self) -> bool:
-        """Whether it is made of layers of models, not of whole ones."""
-        return len(self.slices) > 1 or any(m.layers for m in self.slices[0].inputs)
+        """Whether it is made of layers or parts of models, not of whole ones."""
+        return WHOLE not in self.parts or is_stack(self.slices)
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -153,11 +160,11 @@ class Recipe:
         return copy.deepcopy({key: value for key, value in held.items() if value})
 
     def _spelled_slices(self, spelled: Spelled, shared: Mapping[str, Setting]) -> dict[str, Any]:
-        if not self.is_stack:
-            return {"models": [model.as_dict(spelled) for model in self.slices[0].models]}
-        return {
-            "slices": [piece.as_dict(spelled, self.base_model, shared) for piece in self.slices]
+        held = {
+            part: part_as_dict(pieces, spelled, self.base_model, shared)
+            for part, pieces in self.parts.items()
         }
+        return held.get(WHOLE) or {"modules": held}
 
     def _spelled_template(self, shown: Callable[[str], str]) -> Any:
         given = self.chat_template

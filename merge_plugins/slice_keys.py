@@ -4,7 +4,7 @@ Parameters have four levels; the innermost that says something of a weight decid
 
     models: / sources:      one model of one slice     settings of that model
     slices: [{parameters}]  one slice                  all settings
-    modules: {…: {parameters}}                         all settings
+    modules: {…: {parameters}}                         one part of a model, all settings
     parameters:             the recipe                 all settings
 
 The outer three are one here: each slice has its own copy of what the others say.
@@ -13,11 +13,13 @@ The outer three are one here: each slice has its own copy of what the others say
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merge_plugins import data, levels
 from merge_plugins.errors import RecipeError
+from merge_plugins.modules import WHOLE
 from merge_plugins.references import Reference, reference
 from merge_plugins.registry import Method
 from merge_plugins.settings import MISSING, Setting, over, renamed
@@ -32,11 +34,23 @@ def slices(given: Mapping[str, Any], method: Method, folder: Path) -> tuple[Slic
             "of them, once"
         )
     shared = renamed(method, levels.scope(given.get("parameters"), method))
-    if "modules" in given:
-        given = _only_module(given["modules"])
-        levels.check_keys(given, levels.MODULE, method, "a module")
-        own = renamed(method, levels.scope(given.get("parameters"), method))
-        shared = _layered(own, shared)
+    if "modules" not in given:
+        return _part(given, shared, method, folder)
+    found: list[Slice] = []
+    for part, module in _modules(given["modules"]).items():
+        levels.check_keys(module, levels.MODULE, method, f"module {part}")
+        own = renamed(method, levels.scope(module.get("parameters"), method))
+        pieces = _part(module, _layered(own, shared), method, folder)
+        found += [replace(piece, part=part) for piece in pieces]
+    return tuple(found)
+
+
+def _part(
+    given: Mapping[str, Any], shared: Mapping[str, Setting], method: Method, folder: Path
+) -> tuple[Slice, ...]:
+    """Return the slices of a recipe or of one of its modules."""
+    if sum(key in given for key in ("models", "slices")) != 1:
+        raise RecipeError("a module needs models: or slices:, once")
     if given.get("models") is not None:
         return (Slice(_models(given["models"], method, folder), shared),)
     pieces = given.get("slices")
@@ -45,18 +59,16 @@ def slices(given: Mapping[str, Any], method: Method, folder: Path) -> tuple[Slic
     return tuple(_slice(piece, shared, method, folder) for piece in pieces)
 
 
-def _only_module(given: Any) -> Mapping[str, Any]:
-    """Return the one module of a text model; mergekit calls it default."""
-    modules = list(given.values()) if isinstance(given, Mapping) else given
-    if not isinstance(modules, list) or not all(isinstance(m, Mapping) for m in modules):
-        raise RecipeError(f"modules maps a name to {{slices}} or {{models}}; got {given!r}")
-    if len(modules) != 1:
+def _modules(given: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return modules by name; the only one of a text model, mergekit's default, is all of it."""
+    modules = given if isinstance(given, Mapping) else {}
+    if not modules or not all(isinstance(module, Mapping) for module in modules.values()):
         raise RecipeError(
-            f"modules: {len(modules)} of them; a model is merged as one: write models: at the top, "
-            "and exclude: [part of a name] for a tower that is not merged"
+            f"modules maps a module's name to {{slices}} or {{models}}; got {given!r}"
         )
-    only: Mapping[str, Any] = modules[0]
-    return only
+    if [*modules] == ["default"]:
+        return {WHOLE: modules["default"]}
+    return {str(name): module for name, module in modules.items()}
 
 
 def _slice(given: Any, shared: Mapping[str, Setting], method: Method, folder: Path) -> Slice:

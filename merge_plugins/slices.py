@@ -5,13 +5,14 @@ A merge of whole models is one slice of all their layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from merge_plugins.checkpoint import read_json
 from merge_plugins.data import Data
+from merge_plugins.modules import REST, WHOLE
 from merge_plugins.references import Delta, Lora, Rebased, Reference, home
 from merge_plugins.settings import Setting
 
@@ -55,6 +56,8 @@ class Slice:
     parameters: Mapping[str, Setting] = field(default_factory=dict)
     base: Model | None = None
     """The base and its layers, for a method that needs one; as written, only one of its own."""
+    part: str = WHOLE
+    """The part of the model that it belongs to, mergekit's module."""
 
     @property
     def inputs(self) -> tuple[Model, ...]:
@@ -78,15 +81,38 @@ class Slice:
         return {key: value for key, value in held.items() if value}
 
 
-def depth_key(config: Mapping[str, Any]) -> str | None:
-    """Return what a config calls its number of layers."""
-    return next((key for key in DEPTH if isinstance(config.get(key), int)), None)
+def part_as_dict(
+    pieces: Sequence[Slice],
+    spelled: Spelled,
+    base_model: Reference | None,
+    shared: Mapping[str, Setting],
+) -> dict[str, Any]:
+    """Return a part of a recipe as YAML holds it: models where they are whole, else slices."""
+    if is_stack(pieces):
+        return {"slices": [piece.as_dict(spelled, base_model, shared) for piece in pieces]}
+    (piece,) = pieces
+    own = {key: value for key, value in piece.parameters.items() if key not in shared}
+    models = {"models": [model.as_dict(spelled) for model in piece.models]}
+    return {**models, "parameters": own} if own else models
+
+
+def is_stack(pieces: Sequence[Slice]) -> bool:
+    """Whether the slices of a part are layers of models, not whole ones."""
+    return len(pieces) > 1 or any(model.layers for model in pieces[0].inputs)
+
+
+def depth_key(config: Mapping[str, Any], keys: Sequence[str] | None = None) -> str | None:
+    """Return what a config calls its number of layers, of these names or of the usual ones."""
+    return next((key for key in keys or DEPTH if isinstance(config.get(key), int)), None)
 
 
 def depth(ref: Reference) -> int | None:
     """Return how many layers a model has, by the files at hand; None if they do not say."""
-    if not isinstance(ref, str | Lora | Delta | Rebased) and ref.is_stack:
-        lengths = [n_layers(piece.inputs) for piece in ref.slices]
+    if not isinstance(ref, str | Lora | Delta | Rebased):
+        pieces = next((ref.parts[part] for part in (WHOLE, *REST) if part in ref.parts), ())
+        if not pieces or not is_stack(pieces):
+            return depth(ref.donor)
+        lengths = [n_layers(piece.inputs) for piece in pieces]
         return None if None in lengths else sum(length or 0 for length in lengths)
     config = _config(home(ref))
     config = {**config.get("text_config", {}), **config}

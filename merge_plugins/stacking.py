@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from merge_plugins.errors import RecipeError
+from merge_plugins.modules import WHOLE, section_and_keys
 from merge_plugins.slices import depth_key
 
 Origins: TypeAlias = "Sequence[tuple[Mapping[str, Any], int]]"
@@ -19,13 +21,23 @@ NO_KINDS = ("architectures", "_token_id", "_token_ids")
 """Endings of keys whose lists are as long as a model is deep only by accident."""
 
 
-def with_depth(config: Mapping[str, Any], layers: Origins) -> dict[str, Any]:
-    """Return a donor's config for a stack of these layers."""
-    inner = config.get("text_config", {})
-    if depth_key(config) is None and depth_key(inner):
-        parts = [(each.get("text_config", each), layer) for each, layer in layers]
-        return {**config, "text_config": with_depth(inner, parts)}
-    key = depth_key(config)
+def with_depth(config: Mapping[str, Any], layers: Origins, part: str = WHOLE) -> dict[str, Any]:
+    """Return a donor's config for a stack of these layers, in one part of the model."""
+    section, keys = section_and_keys(part)
+    if not section and depth_key(config, keys) is None and depth_key(config.get("text_config", {})):
+        section = "text_config"
+    if section:
+        parts = [(each.get(section, each), layer) for each, layer in layers]
+        return {**config, section: _with_depth(config.get(section, {}), parts, keys)}
+    return _with_depth(config, layers, keys)
+
+
+def _with_depth(
+    config: Mapping[str, Any], layers: Origins, keys: Sequence[str] | None
+) -> dict[str, Any]:
+    key = depth_key(config, keys)
+    if key is None and keys:
+        raise RecipeError(f"the config has none of {', '.join(keys)}, so no depth can be changed")
     if key is None:
         return dict(config)
     found = dict(config)

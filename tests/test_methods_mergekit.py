@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge_plugins import Recipe, registry
+from merge_plugins.methods.swaps import POSITIVE, ArceeFusion
 from merge_plugins.plan import PlannedTensor, plan
 from merge_plugins.runner import Merge
 
@@ -116,6 +117,8 @@ def at_a_cut(planned: PlannedTensor) -> Tensor:
     settings: Mapping[str, Any] = planned.parameters
     if planned.base is None:
         return anywhere
+    if isinstance(planned.kernel, ArceeFusion):
+        return at_its_threshold(planned) if planned.dtype == torch.float32 else anywhere
     deltas = [expert.view() - planned.base.view() for expert in planned.experts]
     if settings.get("select_topk", 1.0) < 1:
         variance = torch.stack(deltas).var(0, unbiased=False)
@@ -129,6 +132,28 @@ def at_a_cut(planned: PlannedTensor) -> Tensor:
         for cut in (n_outliers, n_outliers + n_kept) if density < 1 else ():
             anywhere |= equal_at(delta.abs(), cut)
     return anywhere
+
+
+def at_its_threshold(planned: PlannedTensor) -> Tensor:
+    """Where a change matters as much as it must for Arcee Fusion, but for float32 rounding.
+
+    The divergence of two almost equal rows is a sum of terms that cancel. What is left of it in
+    float32 depends on the processor's exp and log, and was seen to differ between two machines.
+    """
+    assert planned.base is not None
+    if len(planned.shape) < 2:  # one divergence scales threshold and changes alike
+        return torch.zeros(planned.shape, dtype=torch.bool)
+    x, b = (stored.view().double() for stored in (*planned.experts, planned.base))
+    p, q = x.softmax(-1), b.softmax(-1)
+    terms = p * ((p + POSITIVE) / (q + POSITIVE)).log()
+    rounding = 4 * torch.finfo(torch.float32).eps * (1 + terms.abs().sum(-1, keepdim=True))
+    importance, uncertain = (x - b).abs() * terms.sum(-1, keepdim=True), (x - b).abs() * rounding
+    ranked = importance.flatten().sort().values
+    first, median, third = (ranked[int(share * (len(ranked) - 1))] for share in (0.25, 0.5, 0.75))
+    threshold = median + 1.5 * (third - first)
+    found = (importance - threshold).abs() <= uncertain + 4 * uncertain.median()
+    assert found.float().mean() < 0.05, planned.name
+    return found
 
 
 def equal_at(size: Tensor, cut: int) -> Tensor:

@@ -226,7 +226,7 @@ def test_methods_that_look_at_whole_models_say_what_to_do(
     (tmp_path / "texts.jsonl").write_text('{"text": "x"}\n')
     sources = [source(models[name], 0, 2) for name in ("a", "b")]
     top = {"base_model": models["base"], "data": str(tmp_path / "texts.jsonl")}
-    with pytest.raises(RecipeError, match="whole models, not at layers of them; merge whole"):
+    with pytest.raises(RecipeError, match="whole models, not at layers or parts of them"):
         plan(stack(method, sources, **top))
 
 
