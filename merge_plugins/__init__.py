@@ -16,6 +16,7 @@ __all__ = [
     "hookimpl",
     "load_merged",
     "merged_tensors",
+    "mount",
     "parameter",
     "registry",
     "save",
@@ -32,6 +33,10 @@ def __getattr__(name: str) -> object:
         from merge_plugins.saving import save
 
         return save
+    if name == "mount":
+        from merge_plugins.mounting import mount
+
+        return mount
     if name == "merged_tensors":
         from merge_plugins.runner import merged_tensors
 

@@ -67,6 +67,9 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     saver.add_argument("recipe", metavar="RECIPE", help=recipe)
     saver.add_argument("folder", metavar="DIR")
     saver.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+    mounter = command("mount", mount_merge)
+    mounter.add_argument("recipe", metavar="RECIPE", help=recipe)
+    mounter.add_argument("folder", metavar="DIR")
     return parser
 
 
@@ -82,6 +85,7 @@ def read_recipe(given: str) -> Recipe:
 def list_methods(options: argparse.Namespace) -> int:
     """List the merge methods, their parameters, and plugins that failed to load."""
     found = registry()
+    found.load_bridges()
     if options.json:
         methods = [_as_json(method) for method in found.methods.values()]
         broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in found.broken.items()}
@@ -151,6 +155,16 @@ def save_merge(options: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(save(read_recipe(options.recipe), options.folder, max_shard_size=options.max_shard_size))
+    return 0
+
+
+def mount_merge(options: argparse.Namespace) -> int:
+    """Write a folder without weights that harnesses load as if it were the saved merge."""
+    from merge_plugins.mounting import mount
+
+    recipe = read_recipe(options.recipe)
+    folder = mount(recipe, options.folder)
+    print(f"{folder}: {recipe.label}. Load it with trust_remote_code=True.")
     return 0
 
 

@@ -56,6 +56,38 @@ def generation_config(ref: Reference) -> dict[str, Any] | None:
     return alignment.renumbered(found, donor) if found and alignment else found
 
 
+def sentence_files(folder: Path) -> list[str]:
+    """Return what sentence-transformers has in a model's folder, such as how it pools tokens.
+
+    Raises `CheckpointError` where that is not all there, or is weights of its own.
+    """
+    if not (folder / "modules.json").is_file():
+        return []
+    files = [*folder.glob("modules.json"), *folder.glob("*sentence_*.json")]
+    for name in filter(None, (module["path"] for module in _modules(folder))):
+        inside = [file for file in (folder / name).rglob("*") if file.is_file()]
+        weights = [file for file in inside if file.suffix in (".safetensors", ".bin")]
+        if not (folder / name).is_dir():
+            raise CheckpointError(f"{folder}: modules.json names {name}, which is not there")
+        if weights:
+            raise CheckpointError(
+                f"{weights[0]} holds weights of a module that is no part of the merge; remove "
+                f"{folder / 'modules.json'} to use the transformer alone"
+            )
+        files += inside
+    return sorted({str(file.relative_to(folder)) for file in files})
+
+
+def _modules(folder: Path) -> list[dict[str, str]]:
+    """Return the modules of a sentence-transformers model, as their file lists them."""
+    file = folder / "modules.json"
+    try:
+        found: list[dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+        return [{"path": module["path"]} for module in found]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise CheckpointError(f"{file} is no list of modules: {exc!r}") from exc
+
+
 def aligned(
     recipe: Recipe, configs: Mapping[Reference, Mapping[str, Any]] | None = None
 ) -> Alignment | None:

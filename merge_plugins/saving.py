@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from merge_plugins.card import model_card, portable
 from merge_plugins.checkpoint import tokenizer_files
-from merge_plugins.companions import generation_config, tokenizer_folder
+from merge_plugins.companions import generation_config, sentence_files, tokenizer_folder
 from merge_plugins.errors import MergeError
 from merge_plugins.plan import Plan, plan
 from merge_plugins.recipe import Recipe
@@ -48,11 +48,11 @@ def save(
     found = plan(recipe)
     found.refuse_routing("checkpoint")
     logger.info("%s, into %s", found, target)
-    with _complete_or_nothing(target, found.bytes_merged) as unfinished:
+    with complete_or_nothing(target, found.bytes_merged) as unfinished:
         merge = Merge(found)
         _write_weights(merge, unfinished, max_shard_size)
-        _write_configs(found, unfinished)
-        _copy_companions(found, unfinished)
+        write_configs(recipe, found.config, unfinished)
+        copy_companions(found, unfinished)
         for name, text in (extra or {}).items():
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
@@ -71,8 +71,11 @@ def new_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _complete_or_nothing(target: Path, size: int) -> Iterator[Path]:
-    """Yield a hidden folder beside the target; rename it on success, delete it on any failure."""
+def complete_or_nothing(target: Path, size: int = 0) -> Iterator[Path]:
+    """Yield a hidden folder beside the target; rename it on success, delete it on any failure.
+
+    ``size``: bytes that will be written, so that a disk too small is noticed at once.
+    """
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,17 +140,19 @@ def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any
         os.fsync(handle.fileno())
 
 
-def _write_configs(found: Plan, folder: Path) -> None:
-    configs = {
-        "config.json": found.config,
-        "generation_config.json": generation_config(found.recipe),
-    }
-    for name, config in configs.items():
-        if config:
-            (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def write_configs(recipe: Recipe, config: Mapping[str, Any], folder: Path) -> None:
+    """Write ``config.json``, and the generation config that the recipe asks for."""
+    configs = {"config.json": config, "generation_config.json": generation_config(recipe)}
+    for name, held in configs.items():
+        if held:
+            (folder / name).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_companions(found: Plan, folder: Path) -> None:
-    tokenizer = tokenizer_files(tokenizer_folder(found.recipe))
-    for file in [*found.donor.path.glob("*.py"), *tokenizer]:
+def copy_companions(found: Plan, folder: Path) -> None:
+    """Copy the tokenizer that the recipe asks for, and what else its donor has beside weights."""
+    donor, tokenizer = found.donor.path, tokenizer_folder(found.recipe)
+    for file in [*donor.glob("*.py"), *tokenizer_files(tokenizer)]:
         shutil.copyfile(file, folder / file.name)
+    for name in sentence_files(donor):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(donor / name, folder / name)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from memorised import KNOWN, Memorised, examples, memorise
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -132,3 +133,10 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for weight in model.parameters():
                 weight.add_(0.01 * torch.randn_like(weight))
     return {name: str(root / name) for name in ("base", "math", "code")}
+
+
+@pytest.fixture(scope="session")
+def memorised(tmp_path_factory: pytest.TempPathFactory) -> Memorised:
+    """A base and two experts whose merge solves exactly three of six problems in MBPP's format."""
+    known = {name: examples(rows) for name, rows in KNOWN.items()}
+    return memorise(tmp_path_factory.mktemp("memorised"), known)

