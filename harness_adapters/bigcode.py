@@ -1,0 +1,196 @@
+"""bigcode-evaluation-harness on merges, made as they load, several in one run.
+
+    accelerate launch -m harness_adapters.bigcode --harness PATH --model merge.yaml,other.yaml
+        --tasks mbpp --allow_code_execution …
+
+``PATH`` is a checkout of the harness. Its own ``parse_args`` reads the rest of the arguments, its
+own ``Evaluator`` generates and scores; only its ``main`` is replaced, which loads one checkpoint by
+name. Every file written is named after the merge's method and digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from harness_adapters._bigcode import Harness, complete, named, of_task, prompted, write
+from merge_plugins.companions import tokenizer_folder
+from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.loading import DTYPE, load_merged
+from merge_plugins.recipe import Recipe
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MODEL_TYPES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+REFUSED = {
+    "revision": "write org/name@revision in the recipe",
+    "peft_model": "write it in a recipe, as {model: <this recipe>, lora: <adapter>}",
+    "check_references": "it scores the references; use the harness's own main.py",
+}
+"""Flags under which something else than the merge would be scored, and what to do instead."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, and return the exit status: 0, or 1 where something does not fit together."""
+    parser = argparse.ArgumentParser(
+        prog="harness_adapters.bigcode", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("--harness", required=True, type=Path)
+    options, rest = parser.parse_known_args(argv)
+    try:
+        harness = Harness.load(options.harness)
+        args = harness.parse_args(rest)
+        check(args)
+        evaluate(harness, args)
+    except MergeError as exc:
+        print(f"harness_adapters.bigcode: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `RecipeError` for what does not go with a merge."""
+    for name, instead in REFUSED.items():
+        if getattr(args, name, None):
+            raise RecipeError(f"--{name} does not go with a merge: {instead}")
+    for name, known in (("precision", PRECISIONS), ("modeltype", MODEL_TYPES)):
+        if getattr(args, name) not in known:
+            raise RecipeError(f"--{name} is {' or '.join(known)}; got {getattr(args, name)}")
+
+
+def evaluate(harness: Harness, args: argparse.Namespace) -> None:
+    """Generate and score every recipe that ``--model`` names on every task."""
+    recipes = read_recipes(args.model)
+    tasks = harness.tasks(args)
+    accelerator = Accelerator()
+    for recipe in recipes:
+        own = for_recipe(args, recipe)
+        stored = _stored(own, recipe, tasks, len(recipes))
+        model = tokenizer = None
+        if not own.load_generations_path:
+            model = load(recipe, own, accelerator)
+            tokenizer = load_tokenizer(recipe, own)
+        evaluator = complete(harness.main.Evaluator)(accelerator, model, tokenizer, own)
+        with prompted(harness, own, tokenizer):
+            scores = {task: _score(evaluator, task, started) for task, started in stored.items()}
+        if accelerator.is_main_process and not own.generation_only:
+            merge = {"recipe": recipe.as_dict(), "digest": recipe.digest}
+            results = {**scores, "config": vars(own), "merge": merge}
+            write(Path(own.metric_output_path), results, indent=2)
+            print(json.dumps({recipe.label: scores}, indent=2))
+        del evaluator, model
+        gc.collect()  # a model is full of cycles; the next one needs its room
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        accelerator.wait_for_everyone()
+
+
+def read_recipes(given: str) -> list[Recipe]:
+    """Read the recipes of ``--model``: files or folders, with commas between them."""
+    names = [given] if Path(given).exists() else given.split(",")
+    recipes: dict[str, str] = {}
+    found = [Recipe.load(name) for name in names]
+    for name, recipe in zip(names, found, strict=True):
+        other = recipes.setdefault(recipe.digest, name)
+        if other != name or names.count(name) > 1:
+            raise RecipeError(f"--model: {other} and {name} are the same merge; name it once")
+    return found
+
+
+def for_recipe(args: argparse.Namespace, recipe: Recipe) -> argparse.Namespace:
+    """Return the harness's arguments with the names of this recipe's files."""
+    own = copy.copy(args)
+    own.save_generations = args.save_generations or args.generation_only  # else they are lost
+    for name in ("save_generations_path", "metric_output_path"):
+        setattr(own, name, named(getattr(args, name), recipe.label, args))
+    return own
+
+
+def _stored(
+    args: argparse.Namespace, recipe: Recipe, tasks: Sequence[str], n_recipes: int
+) -> dict[str, Any]:
+    """Return for each task what ``--save_every_k_tasks`` wrote in a run that was interrupted.
+
+    Raises `RecipeError` for generations that are not this recipe's.
+    """
+    paths = list(getattr(args, "load_generations_intermediate_paths", None) or [])
+    for path in filter(None, [*paths, args.load_generations_path]):
+        if n_recipes > 1:
+            raise RecipeError(f"{path} is one recipe's: give --model one recipe")
+        if recipe.label not in Path(path).name:
+            raise RecipeError(
+                f"{path} is not named after {recipe.label}, so it may hold another merge's "
+                "answers. The harness's own main.py scores whatever it is given"
+            )
+    if paths and len(paths) != len(tasks):
+        raise RecipeError(
+            f"--load_generations_intermediate_paths: {len(paths)} files for {len(tasks)} tasks, "
+            f"{', '.join(tasks)}; name one for each, in this order"
+        )
+    held = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    return dict(zip(tasks, held or [None] * len(tasks), strict=True))
+
+
+def _score(evaluator: Any, task: str, started: Any) -> Any:
+    """Return the scores, in the main process; None where only generating was asked for."""
+    args = evaluator.args
+    if not args.generation_only:
+        return evaluator.evaluate(task, intermediate_generations=started)
+    generations, references = evaluator.generate_text(task, intermediate_generations=started)
+    if evaluator.accelerator.is_main_process:
+        path = of_task(args.save_generations_path, task)
+        evaluator.save_json_files(generations, references, path, f"references_{task}.json")
+    return None
+
+
+def load(recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> Any:
+    """Return the live merge, on this process's device or, as the flags say, on all of them."""
+    given: dict[str, Any] = {DTYPE: PRECISIONS[args.precision]}
+    if args.load_in_8bit or args.load_in_4bit:
+        bits = "load_in_8bit" if args.load_in_8bit else "load_in_4bit"
+        given["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            **{bits: True}, bnb_4bit_compute_dtype=torch.float16
+        )
+    if not args.max_memory_per_gpu:
+        given["device_map"] = {"": accelerator.device}
+    else:
+        given["device_map"] = "auto"
+        if args.max_memory_per_gpu != "auto":
+            gpus = range(accelerator.num_processes)
+            given["max_memory"] = dict.fromkeys(gpus, args.max_memory_per_gpu)
+            given["offload_folder"] = "offload"
+    auto_class = MODEL_TYPES[args.modeltype]
+    return load_merged(recipe, auto_class, trust_remote_code=args.trust_remote_code, **given)
+
+
+def load_tokenizer(recipe: Recipe, args: argparse.Namespace) -> Any:
+    """Return the merge's tokenizer, set up as the harness's own ``main`` does."""
+    sides = {"padding_side": "left"}
+    if not args.left_padding:
+        sides = {"padding_side": "right", "truncation_side": "left"}
+    folder = tokenizer_folder(recipe)
+    trust = args.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, **sides)
+    if not (tokenizer.eos_token or tokenizer.bos_token):
+        raise MergeError(f"{folder}: its tokenizer has no eos_token and no bos_token")
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.bos_token
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
