@@ -1,0 +1,48 @@
+"""Consent to run what a model wrote, and scores of programs that run to their end or do not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm.auto import tqdm
+
+from harness_adapters.tasks.scoring.execution import runs
+from merge_plugins.errors import MergeError
+
+KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+
+
+def environment() -> dict[str, str]:
+    """Return what a scorer of other people's may know of ours: no key, no token, no proxy."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the wish to score, and the consent it takes."""
+    parser.add_argument("--score", action="store_true", help="run the programs on their tests")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="agree to run what the model wrote, on this machine and as this user",
+    )
+
+
+def check_consent(options: argparse.Namespace) -> None:
+    """Raise `MergeError` if scores are wanted without the consent to run code."""
+    if options.score and not options.allow_code_execution:
+        raise MergeError(
+            "--score runs programs that the model wrote, on this machine and as this user; add "
+            "--allow-code-execution if you accept that, or run the command in a container"
+        )
+    if options.allow_code_execution and not options.score:
+        raise MergeError("--allow-code-execution without --score runs nothing; add --score")
+
+
+def run_all(programs: Sequence[str], seconds: float) -> list[bool]:
+    """Return whether each program, in a process of its own, gets to its end in time."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        ended = pool.map(lambda program: runs(program, seconds), programs)
+        return list(tqdm(ended, total=len(programs), desc="Running", unit="program", delay=2))

