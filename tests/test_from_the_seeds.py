@@ -39,7 +39,8 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[Row]:
-    return [Row(r.number, r.ours.strip("`")) for r in rows() if r.ours.startswith("`")]
+    found = [(row, re.match("`(.+?)`", row.ours)) for row in rows()]
+    return [Row(row.number, command[1]) for row, command in found if command]
 
 
 def recipe_of(command: str) -> str | None:
@@ -49,6 +50,8 @@ def recipe_of(command: str) -> str | None:
         return words[words.index("--model_args") + 1]
     if words[:2] == ["merge-plugins", "save"]:
         return words[2]
+    if words[:2] == ["python", "-m"]:
+        return next(word for word in words if word.startswith("method="))
     if words[:2] == ["python", "-c"]:
         found = re.search(r"Recipe\.load\('(.+?)'\)", words[2])
         return found[1] if found else None
@@ -84,6 +87,16 @@ def test_every_command_is_right(row: Row, desk: Path, capsys: pytest.CaptureFixt
         return
     status = main(["check", merge_of(given)])
     assert status == 0, capsys.readouterr().err
+
+
+def test_every_task_is_one_of_lm_eval_s_or_ours() -> None:
+    from lm_eval.tasks import TaskManager
+
+    words = [shlex.split(row.ours) for row in commands()]
+    named = {w[w.index("--tasks") + 1] for w in words if "--tasks" in w}
+    tasks = {task for names in named for task in names.split(",")}
+    ours = {"gsm8k_cot_zeroshot_alpaca", "gsm8k_alpaca_mergelm", "humaneval_alpaca", "sea_xquad_th"}
+    assert ours <= tasks <= {*TaskManager(include_path=str(DOCUMENT.parents[1] / "tasks")).all_tasks}
 
 
 @pytest.mark.parametrize("row", commands(), ids=lambda row: row.number)
