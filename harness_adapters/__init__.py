@@ -4,7 +4,7 @@ from pathlib import Path
 
 _here = Path(__file__).parent
 if not (_here / "tasks").is_dir():
-    # A wheel holds tasks/ inside this package, a checkout beside it. Namespace lookup along this
-    # path makes `harness_adapters.tasks` the right folder in both, also for those who only ask
-    # importlib where it is, as lm-eval does.
+    # A wheel holds tasks/ inside this package and a checkout has a link to it here, which
+    # OpenCompass's `read_base` needs. Where a file system knows no links, namespace lookup along
+    # this path makes `harness_adapters.tasks` the right folder all the same.
     __path__.append(str(_here.parent))

@@ -1,0 +1,27 @@
+"""GSM8K, in the alpaca prompt of DARE and WIDEN; zero-shot, greedy."""
+
+from opencompass.openicl.icl_inferencer import GenInferencer
+from opencompass.openicl.icl_prompt_template import PromptTemplate
+from opencompass.openicl.icl_retriever import ZeroRetriever
+
+from harness_adapters.tasks.opencompass.alpaca import AlpacaDataset, Gsm8kEvaluator
+
+gsm8k_alpaca_mergelm_datasets = [
+    dict(
+        abbr="gsm8k_alpaca_mergelm",
+        type=AlpacaDataset,
+        path="gsm8k",
+        reader_cfg=dict(input_columns=["alpaca_prompt"], output_column="alpaca_row"),
+        infer_cfg=dict(
+            prompt_template=dict(type=PromptTemplate, template="{alpaca_prompt}"),
+            retriever=dict(type=ZeroRetriever),
+            inferencer=dict(
+                type=GenInferencer,
+                generation_kwargs=dict(do_sample=False),
+                stopping_criteria=["Instruction:", "Instruction", "Response:", "Response"],
+                max_out_len=1024,
+            ),
+        ),
+        eval_cfg=dict(evaluator=dict(type=Gsm8kEvaluator)),
+    ),
+]

@@ -1,0 +1,6 @@
+"""Made by tasks/sea/generate.py."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .sea_m3exam_jv_ppl_ede415 import sea_m3exam_jv_ppl_datasets
