@@ -67,13 +67,15 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """
     work = list(items)
     pool = _pool(os.getpid())  # also for one item: sums depend on how many threads torch uses
-    futures = [pool.submit(function, item) for item in work]
+    futures, results = [pool.submit(function, item) for item in work], []
     try:
-        return [future.result() for future in futures]
+        for future in futures:
+            results.append(future.result())
+            _return_memory()  # not only at the end: results lie between the temporaries
+        return results
     finally:
         for future in futures:
             future.cancel()
-        _return_memory(len(work))
 
 
 @functools.cache
@@ -82,10 +84,10 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
-def _return_memory(n_blocks: int) -> None:
+def _return_memory() -> None:
     """Give holes between small live objects back to the system now and then: they only grow."""
     global _since_trim
-    _since_trim += n_blocks
+    _since_trim += 1
     trim = _trim()
     if trim is not None and _since_trim >= TRIM_EVERY:
         _since_trim = 0

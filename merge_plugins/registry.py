@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
 
 from merge_plugins import hookspecs
-from merge_plugins.api import MaybePerExpert, PerExpert, PerExpertText, Statistic
+from merge_plugins.api import Statistic
 from merge_plugins.errors import UnknownMethodError, did_you_mean
 
 BUILTIN = (
@@ -44,6 +44,9 @@ BUILTIN = (
     "merge_plugins.methods.emr",
     "merge_plugins.methods.adamerging",
 )
+
+BRIDGES = "merge_plugins.bridges"
+"""Entry points in this group lead to another program's plugins: see `Registry.load_bridges`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Method:
         found = {}
         for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
             name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
-            per_expert = hints[f.name] in (PerExpert, PerExpertText, MaybePerExpert)
+            per_expert = typing.get_args(hints[f.name])[1:] == (...,)  # PerExpert and the like
             alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
             found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
         return found
@@ -172,6 +175,8 @@ class Registry:
     statistics: dict[str, RegisteredStatistic] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
+    bridges: list[EntryPoint] = field(default_factory=list)
+    """Those not crossed yet."""
 
     def __post_init__(self) -> None:
         self._loading = ("", "")
@@ -213,6 +218,20 @@ class Registry:
         else:
             self.plugins[plugin] = version
 
+    def load_bridges(self) -> None:
+        """Load what plugins of other programs register: slow, so only for a name nobody here has.
+
+        A bridge is a function that yields label, version and importer of one plugin after another;
+        an importer has run by the time the next plugin is asked for.
+        """
+        while self.bridges:
+            bridge = self.bridges.pop(0)
+            try:
+                for plugin, version, importer in bridge.load()():
+                    self.load(plugin, version, importer)
+            except Exception as exc:  # the other program is a guest too
+                self.broken[bridge.name] = exc
+
     @property
     def named(self) -> dict[str, Method]:
         """Methods by every name a recipe may use."""
@@ -220,13 +239,18 @@ class Registry:
 
     def get(self, name: str) -> Method:
         """Return the method of that name or alias, or an error that names the nearest one."""
+        if name not in self.named:
+            self.load_bridges()
         named = self.named
-        if name not in named:
-            raise UnknownMethodError(
-                f"no merge method {name!r}{did_you_mean(name, named) or '.'} "
-                "Run 'merge-plugins list' to see them."
-            )
-        return named[name]
+        if name in named:
+            return named[name]
+        for plugin, exc in self.broken.items():
+            if plugin.partition(":")[2] == name:
+                raise UnknownMethodError(f"{plugin} failed to load: {exc}") from exc
+        raise UnknownMethodError(
+            f"no merge method {name!r}{did_you_mean(name, named) or '.'} "
+            "Run 'merge-plugins list' to see them."
+        )
 
 
 @cache
@@ -241,4 +265,5 @@ def registry() -> Registry:
         dist = point.dist
         label = f"{dist.name}:{point.name}" if dist else point.name
         found.load(label, dist.version if dist else "", point.load)
+    found.bridges += entry_points(group=BRIDGES)
     return found

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import merge_plugins
 
 MERGEKIT = os.environ.get("MERGE_PLUGINS_MERGEKIT", "")
-N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "80"))
+N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "200"))
 VERSION = "from importlib.metadata import version; print(version('mergekit'))"
 METHODS = (
     *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough", "task_arithmetic"),
@@ -43,6 +43,8 @@ IN_FLOAT32 = ("arcee_fusion", "ramplus_tl")
 FAMILIES = ("llama-float32", "qwen2-float32", "llama-bfloat16", "qwen2-bfloat16")
 FILTERS = ("mlp", "self_attn", "norm", "embed_tokens", "layers.1.", "q_proj", "o_proj")
 N_LAYERS = 3
+BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
+"""Of a number's digits, by dtype."""
 
 pytestmark = pytest.mark.skipif(
     not MERGEKIT, reason="set MERGE_PLUGINS_MERGEKIT=/path/to/venv/bin/mergekit-yaml (0.1.5)"
@@ -68,7 +70,10 @@ def test_a_random_recipe_gives_the_tensors_of_mergekit(
             expected = expected.to(dtype)
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape), name
         slack = weighed_at_will(plain, name, terms)
-        off = ~(agree(got, expected, terms, slack) | trimmed_at_will(plain, name, terms))
+        # It divides 16 bits by norms, float32 sums whose last bit depends on the order, and scales
+        # what it rounded: one of a thousand float16 weights in a hundred is off by two.
+        n_ulps = 2 if plain["merge_method"] == "karcher" and dtype == torch.float16 else 1
+        off = ~(agree(got, expected, terms, slack, n_ulps) | trimmed_at_will(plain, name, terms))
         if off.any():
             wrong[name] = (
                 f"{int(off.sum())} of {off.numel()}, first {got[off][0]} for {expected[off][0]}"
@@ -129,8 +134,9 @@ def draw_recipe(number: int, folder: Path) -> dict[str, Any]:
     models = [{"model": e, "parameters": {}} for e in experts[:n_models]]
     plain = {"merge_method": method, "models": models, "base_model": base, "parameters": {}}
     FILL[method](rng, plain)
-    plain |= {"dtype": d} if (d := rng.choice([None, "float32", "bfloat16"])) else {}
-    plain |= {"out_dtype": d} if (d := rng.choice([None, None, "float32", "bfloat16"])) else {}
+    for key in ("dtype", "out_dtype"):
+        if rng.random() < 0.6:
+            plain[key] = rng.choice(list(BITS))
     return plain
 
 
@@ -143,7 +149,7 @@ def fill_linear(rng: random.Random, plain: dict[str, Any]) -> None:
     else:
         plain["parameters"]["weight"] = number(rng, 0.1, 1.0)
     per_model(rng, plain, "weight", 0.1, 1.0)
-    maybe(rng, plain, "normalize", rng.random() < 0.5)
+    maybe(rng, plain, "normalize", truth(rng))
 
 
 def fill_slerp(rng: random.Random, plain: dict[str, Any]) -> None:
@@ -157,8 +163,8 @@ def fill_nuslerp(rng: random.Random, plain: dict[str, Any]) -> None:
         del plain["base_model"]
     else:
         list_the_base(rng, plain)
-    maybe(rng, plain, "nuslerp_flatten", rng.random() < 0.3)
-    maybe(rng, plain, "nuslerp_row_wise", rng.random() < 0.5)
+    maybe(rng, plain, "nuslerp_flatten", truth(rng))
+    maybe(rng, plain, "nuslerp_row_wise", truth(rng))
 
 
 def fill_multislerp(rng: random.Random, plain: dict[str, Any]) -> None:
@@ -167,7 +173,7 @@ def fill_multislerp(rng: random.Random, plain: dict[str, Any]) -> None:
         del plain["base_model"]
     else:
         list_the_base(rng, plain)
-    maybe(rng, plain, "normalize_weights", rng.random() < 0.5)
+    maybe(rng, plain, "normalize_weights", truth(rng))
     maybe(rng, plain, "eps", 1e-6)
 
 
@@ -182,7 +188,7 @@ def fill_karcher(rng: random.Random, plain: dict[str, Any]) -> None:
 
 def fill_sce(rng: random.Random, plain: dict[str, Any]) -> None:
     maybe(rng, plain, "select_topk", number(rng, 0.1, 1.0))
-    maybe(rng, plain, "int8_mask", rng.random() < 0.5)
+    maybe(rng, plain, "int8_mask", truth(rng))
     list_the_base(rng, plain)
 
 
@@ -200,7 +206,7 @@ def fill_ram(rng: random.Random, plain: dict[str, Any]) -> None:
 
 
 def fill_model_stock(rng: random.Random, plain: dict[str, Any]) -> None:
-    maybe(rng, plain, "filter_wise", rng.random() < 0.5)
+    maybe(rng, plain, "filter_wise", truth(rng))
 
 
 def fill_passthrough(rng: random.Random, plain: dict[str, Any]) -> None:
@@ -216,9 +222,9 @@ def fill_task_vectors(rng: random.Random, plain: dict[str, Any]) -> None:
     lowest = 0.1 if normalize else -0.5  # weights that cancel leave only rounding to compare
     per_model(rng, plain, "weight", lowest, 1.0)
     maybe(rng, plain, "lambda", number(rng, 0.3, 1.5))
-    maybe(rng, plain, "int8_mask", rng.random() < 0.5)
+    maybe(rng, plain, "int8_mask", truth(rng))
     if method in TRIMMED:
-        maybe(rng, plain, "rescale", rng.random() < 0.5)
+        maybe(rng, plain, "rescale", truth(rng))
         for model in plain["models"]:
             model["parameters"]["density"] = number(rng, 0.1, 0.9)
             if method.startswith("breadcrumbs"):
@@ -282,6 +288,13 @@ def number(rng: random.Random, low: float, high: float, *, nested: bool = False)
     return points if kind == "gradient" else points[0]
 
 
+def truth(rng: random.Random) -> Any:
+    """Draw a setting that is true or false: for all weights, in steps over the layers, by name."""
+    steps = [rng.random() < 0.5 for _ in range(rng.randint(2, 4))]
+    rules = [{"filter": rng.choice(FILTERS), "value": steps}, {"value": steps[0]}]
+    return rng.choice([True, False, steps, rules])
+
+
 def value_of(setting: Any, name: str) -> float:
     """What mergekit reads from a drawn setting: the first filter that fits, then the gradient."""
     if isinstance(setting, list) and isinstance(setting[0], dict):
@@ -335,12 +348,12 @@ def equal_at(size: Tensor, cut: int) -> Tensor:
     return size == ranked[cut]
 
 
-def agree(got: Tensor, expected: Tensor, terms: Tensor, slack: Tensor) -> Tensor:
-    """Where results differ by at most one bfloat16 ulp, or 1e-6, of the largest number around."""
+def agree(got: Tensor, expected: Tensor, terms: Tensor, slack: Tensor, n_ulps: int = 1) -> Tensor:
+    """Where results differ by at most an ulp, or 1e-6, of the largest number around."""
     largest = torch.cat([terms.float(), expected.float()[None]]).abs().amax(0)
-    allowed = 1e-6 * largest
-    if torch.bfloat16 in (terms.dtype, expected.dtype):
-        allowed = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 8)
+    bits = min(BITS[str(x.dtype).removeprefix("torch.")] for x in (terms, expected))
+    ulp = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - bits)
+    allowed = torch.maximum(1e-6 * largest, n_ulps * ulp)
     return (got.float() - expected.float()).abs() <= allowed + slack
 
 
