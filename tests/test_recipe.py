@@ -458,7 +458,10 @@ def slices(*pieces: object) -> dict:
         (slices({"sources": [{"model": "a", "weight": 1}]}), "a: weight belongs under parameters"),
         (slices(3), "slices is a list of {sources, parameters}; got 3 in it"),
         (slices(), "slices is a list of"),
-        ({"merge_method": "ties", "modules": {"a": {}, "b": {}}}, "a module needs models: or slices:, once"),
+        (
+            {"merge_method": "ties", "modules": {"a": {}, "b": {}}},
+            "a module needs models: or slices:, once",
+        ),
         ({"merge_method": "ties", "modules": {"a": {"x": 1}}}, "module a: no recipe key 'x'"),
         ({"merge_method": "ties", "modules": 3}, "modules maps a module's name to"),
         ({**sliced([0, 4]), "models": ["a"]}, "a recipe needs models: .* once"),
