@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"no verdict; into {verdicts.file}",
         flush=True,
     )
-    failed = _ask_all(asker, todo, verdicts, options.workers)
+    with asker.client:
+        failed = _ask_all(asker, todo, verdicts, options.workers)
     found = summarise(rows, [verdicts.known.get(asker.key(row)) for row in rows])
     _show(found, failed)
     return 0 if found["graded"] else 1
