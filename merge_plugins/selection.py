@@ -203,7 +203,14 @@ class _Search:
         """Keys of a strided sample of each row, sorted downwards."""
         size = SAMPLE if len(self.slots) == 1 else 16 * SAMPLE  # one long row: narrower brackets
         step = max(1, self.total // size)
-        rows = zip(*(self.vectors(_thinned(slot, step)) for slot in self.slots), strict=True)
+
+        def thinned(slot: Slot) -> list[Tensor]:
+            vectors = list(self.vectors(_thinned(slot, step)))
+            if slot.reader is not None:  # a page was read for each run, and its neighbours with it
+                slot.reader.release(Region.whole(slot.shape))
+            return vectors
+
+        rows = zip(*map(thinned, self.slots), strict=True)
         return [-np.sort(-np.concatenate([_keys(vector) for vector in row])) for row in rows]
 
     @cached_property
