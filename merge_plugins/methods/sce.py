@@ -28,7 +28,7 @@ def spread(slot: Slot) -> Sequence[Tensor]:
     """
     deltas = task_vectors(slot)
     found = torch.empty(slot.shape, dtype=deltas[0].dtype, device=deltas[0].device)
-    each = (x.reshape(-1).split(PIECE) for x in (found, *deltas))
+    each = (torch.split(x.reshape(-1), PIECE) for x in (found, *deltas))
     for part, *parts in zip(*each, strict=True):
         mean = torch.zeros_like(part, dtype=torch.float64)
         squares = torch.zeros_like(mean)
