@@ -1,13 +1,15 @@
 """`merge-plugins sea-data DIR`: the South-East-Asian test data as Sailor scored it, in DIR/sea.
 
-The files are those of Sailor's repository, checked byte by byte; nothing of them is part of this
-package, and each data set keeps its own licence. Point MERGE_PLUGINS_DATA at DIR afterwards.
+The files are those of Sailor's repository, checked byte by byte, or those of their rows that the
+hub has, checked row by row; nothing of them is part of this package, and each data set keeps its
+own licence. Point MERGE_PLUGINS_DATA at DIR afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -97,7 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Prepare the South-East-Asian test data in DIR/sea, checksums verified.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path)
-    parser.add_argument(
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--hub",
+        action="store_true",
+        help="download from the hub what it has: all but M3Exam, which is not there as Sailor "
+        "worded it",
+    )
+    origin.add_argument(
         "--from",
         dest="checkout",
         metavar="CHECKOUT",
@@ -106,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     target: Path = options.folder / "sea"
+    if options.hub and target.exists():
+        raise DataError(f"{target} is there already; remove it, or name another DIR.")
     if target.exists():
         verify(target)
         sys.stdout.write(f"{target} is complete: {_summary()}.\n")
@@ -113,11 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".sea-data-") as name:
         scratch = Path(name)
-        checkout: Path = options.checkout or _clone(scratch / "clone")
-        _copy(data_folder(checkout), scratch / "sea")
+        if options.hub:
+            said = _download(scratch / "sea")
+        else:
+            checkout: Path = options.checkout or _clone(scratch / "clone")
+            _copy(data_folder(checkout), scratch / "sea")
+            said = _summary()
         (scratch / "sea").rename(target)
     sys.stdout.write(
-        f"{target}: {_summary()}, checksums verified.\n"
+        f"{target}: {said}, checksums verified.\n"
         f"export MERGE_PLUGINS_DATA={target.parent.resolve()}\n"
     )
     return 0
@@ -157,6 +172,27 @@ def _copy(source: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
     verify(target)
+
+
+def _download(target: Path) -> str:
+    """Write what the hub has, if every row is the one that Sailor scored; say what that is."""
+    from harness_adapters.tasks.sea import rows as sea
+
+    n_rows = 0
+    for name, hub in sea.HUB.items():
+        found = sea.hub_rows(name)
+        read = sea.read(name, found)
+        if (len(read), sea.fingerprint(read)) != (FILES[name].n_rows, hub.content):
+            raise DataError(
+                f"{hub.dataset}, {hub.config}: {len(read)} rows that are not all among the "
+                f"{FILES[name].n_rows} that Sailor scored; use a checkout of {REPOSITORY} instead: "
+                "merge-plugins sea-data DIR --from CHECKOUT."
+            )
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        (target / name).write_text("".join(lines), encoding="utf-8")
+        n_rows += len(read)
+    return f"{len(sea.HUB)} files of {len(FILES)} (M3Exam is not on the hub), {n_rows:,} rows"
 
 
 def _clone(folder: Path) -> Path:

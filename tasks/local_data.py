@@ -39,7 +39,7 @@ class Source:
 def load(source: Source) -> list[dict[str, Any]]:
     """Return the rows of a split; raises `DataError` that says which file or data set it wanted."""
     given = os.environ.get(VARIABLE)
-    rows = _from_hub(source) if given is None else _from_folder(source, Path(given))
+    rows = from_hub(source) if given is None else _from_folder(source, Path(given))
     origin = str(source) if given is None else str(Path(given) / source.file)
     if not rows:
         raise DataError(f"{origin} has no rows.")
@@ -74,7 +74,8 @@ def _from_folder(source: Source, folder: Path) -> list[Any]:
         raise DataError(f"{file} is not JSON, one object per line: {exc}") from exc
 
 
-def _from_hub(source: Source) -> list[Any]:
+def from_hub(source: Source) -> list[Any]:
+    """Return the rows of a split on the hub, wherever ``MERGE_PLUGINS_DATA`` points."""
     from datasets import load_dataset
 
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from harness_adapters.sea_data import FILES
-from harness_adapters.tasks.local_data import VARIABLE, Source, load
+from harness_adapters.tasks.local_data import VARIABLE, Source, from_hub, load
 from merge_plugins.errors import DataError
 
 Row = dict[str, Any]
@@ -119,8 +119,14 @@ def rows(file: str) -> list[Row]:
         return read(file, load(source))
     if hub is None:
         raise DataError(f"{file}: M3Exam as Sailor worded it is not on the hub. {PREPARE}")
+    return scored(file, read(file, hub_rows(file)))
+
+
+def hub_rows(file: str) -> list[Row]:
+    """Return the rows of one of Sailor's files, as it has them, from the hub."""
+    hub = HUB[file]
     source = Source(f"sea/{file}", *hub[:3], configs=(hub.config,))
-    return scored(file, read(file, as_sailor_has_them(hub, load(source))))
+    return as_sailor_has_them(hub, from_hub(source))
 
 
 def read(file: str, given: Iterable[Row]) -> list[Row]:

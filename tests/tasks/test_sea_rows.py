@@ -171,6 +171,38 @@ def test_sea_data_refuses_what_is_no_checkout(tmp_path, capsys):
     assert "git clone https://github.com/sail-sg/sailor-llm" in capsys.readouterr().err
 
 
+@pytest.fixture
+def one_set_on_the_hub(monkeypatch):
+    """A hub with one data set, whose checksum is known; returns its rows."""
+    name, hub_rows = "xcopa/th_test.jsonl", [*sea_rows.CAUSES]
+    content = sea.fingerprint(sea.read(name, hub_rows))
+    monkeypatch.setattr(sea, "HUB", {name: sea.HUB[name]._replace(content=content)})
+    monkeypatch.setattr(sea_data, "FILES", {name: sea_data.File(len(hub_rows), "")})
+    monkeypatch.setattr(sea, "FILES", sea_data.FILES)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_list(hub_rows))
+    return hub_rows
+
+
+def test_sea_data_of_the_hub_is_read_as_sailors(one_set_on_the_hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "elsewhere"))  # the hub is asked all the same
+    assert main(["sea-data", str(tmp_path / "data"), "--hub"]) == 0
+    assert "1 files of 1 (M3Exam is not on the hub)" in capsys.readouterr().out
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "data"))
+    name = "xcopa/th_test.jsonl"
+    assert sea.rows(name) == sea.read(name, one_set_on_the_hub)
+    with pytest.raises(DataError, match=r"no sea/m3exam/thai-questions-test\.json"):
+        sea.rows("m3exam/thai-questions-test.json")
+    assert main(["sea-data", str(tmp_path / "data"), "--hub"]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_sea_data_of_a_hub_that_changed_is_nothing(one_set_on_the_hub, tmp_path, capsys):
+    one_set_on_the_hub[0] = one_set_on_the_hub[0] | {"premise": "another"}
+    assert main(["sea-data", str(tmp_path / "data"), "--hub"]) == 1
+    assert "not all among the" in capsys.readouterr().err
+    assert not list((tmp_path / "data").iterdir())
+
+
 def test_sea_data_clones_the_repository_itself(sailor, tmp_path, monkeypatch, capsys):
     def git(*words: str) -> None:
         author = ("-c", "user.name=x", "-c", "user.email=x@x")
