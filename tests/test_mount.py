@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,20 @@ Mount = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _code_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the copies that transformers makes of a folder's code out of the user's cache."""
+def _code_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep the copies that transformers makes of a folder's code from the user and other tests."""
     from transformers import dynamic_module_utils
 
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "code"))
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "code-cache"))
+    others = [path for path in sys.path if (Path(path) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in others])
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture
