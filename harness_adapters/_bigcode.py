@@ -10,7 +10,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness_adapters import _generation
 from harness_adapters.tasks.scoring import code
 from merge_plugins.errors import DataError, MergeError, RecipeError
 
@@ -126,13 +126,7 @@ def of_task(path: str, task: str) -> str:
 
 def write(file: Path, held: Any, indent: int | None = None) -> None:
     """Write JSON, whole or not at all; by default as the harness spells it."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        text = json.dumps(held, indent=indent, default=str)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    _generation.write(file, json.dumps(held, indent=indent, default=str))
 
 
 def complete(evaluator: type) -> type:

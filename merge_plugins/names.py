@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -89,6 +89,7 @@ class Names(Mapping[str, Origin]):
         self._aligned: dict[tuple[str, Reference], SourceTensor] = {}
         self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
         self._parts = recipe.parts
+        self._part_of = cache(partial(modules.part_of, parts=[*self._parts]))
         self._stacks = {part for part, pieces in self._parts.items() if is_stack(pieces)}
         wanted = [name for name in self.donor if not recipe.is_excluded(name)]
         modules.check((n for n in wanted if not n.endswith(DERIVED)), [*self._parts])
@@ -160,9 +161,6 @@ class Names(Mapping[str, Origin]):
             yield from (self._stacked if part in self._stacks else self._whole)(pieces, own)
         alone = Slice((Model(self._recipe.donor),))  # excluded, and of no module
         yield from (Origin(name, alone, 0.0) for name in names if self._part_of(name) is None)
-
-    def _part_of(self, name: str) -> str | None:
-        return modules.part_of(name, [*self._parts])
 
     def _whole(self, pieces: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
         (piece,) = pieces
