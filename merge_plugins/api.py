@@ -164,7 +164,7 @@ class Slot:
     """The dimension that runs over the layer's inputs: the last of a linear layer (out, in), -2 of
     a GPT-2 Conv1D (in, out) or of experts stored (expert, in, out), 0 of an embedding (tokens, d)
     and of nothing else; None: the weight is no matrix (biases, convolutions). Known to methods
-    registered ``layout=True``."""
+    registered ``layout=True`` or ``matrices=True``."""
     region: Region | None = None
     """Which part of the weight this is; None: all of it."""
     reader: Reader | None = field(default=None, repr=False)

@@ -31,6 +31,15 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if dtype in (torch.float32, torch.float64) else x.to(dtype).float()
 
 
+def added(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the sum: float32 [*shape], inputs untouched. ``stack(…).sum(0)`` takes ten times."""
+    first, *others = tensors
+    total = first.to(torch.float32, copy=True)
+    for tensor in others:
+        total.add_(tensor)
+    return total
+
+
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of weight times tensor: float32 [*shape], inputs untouched."""
     first, *others = tensors
@@ -155,7 +164,7 @@ def elected(
     The second result is never 0, so that the first can be divided by it; without weights it is 1.
     """
     if leaning is None:
-        leaning = functools.reduce(Tensor.add_, terms[1:], terms[0].clone())
+        leaning = added(terms)
     sign = leaning.sign_()
     sign.add_(tie / 2).sign_()
     total, *others = (term.mul_(sign).relu_() for term in terms)

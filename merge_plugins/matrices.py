@@ -16,6 +16,18 @@ from merge_plugins.arithmetic import weighted_sum
 logger = logging.getLogger(__name__)
 
 
+class Weight(Protocol):
+    """A weight of a model, in memory or not: a slot, or a plan's tensor."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape."""
+
+    @property
+    def input_dim(self) -> int | None:
+        """The dimension that runs over its layer's inputs: see `Slot.input_dim`."""
+
+
 class Deltas(Protocol):
     """Task vectors of one matrix, made when they are looked at: at most one need be held."""
 
@@ -37,9 +49,9 @@ class _Deltas:
         return (expert.double().sub_(self._base) for expert in self._experts)
 
 
-def holds_matrices(slot: Slot) -> bool:
+def holds_matrices(weight: Weight) -> bool:
     """Whether a weight is of linear layers, one or a stack: no embedding, convolution or vector."""
-    return slot.input_dim in (-1, -2) and len(slot.shape) > 1 and slot.shape.numel() > 0
+    return weight.input_dim in (-1, -2) and len(weight.shape) > 1 and math.prod(weight.shape) > 0
 
 
 def by_matrix(slot: Slot, scale: float, merge: Callable[[Deltas], Tensor]) -> Tensor:

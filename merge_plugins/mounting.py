@@ -32,6 +32,7 @@ from merge_plugins.saving import complete_or_nothing, copy_companions, new_folde
 
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
+RECIPE = "merge.yaml"
 KEY = "merge_plugins"
 """What a mounted ``config.json`` says of the merge."""
 DOWNLOAD = (
@@ -58,7 +59,7 @@ def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
         write_configs(recipe, config, unfinished)
         copy_companions(found, unfinished)
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
-        (unfinished / "merge.yaml").write_text(portable(recipe, target), encoding="utf-8")
+        (unfinished / RECIPE).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(found, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target
@@ -122,9 +123,7 @@ class Mounted:
         the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
-        folder = Path(str(cached_file(name, "merge.yaml", **where))).parent
-        recipe = Recipe.load(folder)
-        refuse_changes(recipe, folder)
+        recipe = mounted_recipe(Path(str(cached_file(name, RECIPE, **where))).parent)
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
             if not kwargs.get(bits):  # transformers 5 does not know these, even switched off
@@ -162,11 +161,18 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def refuse_changes(recipe: Recipe, folder: Path) -> None:
-    """Raise `MismatchError` if a folder's recipe makes another merge than the one it was made of.
+def mounted_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a recipe folder.
 
-    A harness knows the folder by its name, and would report the scores of one for the other.
+    Raises `MismatchError` if it makes another merge than the one the folder was made of: a harness
+    knows the folder by its name, and would report the scores of one for the other.
     """
+    recipe = Recipe.load(folder)
+    _refuse_changes(recipe, folder)
+    return recipe
+
+
+def _refuse_changes(recipe: Recipe, folder: Path) -> None:
     made = read_json(folder / "config.json").get(KEY)
     if not isinstance(made, Mapping) or not {"digest", "method", "sources"} <= made.keys():
         raise CheckpointError(

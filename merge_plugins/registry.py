@@ -17,6 +17,7 @@ import pluggy
 from merge_plugins import hookspecs
 from merge_plugins.api import Statistic
 from merge_plugins.errors import UnknownMethodError, did_you_mean
+from merge_plugins.matrices import Weight, holds_matrices
 
 BUILTIN = (
     "merge_plugins.methods.averages",
@@ -77,6 +78,7 @@ class Method:
     version: str = ""
     elementwise: bool | Callable[[Any], bool] = False
     rowwise: bool | Callable[[Any], bool] = False
+    matrices: bool | Callable[[Any], bool] = False
     layout: bool | Callable[[Any], bool] = False
     copies: Callable[[Any], bool] | None = None
     needs_base: bool = False
@@ -111,9 +113,14 @@ class Method:
         """First line of the method's docstring."""
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
-    def is_elementwise(self, kernel: Any) -> bool:
-        """Whether this built kernel may be called on any region of a weight."""
-        return self.elementwise(kernel) if callable(self.elementwise) else self.elementwise
+    def is_elementwise(self, kernel: Any, weight: Weight) -> bool:
+        """Whether this built kernel may be called on any region of that weight."""
+        always = self.elementwise(kernel) if callable(self.elementwise) else self.elementwise
+        return always or (self.merges_matrices(kernel) and not holds_matrices(weight))
+
+    def merges_matrices(self, kernel: Any) -> bool:
+        """Whether this built kernel takes matrices of linear layers whole, and nothing else."""
+        return self.matrices(kernel) if callable(self.matrices) else self.matrices
 
     def is_rowwise(self, kernel: Any) -> bool:
         """Whether this built kernel may be called on any whole rows of a weight."""
@@ -148,7 +155,8 @@ class Method:
 
     def needs_layout(self, kernel: Any) -> bool:
         """Whether this built kernel asks which dimension of a weight runs over its inputs."""
-        return self.layout(kernel) if callable(self.layout) else self.layout
+        asks = self.layout(kernel) if callable(self.layout) else self.layout
+        return asks or self.merges_matrices(kernel)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class MergedTensor:
     def is_elementwise(self) -> bool:
         """Whether any box of it can be merged alone."""
         kernel = self.planned.kernel
-        return kernel is not None and self._merge.plan.method.is_elementwise(kernel)
+        return kernel is not None and self._merge.plan.method.is_elementwise(kernel, self.planned)
 
     def ready(self) -> None:
         """Prepare and measure, so that `box` can follow; the inputs are held."""

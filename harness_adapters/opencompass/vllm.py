@@ -1,6 +1,5 @@
-"""OpenCompass's vLLM classes on a recipe folder.
+"""OpenCompass's vLLM classes on a recipe folder, which `harness_adapters.vllm` loads.
 
-vLLM merges nothing by itself: the load format ``merged`` has to be there, as a plugin of vLLM.
 OpenCompass takes a class for one of vLLM's by ``VLLM`` in its name.
 """
 
@@ -9,18 +8,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from opencompass.models import VLLM, VLLMwithChatTemplate
 
 from harness_adapters.opencompass.models import accepted, check_names
+from harness_adapters.vllm import LOAD_FORMAT
 from merge_plugins.errors import MergeError
 from merge_plugins.mounting import mount
 from merge_plugins.recipe import Recipe
-
-LOAD_FORMAT = "merged"
 
 
 class OnRecipeFolder:
@@ -29,7 +26,7 @@ class OnRecipeFolder:
     def __init__(self, recipe: str, digest: str | None = None, **options: Any) -> None:
         found = accepted(recipe, digest, options)
         check_names(options, super().__init__, type(self))
-        refuse_without_loader(type(self).__name__)
+        refuse_without_vllm(type(self).__name__)
         with recipe_folder(found) as folder:
             super().__init__(path=folder, **options)  # type: ignore[call-arg]
         self.recipe, self.path = found, found.label
@@ -48,8 +45,8 @@ class MergedVLLMwithChatTemplate(OnRecipeFolder, VLLMwithChatTemplate):
     """``VLLMwithChatTemplate`` on a merge: generation of chat models."""
 
 
-def refuse_without_loader(name: str) -> None:
-    """Raise `MergeError` unless vLLM is here and knows how to load a recipe folder."""
+def refuse_without_vllm(name: str) -> None:
+    """Raise `MergeError` unless vLLM is here."""
     try:
         import vllm  # noqa: F401
     except ImportError as exc:
@@ -58,13 +55,6 @@ def refuse_without_loader(name: str) -> None:
             "numpy<2, so pip installs one of them with --no-deps; without vLLM use "
             "MergedCausalLM or MergedWithChatTemplate"
         ) from exc
-    loaders = entry_points(group="vllm.general_plugins")
-    if not any(point.value.startswith("harness_adapters.") for point in loaders):
-        raise MergeError(
-            f"{name} needs vLLM's load format {LOAD_FORMAT!r}, which this merge-plugins does not "
-            "have; use MergedCausalLM or MergedWithChatTemplate, or 'merge-plugins save' the merge "
-            "for the stock class"
-        )
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "regmean_merging",
         RegMeanMerging,
-        layout=True,
+        matrices=True,
         stats=RegMeanMerging.stats,
         paper="Jin et al. 2023, arXiv:2212.09849",
     )

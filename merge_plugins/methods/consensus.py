@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.arithmetic import added
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.methods.task_vectors import lambda_field
@@ -50,7 +51,7 @@ class Consensus:
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * masked sum of task vectors: float32 [*shape]."""
         deltas = slot.deltas()
-        total = deltas.sum(0)
+        total = added(deltas)
         masks = (
             delta.abs() >= (total - delta).abs_().mul_(strictness)
             for delta, strictness in zip(deltas, self.mask_lambda, strict=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
+from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Region, Slot, Sources
+from merge_plugins.arithmetic import added
 from merge_plugins.gates import (
     RouterName,
     gate_of,
@@ -30,10 +31,22 @@ def masked(slot: Slot) -> list[Tensor]:
     leaves the entries whose elected sign is its own.
     """
     deltas = slot.deltas()
-    sign = deltas.sum(0).sign_()
+    sign = added(deltas).sign_()
     agreeing = [delta.mul_(sign).relu_() for delta in deltas]
     unified = functools.reduce(torch.maximum, agreeing) * sign
     return [one.sign_().mul_(unified) for one in agreeing]
+
+
+def rescaled(slot: Slot, rescalers: Sequence[float], dtype: torch.dtype) -> list[Branch]:
+    """Return each task's part of a whole weight times its rescaler: [*shape], rounded once."""
+    parts = [torch.empty_like(slot.base, dtype=dtype) for _ in rescalers]
+
+    def fill(block: Slot) -> None:
+        for part, found, r in zip(parts, masked(block), rescalers, strict=True):
+            (block.region or Region.whole(slot.shape)).of(part).copy_(found.mul_(r))
+
+    slot.map_blocks(fill)
+    return list(parts)
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class EmrMerging:
 
     def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
         """Return what each task's mask leaves, not rescaled; what `prepare` returns does that."""
-        return list(masked(slot))
+        return rescaled(slot, (1.0,) * len(slot.experts), shared.dtype)
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class _Rescaled:
         return self.method.branch_numel(shape)
 
     def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
-        return [part * r for part, r in zip(masked(slot), self.rescalers, strict=True)]
+        return rescaled(slot, self.rescalers, shared.dtype)
 
 
 @hookimpl

@@ -261,6 +261,7 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         "mask_merging",
         MaskMerging,
         elementwise=lambda mask: mask.fact("elementwise", False),
+        matrices=lambda mask: mask.fact("matrices", False),
         layout=lambda mask: mask.fact("layout", False),
         stats=lambda mask: mask.fact("stats", ()),
         needs_data=lambda mask: mask.fact("needs_data", False),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import dot_products, sums, vectors
+from merge_plugins.arithmetic import added, dot_products, sums, vectors
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 
@@ -52,7 +52,7 @@ class MultiSlerp:
         """Return the weighted sum, rounded after each product and at the end: [*shape]."""
         dtype = vectors[0].dtype
         pairs = zip(vectors, self.shares(dtype), strict=True)
-        return torch.stack([vector * share for vector, share in pairs]).sum(0)
+        return added(vector * share for vector, share in pairs).to(dtype)
 
     def measure(self, slot: Slot) -> Mapping[str, Tensor]:
         """Return each length, that of the mean, and each direction's cosine with it.

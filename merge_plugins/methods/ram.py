@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import sums, task_vectors
+from merge_plugins.arithmetic import added, sums, task_vectors
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 
@@ -54,7 +54,7 @@ class Ram:
         """Return base + unique change or mean of shared ones: [*shape] in the inputs' dtype."""
         deltas, n_changed = changes(slot, self.epsilon)
         n_changed.clamp_(min=1)
-        return slot.base + torch.stack([delta / n_changed for delta in deltas]).sum(0)
+        return slot.base + added(delta / n_changed for delta in deltas).to(deltas[0].dtype)
 
 
 @dataclass(frozen=True)

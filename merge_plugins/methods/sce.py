@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import elected, keep_largest, sums, task_vectors
+from merge_plugins.arithmetic import added, elected, keep_largest, sums, task_vectors
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.methods.task_vectors import check_share, int8_mask_field
 from merge_plugins.selection import as_measured, cuts
@@ -89,8 +89,7 @@ class Sce:
         cut = {key: slot.measured[key] for key in ("threshold", "last") if key in slot.measured}
         deltas, weight = self.selected(slot, cut), slot.measured["weight"].tolist()
         terms = [(delta * w).float() for delta, w in zip(deltas, weight, strict=True)]
-        majority = torch.stack([delta.float() for delta in deltas]).sum(0)
-        total, share = elected(terms, weight, tie=1.0, leaning=majority)
+        total, share = elected(terms, weight, tie=1.0, leaning=added(deltas))
         share = share.to(deltas[0]).clamp(min=SMALLEST)
         return slot.base + total.to(deltas[0].dtype) / share
 

@@ -187,4 +187,4 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         ("iso_c", IsoC, "Marczak et al. 2025, arXiv:2502.04959"),
         ("iso_cts", IsoCTS, "Marczak et al. 2025, arXiv:2502.04959"),
     ):
-        register(name, method, layout=True, needs_base=True, paper=paper)
+        register(name, method, matrices=True, needs_base=True, paper=paper)

@@ -74,4 +74,4 @@ class Wudi:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Cheng et al. 2025, arXiv:2503.08099"
-    register("wudi", Wudi, layout=True, needs_base=True, paper=paper)
+    register("wudi", Wudi, matrices=True, needs_base=True, paper=paper)

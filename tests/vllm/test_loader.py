@@ -1,0 +1,118 @@
+"""Which recipe an engine loads, and what is refused before a weight is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merge_plugins import Recipe, mount
+from merge_plugins.errors import MismatchError, RecipeError
+
+pytestmark = pytest.mark.usefixtures("vllm")
+Load = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def load(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return the weights that vLLM would hand to a model, by name, merged."""
+    from vllm.config import ModelConfig
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import get_model_loader
+
+    from harness_adapters.vllm import register
+
+    register()
+    monkeypatch.chdir(workplace)
+
+    def weights(model: str, recipe: Any = None, **options: Any) -> dict[str, Any]:
+        extra = {} if recipe is None else {"recipe": recipe}
+        loader = get_model_loader(
+            LoadConfig(
+                load_format="merged", model_loader_extra_config=extra, use_tqdm_on_load=False
+            )
+        )
+        config = ModelConfig(model=model, dtype="float32", **options)
+        loader.download_model(config)
+        found = loader.get_all_weights(config, None)
+        return {name: tensor + 0 for name, tensor in found}
+
+    return weights
+
+
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_weights_are_the_saved_ones(family: str, load: Load, workplace: Path) -> None:
+    from safetensors.torch import load_file
+
+    saved = load_file(workplace / family / "good-saved" / "model.safetensors")
+    inline = yaml.safe_load((workplace / family / "good.yaml").read_text())
+    models = {key: str(workplace / family / inline[key]) for key in ("base_model",)}
+    inline |= {**models, "models": [str(workplace / family / name) for name in inline["models"]]}
+    for found in (
+        load(f"{family}/good"),
+        load(f"{family}/base", f"{family}/good.yaml"),
+        load(str(workplace / family / "base"), inline),
+    ):
+        assert found.keys() == saved.keys()
+        assert all((found[name] == tensor).all() for name, tensor in saved.items())
+
+
+def test_a_model_that_is_no_merge_needs_a_recipe(load: Load) -> None:
+    with pytest.raises(RecipeError, match=r"dense/base holds no recipe.*merge-plugins mount"):
+        load("dense/base")
+
+
+def test_the_model_is_that_whose_config_the_merge_has(load: Load, workplace: Path) -> None:
+    with pytest.raises(RecipeError, match=f"are those of {workplace}/dense/base: give it that"):
+        load("dense/math", "dense/good.yaml")
+
+
+def test_a_draft_model_speaks_for_itself(load: Load, workplace: Path) -> None:
+    from safetensors.torch import load_file
+
+    found = load("dense/code", "dense/good.yaml", runner="draft")
+    own = load_file(workplace / "dense" / "code" / "model.safetensors")
+    assert all((found[name] == tensor).all() for name, tensor in own.items())
+
+
+def test_layers_that_the_model_does_not_have_are_refused(load: Load, workplace: Path) -> None:
+    stack = workplace / "stack.yaml"
+    ranges = [{"model": "dense/base", "layer_range": [0, 2]}]
+    slices = [{"sources": ranges}, {"sources": ranges}]
+    stack.write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": slices}))
+    with pytest.raises(MismatchError, match="num_hidden_layers 4, the model that vLLM built 2"):
+        load("dense/base", str(stack))
+    mount(Recipe.load(stack), workplace / "stack")
+    assert "model.layers.3.mlp.up_proj.weight" in load("stack")
+
+
+def test_a_merge_that_weighs_experts_by_the_prompt_is_refused(load: Load, workplace: Path) -> None:
+    held = {"merge_method": "emr", "base_model": "dense/base", "parameters": {"router": "fixed"}}
+    routed = workplace / "routed.yaml"
+    routed.write_text(yaml.safe_dump({**held, "models": ["dense/math", "dense/code"]}))
+    with pytest.raises(RecipeError, match="no vLLM engine can hold"):
+        load("dense/base", str(routed))
+
+
+def test_a_changed_source_is_an_error(load: Load, workplace: Path) -> None:
+    shutil.copytree(workplace / "dense", workplace / "moved")
+    shutil.copy(workplace / "dense/code/model.safetensors", workplace / "moved/math")
+    with pytest.raises(MismatchError, match="moved/math changed"):
+        load("moved/good")
+
+
+def test_options_that_nobody_knows_are_vllms_error(workplace: Path) -> None:
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import get_model_loader
+
+    from harness_adapters.vllm import register
+
+    register()
+    with pytest.raises(ValueError, match="recipes"):
+        get_model_loader(
+            LoadConfig(load_format="merged", model_loader_extra_config={"recipes": "a.yaml"})
+        )
