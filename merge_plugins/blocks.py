@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import get_num_threads, set_num_threads  # now: vLLM's CPU workers disable the second
 
 BLOCK = 1 << 19
 """Elements per block, 2 MiB of float32, with up to three inputs. Smaller blocks fit a core's own
@@ -40,7 +41,7 @@ def block_size(n_inputs: int, most: int = BLOCK) -> int:
 
 @functools.cache
 def _pool(pid: int) -> ThreadPoolExecutor:  # by process id: threads do not survive a fork
-    threads = torch.get_num_threads()
+    threads = get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
     # glibc returns every large piece of freed memory to the system at once, and each temporary
@@ -48,15 +49,15 @@ def _pool(pid: int) -> ThreadPoolExecutor:  # by process id: threads do not surv
     torch.empty(KEPT, dtype=torch.uint8)
 
     def start() -> None:
-        torch.get_num_threads()  # torch gives a thread the process's number at its first use: now
-        torch.set_num_threads(1)  # here and, as a side effect, for threads that start later
+        get_num_threads()  # torch gives a thread the process's number at its first use: now
+        set_num_threads(1)  # here and, as a side effect, for threads that start later
         ready.wait()
 
     pool = ThreadPoolExecutor(workers, "merge", initializer=start)
     for _ in range(workers):
         pool.submit(int)
     ready.wait()
-    torch.set_num_threads(threads)  # undoes the side effect; the workers keep their one thread
+    set_num_threads(threads)  # undoes the side effect; the workers keep their one thread
     return pool
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from merge_plugins import Recipe, blocks
 from merge_plugins.runner import MergedTensor, merged_tensors
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, also for the programs that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 # A busy machine is slow, and that is no failure.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,6 +7,7 @@ are merged as they are copied, so that each rank reads and merges what it holds 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class MergedModelLoader(DefaultModelLoader):
         found.refuse_routing("vLLM engine")
         refuse_other_shapes(found.config, model_config.hf_config)
         logger.info("%s, while it loads", found)
+        self.counter_before_loading_weights = time.perf_counter()  # for its message
         in_group = torch.distributed.is_initialized()
         shown = self.load_config.use_tqdm_on_load and not (
             in_group and torch.distributed.get_rank()
