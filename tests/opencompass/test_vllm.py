@@ -44,7 +44,7 @@ CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 def test_predictions_are_byte_for_byte_those_of_the_stock_class(
     launch, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("vllm", exc_type=ModuleNotFoundError)
+    pytest.importorskip("vllm.config", exc_type=ModuleNotFoundError)
     pytest.importorskip("ray", exc_type=ModuleNotFoundError)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")

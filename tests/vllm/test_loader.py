@@ -105,7 +105,7 @@ def test_a_changed_source_is_an_error(load: Load, workplace: Path) -> None:
         load("moved/good")
 
 
-def test_options_that_nobody_knows_are_vllms_error(workplace: Path) -> None:
+def test_options_that_nobody_knows_are_vllms_error() -> None:
     from vllm.config.load import LoadConfig
     from vllm.model_executor.model_loader import get_model_loader
 
