@@ -70,8 +70,8 @@ GROUPS = {"published": PUBLISHED, "mergekit": MERGEKIT, "field": FIELD}
 BASELESS = ("linear", "nuslerp", "karcher", "passthrough")
 """Methods of mergekit that would merge the base too."""
 HEAD = """\
-| method | CPU s per 10^9 weights | theirs | theirs ÷ ours | private | RSS |
-| --- | --- | --- | --- | --- | --- |"""
+| method | CPU s, 10^9 weights | theirs | theirs ÷ ours | whole process ÷ theirs | private | RSS |
+| --- | --- | --- | --- | --- | --- | --- |"""
 ONE_EXPERT = ("slerp", "passthrough", "nearswap", "arcee_fusion")
 
 
@@ -112,7 +112,7 @@ def row(
 ) -> str:
     """Measure one method and, if it is at hand, the code of others."""
     path = recipe(group, method, folders)
-    cells = [method, *([""] * 3 if args.memory_only else times(group, path, folders, floor, args))]
+    cells = [method, *([""] * 4 if args.memory_only else times(group, path, folders, floor, args))]
     watched = step("merged", path, watch_memory=True)
     for kind, limit in (("private", PRIVATE_GOAL), ("rss", RSS_GOAL)):
         peak = watched[kind] / (watched["bytes"] + floor[kind])
@@ -123,39 +123,50 @@ def row(
 def times(
     group: str, path: Path, folders: list[Path], floor: dict[str, Any], args: argparse.Namespace
 ) -> list[str]:
-    """Return CPU seconds per 10^9 weights without imports: ours, theirs, and their quotient."""
+    """Return CPU seconds per 10^9 weights without imports: ours, theirs, and their quotient.
+
+    And for mergekit ours over theirs from command to live model: wall time of whole processes.
+    """
     method, ours = path.stem.partition("-")[2], step("merged", path)
     weights = ours["bytes"] / 2 / 1e9
     mine = ours["cpu_seconds"] / weights
     found = theirs(group, method, path, folders, args)
     if found is not None:
-        other, source = (found - floor["theirs"] * (group == "mergekit")) / weights, ""
+        imports = floor["theirs"] if group == "mergekit" else 0.0
+        other, source = (found["cpu"] - imports) / weights, ""
     elif group == "published":
         other, source = SPEC[method] / 2**23 * 1e9, " (spec)"
     else:
-        return [f"{mine:.1f}", "", ""]
+        return [f"{mine:.1f}", "", "", ""]
     goal, ratio = SPEEDUP_GOALS.get(method) if group == "published" else None, other / mine
     against = "" if goal is None else f" ≥ {goal}{' ✗' * (ratio < goal)}"
-    return [f"{mine:.1f}", f"{other:.1f}{source}", f"{ratio:.1f}{against}"]
+    whole = f"{ours['wall'] / found['wall']:.2f}" if found and "wall" in found else ""
+    return [f"{mine:.1f}", f"{other:.1f}{source}", f"{ratio:.1f}{against}", whole]
 
 
 def theirs(
     group: str, method: str, path: Path, folders: list[Path], args: argparse.Namespace
-) -> float | None:
-    """Return the CPU seconds of mergekit's whole process or of a published merge, if at hand."""
+) -> dict[str, float] | None:
+    """Return what mergekit or a published merge took, if it is at hand.
+
+    Of mergekit the CPU seconds of its process, and the wall time of that and of loading its output.
+    """
     if group == "mergekit" and args.mergekit:
         output = path.with_suffix("")
         try:
-            return run([args.mergekit, path, output])["cpu"]
+            merged = run([args.mergekit, path, output])
+            return {
+                "cpu": merged["cpu"],
+                "wall": merged["wall"] + step("mapped", output)["wall"],
+            }
         finally:
             shutil.rmtree(output, ignore_errors=True)
     checkout = args.della if method == "della" else args.mergellm
     if group != "published" or checkout is None:
         return None
     script = Path(__file__).with_name("published.py")
-    return json.loads(run([sys.executable, script, checkout, method, *folders])["output"])[
-        "seconds"
-    ]
+    done = run([sys.executable, script, checkout, method, *folders])
+    return {"cpu": json.loads(done["output"])["seconds"]}
 
 
 def their_imports(args: argparse.Namespace) -> float:

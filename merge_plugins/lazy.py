@@ -20,14 +20,28 @@ from merge_plugins.runner import MergedTensor
 aten = torch.ops.aten
 
 
+class Source:
+    """What a lazy tensor and all its views look at: merged piece by piece, or once for all."""
+
+    def __init__(self, tensor: MergedTensor) -> None:
+        self.name = tensor.name
+        self.tensor: MergedTensor | Tensor = tensor
+
+    def merge(self) -> None:
+        """Become an ordinary tensor, which can be written to."""
+        if not isinstance(self.tensor, Tensor):
+            self.tensor = self.tensor[...]
+
+
 class LazyTensor(Tensor):
     """What is left of a `MergedTensor` after views of it: a box, whose dimensions may be reordered.
 
     ``lazy[a:b]``, `narrow`, `select`, `unsqueeze`, `transpose` and their like return another one;
-    `torch.Tensor.copy_` from it and every other operation merge the box, on the CPU.
+    `torch.Tensor.copy_` from it and every other operation merge the box, on the CPU. Writing to it
+    merges all of the source, once: it and all its views then share an ordinary tensor's memory.
     """
 
-    source: MergedTensor
+    source: Source
     bounds: tuple[tuple[int, int], ...]
     """The box: a half-open range of each dimension of the source."""
     dims: tuple[int | None, ...]
@@ -36,16 +50,18 @@ class LazyTensor(Tensor):
     @staticmethod
     def __new__(
         cls,
-        source: MergedTensor,
+        source: MergedTensor | Source,
         bounds: Sequence[tuple[int, int]] | None = None,
         dims: Sequence[int | None] | None = None,
     ) -> LazyTensor:
         """Return all of a merged tensor, or a view of it."""
-        bounds = tuple((0, size) for size in source.shape) if bounds is None else tuple(bounds)
+        source = source if isinstance(source, Source) else Source(source)
+        held = source.tensor
+        bounds = tuple((0, size) for size in held.shape) if bounds is None else tuple(bounds)
         dims = tuple(range(len(bounds))) if dims is None else tuple(dims)
         sizes = [1 if dim is None else bounds[dim][1] - bounds[dim][0] for dim in dims]
         lazy: LazyTensor = Tensor._make_wrapper_subclass(
-            cls, sizes, dtype=source.dtype, device=source.device
+            cls, sizes, dtype=held.dtype, device=held.device
         )
         lazy.source, lazy.bounds, lazy.dims = source, bounds, dims
         return lazy
@@ -55,7 +71,7 @@ class LazyTensor(Tensor):
 
     def merged(self) -> Tensor:
         """Merge the box, and nothing else: an ordinary tensor of this one's shape."""
-        box = self.source[tuple(slice(*bounds) for bounds in self.bounds)]
+        box = self.source.tensor[tuple(slice(*bounds) for bounds in self.bounds)]
         kept = [dim for dim in self.dims if dim is not None]
         dropped = [dim for dim in range(box.ndim) if dim not in kept]  # of size 1
         return box.permute(*kept, *dropped).reshape(self.shape)
@@ -80,8 +96,12 @@ class LazyTensor(Tensor):
                 return found
         if func is aten.copy_.default and args[0].is_meta:
             return args[0]  # vLLM counts elements like this before it reloads: nothing to merge
-        args, kwargs = tree_map_only(cls, cls.merged, (args, kwargs))
-        return func(*args, **kwargs)
+        written = func._schema.is_mutable and isinstance(args[0], cls)
+        if written:
+            args[0].source.merge()
+        merged, named = tree_map_only(cls, cls.merged, (args, kwargs))
+        result = func(*merged, **named)
+        return args[0] if written else result
 
     def _cut(self, dim: int, start: int, stop: int) -> Tensor:
         """Cut one dimension, counted from 0."""

@@ -151,6 +151,21 @@ def test_what_is_no_view_merges_first(means: dict[str, Any]) -> None:
     assert lazy.float().sum().item() == whole.sum().item()
 
 
+def test_it_is_written_to_like_any_tensor(means: dict[str, Any]) -> None:
+    """Ranks but the first zero a bias that all of them add."""
+    whole = means["matrix"][...]
+    lazy: Any = LazyTensor(means["matrix"])
+    for tensor in (whole, lazy):
+        half, turned = tensor[:3], tensor.t()
+        assert half.zero_() is half
+        half[0] = 1.0
+        turned[2:4].unsqueeze(0).mul_(5)
+        half += 1
+    assert torch.equal(lazy + 0, whole)
+    assert torch.equal(lazy[1:].t() + 0, whole[1:].t())
+    assert (means["matrix"][:3] != 1).all(), "the merge itself stays as it is"
+
+
 def test_it_says_what_it_is_without_merging(means: dict[str, Any]) -> None:
     watched = Watched(means["experts"])
     lazy: Any = LazyTensor(watched)
