@@ -59,6 +59,19 @@ def test_embeddings_and_convolutions_are_averaged(method: Merging, input_dim: in
     assert not torch.allclose(method(slot_of(base, experts)), merged, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+def test_only_what_is_no_matrix_is_merged_in_boxes(method: str, llamas: dict[str, str]) -> None:
+    """An embedding is the largest weight of a small model: whole, it would decide the memory."""
+    held = {"merge_method": method, "base_model": llamas["base"]}
+    spelled = {**held, "models": [llamas["math"], llamas["code"]]}
+    tensors = merged_tensors(Recipe.from_mapping(spelled))
+    boxed = {name for name, tensor in tensors.items() if tensor.is_elementwise}
+    assert boxed == {n for n in tensors if "norm" in n or "embed" in n}
+    assert boxed < tensors.keys()
+    embedding = tensors["model.embed_tokens.weight"]
+    assert torch.equal(embedding[3:40, 5:20], embedding[...][3:40, 5:20])
+
+
 @by_matrix
 def test_a_layer_stored_the_other_way_round_is_the_same_layer(method: Merging) -> None:
     base, experts = family(2, 9, 5)

@@ -48,7 +48,7 @@ class MergedVLLMwithChatTemplate(OnRecipeFolder, VLLMwithChatTemplate):
 def refuse_without_vllm(name: str) -> None:
     """Raise `MergeError` unless vLLM is here."""
     try:
-        import vllm  # noqa: F401
+        from vllm import LLM  # noqa: F401
     except ImportError as exc:
         raise MergeError(
             f"{name} needs vLLM: {exc}. Its releases ask for numpy>=2 and OpenCompass's for "

@@ -7,13 +7,25 @@ The first takes what ``merge-plugins mount`` writes. The second takes a recipe a
 that its merge has the shape of its donor.
 """
 
+import warnings
+
 LOAD_FORMAT = "merged"
 
 
 def register() -> None:
-    """Tell vLLM, which calls this in each of its processes, of the load format."""
-    from vllm.model_executor.model_loader import register_model_loader
+    """Tell vLLM, which calls this in each of its processes, of the load format.
 
-    from harness_adapters.vllm.loader import MergedModelLoader  # imports most of vLLM
+    Where that fails it warns: an engine that merges nothing starts all the same.
+    """
+    try:
+        from vllm.model_executor.model_loader import register_model_loader
 
+        from harness_adapters.vllm.loader import MergedModelLoader
+    except ImportError as exc:
+        warnings.warn(
+            f"merge-plugins does not know this release of vLLM, which therefore has no load format "
+            f"{LOAD_FORMAT!r}: {exc}",
+            stacklevel=2,
+        )
+        return
     register_model_loader(LOAD_FORMAT)(MergedModelLoader)

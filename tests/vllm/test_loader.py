@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,14 @@ def test_options_that_nobody_knows_are_vllms_error() -> None:
         get_model_loader(
             LoadConfig(load_format="merged", model_loader_extra_config={"recipes": "a.yaml"})
         )
+
+
+def test_an_engine_that_merges_nothing_survives_a_release_we_do_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from harness_adapters.vllm import register
+
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.model_loader.ep_weight_filter", None)
+    monkeypatch.delitem(sys.modules, "harness_adapters.vllm.loader", raising=False)
+    with pytest.warns(UserWarning, match="no load format 'merged': .*ep_weight_filter"):
+        register()
