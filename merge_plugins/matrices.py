@@ -40,7 +40,7 @@ class Deltas(Protocol):
 
 class _Deltas:
     def __init__(self, base: Tensor, experts: Sequence[Tensor]) -> None:
-        self._base, self._experts = base.double(), experts
+        self._base, self._experts = base, experts
 
     def __len__(self) -> int:
         return len(self._experts)

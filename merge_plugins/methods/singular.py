@@ -38,9 +38,21 @@ class Singular(NamedTuple):
 
 
 def decomposed(matrix: Tensor) -> Singular:
-    """Return the economy decomposition of a float64 matrix [m, n], without what is `NOISE`."""
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return Singular(u, s, vt).first(int((s > NOISE * s[:1]).sum()))
+    """Return the economy decomposition of a float64 matrix [m, n], without what is `NOISE`.
+
+    From the eigenvectors of the smaller Gram matrix, in a fraction of the time and memory of an
+    SVD. Orthonormal up to 2e-16 (largest / smallest value)², so to 2e-4 in the worst case, where a
+    value is hardly more than noise.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vt = decomposed(matrix.mT)
+        return Singular(vt.mT, s, u.mT)
+    _, v = torch.linalg.eigh(matrix.mT @ matrix)  # smallest first
+    v = v.flip(1)
+    u = matrix @ v
+    s = u.norm(dim=0)
+    found = Singular(u.div_(s.clamp(min=torch.finfo(s.dtype).tiny)), s, v.mT)
+    return found.first(int((s > NOISE * s[:1]).sum()))
 
 
 def orthogonalized(columns: Tensor) -> Tensor:
@@ -69,12 +81,13 @@ def recombined(parts: Iterable[Singular], *, flat: bool) -> Tensor:
 def decomposition_cost(n_decompositions: Callable[[int], int]) -> Callable[[int, int, int], float]:
     """Return the cost of economy decompositions, of which there are so many for N experts.
 
-    14 m n² + 8 n³ operations for n <= m [Golub & Van Loan, 4th ed., fig. 8.6.1, R-SVD, rounded].
+    4 m n² + 9 n³ operations for n <= m: two products, and the eigenvectors of a symmetric matrix
+    [Golub & Van Loan, 4th ed., sec. 8.3.1].
     """
 
     def cost(outputs: int, inputs: int, n_experts: int) -> float:
         n, m = sorted((outputs, inputs))
-        return n_decompositions(n_experts) * (14.0 * m * n**2 + 8.0 * n**3)
+        return n_decompositions(n_experts) * (4.0 * m * n**2 + 9.0 * n**3)
 
     return cost
 
