@@ -31,6 +31,15 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if dtype in (torch.float32, torch.float64) else x.to(dtype).float()
 
 
+def least(value: float, dtype: torch.dtype) -> float:
+    """Return ``value``, or if a dtype has that as 0, its least number above 0.
+
+    float16 has nothing between 0 and 6e-8, so a length of 0 would stay one to divide by.
+    """
+    found = torch.finfo(dtype)
+    return max(value, found.tiny * found.eps)
+
+
 def added(tensors: Iterable[Tensor]) -> Tensor:
     """Return the sum: float32 [*shape], inputs untouched. ``stack(…).sum(0)`` takes ten times."""
     first, *others = tensors

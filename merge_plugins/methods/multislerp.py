@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import added, dot_products, sums, vectors
+from merge_plugins.arithmetic import added, dot_products, least, sums, vectors
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 
@@ -46,7 +46,8 @@ class MultiSlerp:
 
     def directions(self, slot: Slot, norms: Tensor) -> list[Tensor]:
         """Return each vector divided by its length: N of [*shape]."""
-        return [v / (n + self.eps) for v, n in zip(vectors(slot), norms, strict=True)]
+        lengths = (norms + self.eps).clamp(min=least(0, norms.dtype))
+        return [v / length for v, length in zip(vectors(slot), lengths, strict=True)]
 
     def weighed(self, vectors: Sequence[Tensor]) -> Tensor:
         """Return the weighted sum, rounded after each product and at the end: [*shape]."""
@@ -67,7 +68,7 @@ class MultiSlerp:
         def mean(block: Slot) -> Sequence[Tensor]:
             return [self.weighed(self.directions(block, norms)).float().square()]
 
-        length = sums(slot, mean)[0].sqrt().to(dtype).clamp(min=SHORTEST)
+        length = sums(slot, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
 
         def products(block: Slot) -> Sequence[Tensor]:
             found = self.directions(block, norms)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Region, Slot, parameter
-from merge_plugins.arithmetic import dot_products, sums_over, vectors
+from merge_plugins.arithmetic import dot_products, least, sums_over, vectors
 from merge_plugins.hookspecs import hookimpl
 
 SHORTEST = 1e-12
@@ -23,7 +23,8 @@ PARALLEL = 1e-6
 
 def units(ends: Sequence[Tensor], norms: Tensor) -> list[Tensor]:
     """Return vectors of length 1; ``norms``: one number, or one per row or column, for each."""
-    pairs = zip(ends, norms.to(ends[0]).clamp(min=SHORTEST), strict=True)
+    dtype = ends[0].dtype
+    pairs = zip(ends, norms.to(ends[0]).clamp(min=least(SHORTEST, dtype)), strict=True)
     return [end / norm for end, norm in pairs]
 
 
