@@ -468,5 +468,5 @@ def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> N
 
     (size, two), (_, six) = measured(2), measured(6)
     assert size > 100e6
-    assert two < 1.15 * size + 112e6  # later imports; blocks in work, and what malloc keeps of them
+    assert two < 1.15 * size + 140e6  # later imports; blocks in work, and what malloc keeps of them
     assert six < two + 0.5 * size  # blocks in work; copies would be four more models
