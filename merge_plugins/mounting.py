@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from merge_plugins import __version__
+from merge_plugins import __version__, recipe_file
 from merge_plugins.card import model_card, portable
 from merge_plugins.checkpoint import read_json
 from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
@@ -32,7 +32,6 @@ from merge_plugins.saving import complete_or_nothing, copy_companions, new_folde
 
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
-RECIPE = "merge.yaml"
 KEY = "merge_plugins"
 """What a mounted ``config.json`` says of the merge."""
 DOWNLOAD = (
@@ -59,7 +58,7 @@ def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
         write_configs(recipe, config, unfinished)
         copy_companions(found, unfinished)
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
-        (unfinished / RECIPE).write_text(portable(recipe, target), encoding="utf-8")
+        (unfinished / recipe_file.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(found, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target
@@ -123,7 +122,7 @@ class Mounted:
         the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
-        recipe = mounted_recipe(Path(str(cached_file(name, RECIPE, **where))).parent)
+        recipe = mounted_recipe(recipe_folder(name, **where))
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
             if not kwargs.get(bits):  # transformers 5 does not know these, even switched off
@@ -159,6 +158,14 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
         "method": [method.plugin, method.version or __version__],
         "sources": [identity(ref) for ref in recipe.references],
     }
+
+
+def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
+    """Return a recipe folder, here or on the hub, or transformers' `OSError` if it is none.
+
+    ``where``: what `transformers.utils.hub.cached_file` takes, such as ``revision``.
+    """
+    return Path(str(cached_file(name, recipe_file.NAME, **where))).parent
 
 
 def mounted_recipe(folder: Path) -> Recipe:

@@ -21,7 +21,9 @@ from merge_plugins.errors import MergeWarning, RecipeError
 
 _being_read: ContextVar[tuple[Path | str, ...]] = ContextVar("recipes being read", default=())
 _named: ContextVar[Mapping[str, Any] | None] = ContextVar("documents of that file", default=None)
-NAMES = ("merge.yaml", "mergekit_config.yml")
+NAME = "merge.yaml"
+"""What we call a recipe in a folder of its own."""
+NAMES = (NAME, "mergekit_config.yml")
 
 
 def find(path: Path) -> Path:

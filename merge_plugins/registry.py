@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -19,6 +19,7 @@ from merge_plugins.api import Statistic
 from merge_plugins.errors import UnknownMethodError, did_you_mean
 from merge_plugins.matrices import Weight, holds_matrices
 
+T = TypeVar("T")
 BUILTIN = (
     "merge_plugins.methods.averages",
     "merge_plugins.methods.spherical",
@@ -68,6 +69,11 @@ class Parameter:
         return self.default is dataclasses.MISSING
 
 
+def told(fact: T | Callable[[Any], T], kernel: Any) -> T:
+    """Return a fact that a plugin stated, or that its function says of a built kernel."""
+    return fact(kernel) if callable(fact) else fact
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered merge method and the facts its plugin stated about it."""
@@ -115,25 +121,24 @@ class Method:
 
     def is_elementwise(self, kernel: Any, weight: Weight) -> bool:
         """Whether this built kernel may be called on any region of that weight."""
-        always = self.elementwise(kernel) if callable(self.elementwise) else self.elementwise
+        always = told(self.elementwise, kernel)
         return always or (self.merges_matrices(kernel) and not holds_matrices(weight))
 
     def merges_matrices(self, kernel: Any) -> bool:
         """Whether this built kernel takes matrices of linear layers whole, and nothing else."""
-        return self.matrices(kernel) if callable(self.matrices) else self.matrices
+        return told(self.matrices, kernel)
 
     def is_rowwise(self, kernel: Any) -> bool:
         """Whether this built kernel may be called on any whole rows of a weight."""
-        return self.rowwise(kernel) if callable(self.rowwise) else self.rowwise
+        return told(self.rowwise, kernel)
 
     def statistics(self, kernel: Any) -> tuple[str, ...]:
         """Names of the calibration statistics that this built kernel reads."""
-        return self.stats(kernel) if callable(self.stats) else self.stats
+        return told(self.stats, kernel)
 
     def reads_data(self, kernel: Any) -> bool:
         """Whether this built kernel needs calibration data."""
-        needs = self.needs_data(kernel) if callable(self.needs_data) else self.needs_data
-        return needs or bool(self.statistics(kernel))
+        return told(self.needs_data, kernel) or bool(self.statistics(kernel))
 
     @property
     def is_routed(self) -> bool:
@@ -155,8 +160,7 @@ class Method:
 
     def needs_layout(self, kernel: Any) -> bool:
         """Whether this built kernel asks which dimension of a weight runs over its inputs."""
-        asks = self.layout(kernel) if callable(self.layout) else self.layout
-        return asks or self.merges_matrices(kernel)
+        return told(self.layout, kernel) or self.merges_matrices(kernel)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
+from merge_plugins import recipe_file
 from merge_plugins.card import model_card, portable
 from merge_plugins.checkpoint import tokenizer_files
 from merge_plugins.companions import generation_config, sentence_files, tokenizer_folder
@@ -56,7 +57,7 @@ def save(
         for name, text in (extra or {}).items():
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
-        (unfinished / "merge.yaml").write_text(portable(recipe, target), encoding="utf-8")
+        (unfinished / recipe_file.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(found, target.name, merge.settled())
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target

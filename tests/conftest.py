@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from memorised import KNOWN, Memorised, examples, memorise
 from safetensors.torch import save_file
+from tiny_models import write_family
 from torch import Tensor
 
 from merge_plugins import Recipe, blocks
@@ -106,20 +107,8 @@ def shared_fixtures() -> Path:
 @pytest.fixture(scope="session")
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny Llama with tokenizer and generation config, and two fine-tunes of it, in bfloat16."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
-    from transformers import (
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    root = tmp_path_factory.mktemp("llamas")
-    words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(61))])}
-    backend = Backend(models.WordLevel(words, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=32,
@@ -131,13 +120,8 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).bfloat16()
     model.generation_config = GenerationConfig(eos_token_id=[2, 3], repetition_penalty=1.25)
-    for name in ("base", "math", "code"):
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.01 * torch.randn_like(weight))
-    return {name: str(root / name) for name in ("base", "math", "code")}
+    root, words = tmp_path_factory.mktemp("llamas"), [*map(str, range(61))]
+    return write_family(model, root, words, spread=0.01)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch import Tensor
 from merge_plugins.lazy import LazyTensor
 
 Write = Callable[..., str]
-Merged = Callable[..., Any]
+Merged = Callable[..., dict[str, Any]]
 View = Callable[[Tensor], Any]
 
 
@@ -38,22 +38,14 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def means(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def means(checkpoint: Write, merged: Merged) -> dict[str, Any]:
     """Averages of weights of one to three dimensions."""
-    from safetensors.torch import save_file
-
-    from merge_plugins import Recipe, merged_tensors
-
-    folders = []
-    for i in range(2):
-        folder = tmp_path_factory.mktemp("model")
-        shapes = {"vector": (7,), "matrix": (6, 9), "experts": (4, 6, 5)}
-        weights = {name: numbers(*shape, seed=i) for name, shape in shapes.items()}
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text("{}")
-        folders.append(str(folder))
-    recipe = {"merge_method": "average_merging", "models": folders, "dtype": "float32"}
-    return dict(merged_tensors(Recipe.from_mapping(recipe)))
+    shapes = {"vector": (7,), "matrix": (6, 9), "experts": (4, 6, 5)}
+    models = [
+        checkpoint({name: numbers(*shape, seed=i) for name, shape in shapes.items()})
+        for i in range(2)
+    ]
+    return merged("average_merging", None, models, dtype="float32")
 
 
 @st.composite

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers.utils.hub import cached_file
 from vllm.config import ModelConfig
 from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
@@ -25,7 +24,7 @@ from harness_adapters.vllm import LOAD_FORMAT
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.hub import resolve
 from merge_plugins.lazy import LazyTensor
-from merge_plugins.mounting import RECIPE, mounted_recipe
+from merge_plugins.mounting import mounted_recipe, recipe_folder
 from merge_plugins.plan import plan
 from merge_plugins.recipe import Recipe
 from merge_plugins.references import RECIPE_FILES, home
@@ -92,8 +91,12 @@ class MergedModelLoader(DefaultModelLoader):
         model = Path(model_config.model)
         if model.suffix in RECIPE_FILES and model.is_file():
             return Recipe.load(model)
-        folder = self._recipe_folder(model_config)
-        if folder is not None:
+        where = {"revision": model_config.revision, "cache_dir": self.load_config.download_dir}
+        try:
+            folder = recipe_folder(model_config.model, **where)
+        except OSError:  # no such model, or no recipe in it
+            pass
+        else:
             return mounted_recipe(folder)
         recipe = None if self._named is None else named_recipe(self._named)
         if recipe is not None and is_donor(recipe, model_config.model):
@@ -111,19 +114,6 @@ class MergedModelLoader(DefaultModelLoader):
             f"{home(recipe.donor)}: give it that as its model, or the folder that 'merge-plugins "
             "mount' writes"
         )
-
-    def _recipe_folder(self, model_config: ModelConfig) -> Path | None:
-        """Return the folder of a mounted recipe, here or on the hub; None: it is none."""
-        try:
-            found = cached_file(
-                model_config.model,
-                RECIPE,
-                revision=model_config.revision,
-                cache_dir=self.load_config.download_dir,
-            )
-        except OSError:  # no such model, or no such file in it
-            return None
-        return Path(str(found)).parent
 
 
 def named_recipe(named: str | Mapping[str, Any]) -> Recipe:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_models import write_family
 
 from merge_plugins import Recipe, mount, save
 
@@ -61,9 +62,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     A recipe FAMILY/good.yaml, the recipe folder FAMILY/good and the checkpoint FAMILY/good-saved.
     """
+    from transformers import AutoModelForCausalLM
+
     root = tmp_path_factory.mktemp("vllm")
-    for family, write in {"dense": _llama, "moe": _qwen3_moe}.items():
-        write(root / family)
+    words = ["+", "=", "one", "two", "three", "four", "five", *map(str, range(54))]
+    for family, config in _configs().items():
+        torch.manual_seed(0)
+        write_family(AutoModelForCausalLM.from_config(config), root / family, words, spread=0.02)
         for name, scale in (("good", 0.7), ("wrecked", -40.0)):
             file = root / family / f"{name}.yaml"
             file.write_text(spelled(scale))
@@ -79,62 +84,25 @@ def spelled(scale: float) -> str:
     return yaml.safe_dump({**held, "parameters": parameters, "dtype": "float32"})
 
 
-def _llama(folder: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _configs() -> dict[str, Any]:
+    """A Llama, and a mixture of experts that embeds tokens with the weights of its head."""
+    from transformers import LlamaConfig, Qwen3MoeConfig
 
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-    )
-    torch.manual_seed(0)
-    _write(LlamaForCausalLM(config), folder)
-
-
-def _qwen3_moe(folder: Path) -> None:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    config = Qwen3MoeConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=192,
-        moe_intermediate_size=64,
-        num_experts=4,
-        num_experts_per_tok=2,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    _write(Qwen3MoeForCausalLM(config), folder)
-
-
-def _write(model: Any, folder: Path) -> None:
-    """Write a base and two perturbed copies, with a tokenizer of words."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<s>", "</s>", "+", "=", "one", "two", "three", "four", "five"]
-    words += [str(number) for number in range(64 - len(words))]
-    backend = Backend(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
-    )
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    for name in ("base", "math", "code"):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.02 * torch.randn_like(weight))
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 128,
+    }
+    experts = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+    return {
+        "dense": LlamaConfig(**sizes),
+        "moe": Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=True),
+    }
 
 
 @pytest.fixture

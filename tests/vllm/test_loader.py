@@ -51,8 +51,8 @@ def test_weights_are_the_saved_ones(family: str, load: Load, workplace: Path) ->
 
     saved = load_file(workplace / family / "good-saved" / "model.safetensors")
     inline = yaml.safe_load((workplace / family / "good.yaml").read_text())
-    models = {key: str(workplace / family / inline[key]) for key in ("base_model",)}
-    inline |= {**models, "models": [str(workplace / family / name) for name in inline["models"]]}
+    inline["base_model"] = str(workplace / family / inline["base_model"])
+    inline["models"] = [str(workplace / family / name) for name in inline["models"]]
     for found in (
         load(f"{family}/good"),
         load(f"{family}/base", f"{family}/good.yaml"),
