@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,12 @@ class Region:
             index = index.unsqueeze(-1) * size + torch.arange(*start_stop)
         return index
 
+    def matrices(self) -> Iterator[Region]:
+        """The matrices that this box touches, one by one: all of the last two dimensions."""
+        whole = tuple((0, size) for size in self.shape[-2:])
+        for at in itertools.product(*(range(*bounds) for bounds in self.bounds[:-2])):
+            yield Region(self.shape, (*((i, i + 1) for i in at), *whole))
+
     def blocks(self, numel: int, *, whole_rows: bool = False) -> Iterator[Region]:
         """Cut into boxes of at most ``numel`` elements, in order, outermost dimensions first.
 
@@ -142,7 +149,8 @@ class Slot:
     """One named weight as every model sees it. All tensors share one shape; dtype as stored.
 
     An elementwise kernel may be handed any region of the weight; ``index()`` tells where its
-    elements are, so that counter-based randomness gives the same bits for any region.
+    elements are, so that counter-based randomness gives the same bits for any region. With a
+    ``reader`` nothing is read yet: look at the weight through `part`, `walk` or `map_blocks`.
     """
 
     name: str
@@ -173,6 +181,11 @@ class Slot:
     """What a method that wraps another one changes in every region before the other sees it."""
 
     @property
+    def box(self) -> Region:
+        """Which part of the weight this is, also where that is all of it."""
+        return self.region or Region.whole(self.shape)
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the tensors here, which may be a region of the weight."""
         return self.experts[0].shape
@@ -180,8 +193,7 @@ class Slot:
     @property
     def span(self) -> tuple[int, int]:
         """Flat range of the whole weight that this region lies in, possibly with gaps."""
-        region = self.region or Region.whole(self.shape)
-        return region.span or (0, math.prod(region.shape))
+        return self.box.span or (0, math.prod(self.box.shape))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,24 +218,34 @@ class Slot:
         if self.reader is not None:
             part = self.reader.read(region)
         else:
-            base = None if self.maybe_base is None else region.of(self.maybe_base)
-            experts = tuple(region.of(expert) for expert in self.experts)
+            at = region.within(self.box)
+            base = None if self.maybe_base is None else self.maybe_base[at]
+            experts = tuple(expert[at] for expert in self.experts)
             part = dataclasses.replace(self, maybe_base=base, experts=experts, region=region)
         return self.through(part) if self.through else part
+
+    def read(self) -> Slot:
+        """The same slot with its tensors read, in the recipe's dtype."""
+        return self if self.reader is None and self.through is None else self.part(self.box)
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        """Read regions of the weight one after another, each while the caller works on it."""
+        for region in regions:
+            yield self.part(region)
+            if self.reader is not None:
+                self.reader.release(region)
 
     def map_blocks(
         self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
     ) -> list[T]:
-        """Apply a function to every cache-sized block of this whole weight: results in order.
+        """Apply a function to every cache-sized block of this slot: results in order.
 
         What ``measure`` uses: runs on every core and reads each source once, in bounded memory.
         ``regions``: walk these instead of all `blocks`, when the results are large.
         """
 
         def apply(region: Region) -> T:
-            result = function(self.part(region))
-            if self.reader is not None:
-                self.reader.release(region)
+            (result,) = map(function, self.walk([region]))
             return result
 
         return parallel(apply, self.blocks() if regions is None else regions)
@@ -231,12 +253,11 @@ class Slot:
     def blocks(self, *, whole_rows: bool = False) -> list[Region]:
         """The regions that `map_blocks` walks, in order; see `Region.blocks`."""
         size = block_size(len(self.experts) + (self.maybe_base is not None))
-        return list(Region.whole(self.shape).blocks(size, whole_rows=whole_rows))
+        return list(self.box.blocks(size, whole_rows=whole_rows))
 
     def index(self) -> Tensor:
         """Position of every element in the whole, flattened weight: int64, same shape."""
-        region = self.region or Region.whole(self.shape)
-        return region.index().to(self.experts[0].device)
+        return self.box.index().to(self.experts[0].device)
 
     def deltas(self) -> Tensor:
         """Task vectors, expert minus base: float32 [N, *shape]."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merge_plugins.api import Region, Slot
+from merge_plugins.api import Slot
 from merge_plugins.blocks import BLOCK
 from merge_plugins.selection import INTEGERS
 
@@ -238,7 +238,7 @@ def keep_at_random(x: Tensor, slot: Slot, expert: int, probability: Tensor) -> T
 
 def _words(slot: Slot, expert: int, device: torch.device) -> Tensor:
     """Return 32 random bits per entry: int32 [*shape]."""
-    words, region = _key(slot, expert), slot.region or Region.whole(slot.shape)
+    words, region = _key(slot, expert), slot.box
     if region.span is not None:
         first, last = region.span
         if first >> 32 == last >> 32:  # else the high word differs within the region
@@ -258,7 +258,7 @@ def _key(slot: Slot, expert: int) -> list[int]:
 def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
     """Return 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
     words = _key(slot, expert)
-    region = slot.region or Region.whole(slot.shape)
+    region = slot.box
     if region.span is not None:
         start, stop = region.span
         first, last = start // 2, (stop + 1) // 2

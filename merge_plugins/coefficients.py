@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from merge_plugins.api import Batch, PerExpert, Region, Slot, Sources
+from merge_plugins.api import Batch, PerExpert, Slot, Sources
 from merge_plugins.batches import UNSCORED
 from merge_plugins.errors import RecipeError
 
@@ -140,7 +140,7 @@ def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
     """Merge a whole weight into a live model's."""
 
     def write(block: Slot) -> None:
-        region = block.region or Region.whole(block.shape)
+        region = block.box
         region.of(weight.detach()).copy_(blended(block, coefficients))
 
     slot.map_blocks(write)
@@ -153,7 +153,7 @@ def _dots(slot: Slot, weight: Tensor | None) -> Tensor:
     gradient, weight.grad = weight.grad.cpu(), None
 
     def dots(block: Slot) -> Tensor:
-        region = block.region or Region.whole(block.shape)
+        region = block.box
         products = block.deltas() * region.of(gradient)
         return products.unsqueeze(-1).flatten(1).sum(1, dtype=torch.float64)
 

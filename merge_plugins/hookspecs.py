@@ -47,9 +47,10 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     * ``rowwise=False``: each output row (along the last dimension) depends only on the same row of
       the inputs and on what ``measure`` said; the kernel is then called on any number of whole
       rows. May be a function of the built method.
-    * ``matrices=False``: it works on whole matrices of linear layers, one or a stack of them (see
-      `merge_plugins.matrices`), and element by element on every other weight. Includes
-      ``layout``. May be a function of the built method.
+    * ``matrices=False``: it works on matrices of linear layers, and element by element on every
+      other weight. Of a matrix, or of each in a stack, the kernel is handed a slot that is not
+      read yet (see `merge_plugins.matrices`). Includes ``layout``. May be a function of the
+      built method.
     * ``layout=False``: it reads ``slot.input_dim``, for which the model's code is looked at while
       planning. May be a function of the built method.
     * ``copies=None``: a function of the built method that says whether its one expert comes out as

@@ -1,19 +1,30 @@
-"""Merge linear layers as matrices, one at a time, and average all other weights."""
+"""Merge linear layers as matrices, one at a time and read in pieces, and average other weights.
+
+What methods on matrices need besides the model is [n, n], n the inputs or the smaller side: they
+measure that of all rows, and then know each merged row from the same rows of the experts.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, Sources
+from merge_plugins.api import Region, Slot, Sources
 from merge_plugins.arithmetic import weighted_sum
 
+PIECE = 256
+"""Rows read at once: enough for matrix products at full speed, little beside an [n, n]."""
 logger = logging.getLogger(__name__)
+
+Rows: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+"""From N experts' task vectors of some rows to the merged one's: float64 [rows, columns]."""
 
 
 class Weight(Protocol):
@@ -28,25 +39,78 @@ class Weight(Protocol):
         """The dimension that runs over its layer's inputs: see `Slot.input_dim`."""
 
 
-class Deltas(Protocol):
-    """Task vectors of one matrix, made when they are looked at: at most one need be held."""
+class Deltas(Sequence[Tensor]):
+    """Task vectors of some rows, each made when it is looked at: float64 [rows, columns]."""
 
-    def __len__(self) -> int:
-        """How many experts there are."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield expert minus base, inputs last: float64 [outputs, inputs], the caller's own."""
-
-
-class _Deltas:
     def __init__(self, base: Tensor, experts: Sequence[Tensor]) -> None:
         self._base, self._experts = base, experts
 
     def __len__(self) -> int:
         return len(self._experts)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (expert.double().sub_(self._base) for expert in self._experts)
+    def __getitem__(self, expert: int) -> Tensor:  # type: ignore[override]
+        """Return expert minus base: the caller's own."""
+        return self._experts[expert].to(torch.float64, copy=True).sub_(self._base)
+
+
+class Piece(NamedTuple):
+    """Some rows of a matrix."""
+
+    region: Region
+    """Where they are stored."""
+    base: Tensor
+    """The base model's: [rows, columns], as stored."""
+    deltas: Deltas
+    """N task vectors."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Base and task vectors of one linear layer. Rows are its outputs, columns its inputs."""
+
+    slot: Slot
+    region: Region
+    turned: bool = False
+    """Rows are its inputs, columns its outputs."""
+
+    @property
+    def n_experts(self) -> int:
+        """Number of task vectors."""
+        return len(self.slot.experts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+        rows, columns = self.region.sizes[-2:]
+        return (rows, columns) if self._row_dim == -2 else (columns, rows)
+
+    @property
+    def upright(self) -> Matrix:
+        """The same matrix with at least as many rows as columns, turned if need be."""
+        rows, columns = self.shape
+        return self if rows >= columns else replace(self, turned=not self.turned)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read some rows after others; what was read before is forgotten."""
+        for part in self.slot.walk(self._regions()):
+            base = self.oriented(part.base)
+            yield Piece(part.box, base, Deltas(base, [*map(self.oriented, part.experts)]))
+
+    def oriented(self, stored: Tensor) -> Tensor:
+        """View some of the weight as stored as rows and columns."""
+        matrix = stored[(0,) * (stored.ndim - 2)]
+        return matrix if self._row_dim == -2 else matrix.mT
+
+    @property
+    def _row_dim(self) -> int:
+        """The dimension that runs over the rows."""
+        return -2 if (self.slot.input_dim == -1) != self.turned else -1
+
+    def _regions(self) -> Iterator[Region]:
+        for start in range(0, self.shape[0], PIECE):
+            bounds = list(self.region.bounds)
+            bounds[self._row_dim] = (start, min(start + PIECE, self.shape[0]))
+            yield Region(self.region.shape, tuple(bounds))
 
 
 def holds_matrices(weight: Weight) -> bool:
@@ -54,24 +118,30 @@ def holds_matrices(weight: Weight) -> bool:
     return weight.input_dim in (-1, -2) and len(weight.shape) > 1 and math.prod(weight.shape) > 0
 
 
-def by_matrix(slot: Slot, scale: float, merge: Callable[[Deltas], Tensor]) -> Tensor:
-    """Return base + scale * merged task vector of a whole weight: float32 [*shape].
+def by_matrix(
+    slot: Slot, scale: float, merge: Callable[[Matrix], Rows], *, upright: bool = False
+) -> Tensor:
+    """Return base + scale * merged task vector: float32 [*shape].
 
-    ``merge`` has one matrix at a time, inputs last as in `torch.nn.Linear`, and returns its like;
-    weights that are no matrices of linear layers get the mean task vector.
+    ``merge`` looks at one matrix and returns how its rows are merged; ``upright``: at
+    `Matrix.upright`. Weights that are no matrices of linear layers get the mean task vector.
     """
     if not holds_matrices(slot):
         return averaged(slot, scale)
-
-    def stacked(tensor: Tensor) -> Tensor:
-        flat = tensor.reshape(-1, *slot.shape[-2:])
-        return flat if slot.input_dim == -1 else flat.mT
-
     result = torch.empty(slot.shape, dtype=torch.float32, device=slot.base.device)
-    inputs = zip(stacked(slot.base), *map(stacked, slot.experts), strict=True)
-    for target, (base, *experts) in zip(stacked(result), inputs, strict=True):
-        target.copy_(merge(_Deltas(base, experts)).mul_(scale).add_(base))
+    for region in slot.box.matrices():
+        matrix = Matrix(slot, region)
+        matrix = matrix.upright if upright else matrix
+        rows = merge(matrix)
+        for piece in matrix.pieces():
+            target = matrix.oriented(result[piece.region.within(slot.box)])
+            target.copy_(rows(piece.deltas).mul_(scale).add_(piece.base))
     return result
+
+
+def total(deltas: Sequence[Tensor]) -> Tensor:
+    """Return the sum of task vectors: float64 [rows, columns]."""
+    return functools.reduce(Tensor.add_, deltas)
 
 
 def averaged(slot: Slot, scale: float) -> Tensor:
@@ -85,9 +155,9 @@ def announce(
 ) -> None:
     """Log how many matrices will be worked on, and how much work that is.
 
-    ``cost(outputs, inputs, experts)``: floating-point operations, in float64, of one matrix.
+    ``cost(outputs, inputs, experts)``: floating-point operations of one matrix.
     """
-    n_matrices, n_averaged, total, largest = 0, 0, 0.0, 0
+    n_matrices, n_averaged, total = 0, 0, 0.0
     for slot in sources.slots():
         if not holds_matrices(slot):
             n_averaged += 1
@@ -95,11 +165,9 @@ def announce(
         outputs, inputs = slot.shape[-2:] if slot.input_dim == -1 else slot.shape[:-3:-1]
         n = math.prod(slot.shape[:-2])
         n_matrices += n
-        largest = max(largest, outputs * inputs)
         total += n * cost(outputs, inputs, len(slot.experts))
     logger.info(
-        "%s: %s of %d matrices, one at a time; about %.3g TFLOP in float64 (%.3g minutes at 100 "
-        "GFLOP/s), matrices of up to %.3g GB; the other %d weights are averaged",
-        *(method, what, n_matrices, total / 1e12, total / 1e11 / 60),
-        *(8 * largest / 1e9, n_averaged),
+        "%s: %s of %d matrices, one at a time; about %.3g TFLOP (%.3g minutes at 100 GFLOP/s); "
+        "the other %d weights are averaged",
+        *(method, what, n_matrices, total / 1e12, total / 1e11 / 60, n_averaged),
     )

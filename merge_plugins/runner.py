@@ -82,13 +82,15 @@ class MergedTensor:
                 return region.of(self._agreed).to(self.dtype, copy=True)
             return copied(self.planned, region, self._merge.plan.recipe.dtype)
         with held(self.planned.stored):
-            kernel = self._merge.kernel(self.planned)
-            whole_rows = self._merge.plan.method.is_rowwise(kernel)
-            if not (whole_rows or self.is_elementwise):
-                return region.of(self._whole(kernel)).contiguous()
+            kernel, method = self._merge.kernel(self.planned), self._merge.plan.method
+            whole_rows = method.is_rowwise(kernel)
             if region.numel == 0:
                 return torch.empty(region.sizes, dtype=self.dtype)
-            return self._by_blocks(kernel, region, whole_rows=whole_rows)
+            if whole_rows or self.is_elementwise:
+                return self._by_blocks(kernel, region, whole_rows=whole_rows)
+            if method.merges_matrices(kernel):
+                return self._by_matrices(kernel, region)
+            return region.of(self._whole(kernel)).contiguous()
 
     @property
     def is_elementwise(self) -> bool:
@@ -135,6 +137,20 @@ class MergedTensor:
         reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
 
+    def _by_matrices(self, kernel: Kernel, region: Region) -> Tensor:
+        reader = self._ready
+        merged = torch.empty(region.sizes, dtype=self.dtype)
+        with _WHOLE:
+            for matrix in region.matrices():
+                slot = reader.slot(matrix)
+                slot.map_blocks(self._check_inputs)
+                result = kernel(slot)
+                self._check(result, matrix)
+                wanted = matrix.shared(region)
+                merged[wanted.within(region)] = result[wanted.within(matrix)]
+                reader.release(matrix)
+        return merged
+
     def _merged(self, reader: _Reader, kernel: Kernel, block: Region) -> Tensor:
         slot = reader.read(block)
         self._check_inputs(slot)
@@ -166,7 +182,7 @@ class MergedTensor:
         kernel = self._merge.kernel(self.planned)
         _ = reader.statistics  # here, not in the threads that read blocks
         if isinstance(kernel, Measures):
-            reader.measured = kernel.measure(reader.slot())
+            reader.measured = kernel.measure(reader.slot(Region.whole(self.planned.shape)))
         return reader
 
     @cached_property
@@ -246,16 +262,18 @@ class _Reader:
             region=region,
         )
 
-    def slot(self) -> Slot:
-        """The whole weight, unread: for looking at it block by block."""
+    def slot(self, region: Region) -> Slot:
+        """The slot of that region, unread: for looking at it piece by piece."""
         base = self._planned.base
         return Slot(
             self._planned.name,
-            None if base is None else base.view(),
-            tuple(expert.view() for expert in self._planned.experts),
-            stats=self._stats_of(Region.whole(self._planned.shape)),
+            None if base is None else region.of(base.view()),
+            tuple(region.of(expert.view()) for expert in self._planned.experts),
+            stats=self._stats_of(region),
+            measured=self.measured,
             seed=self._seed,
             input_dim=self._planned.input_dim,
+            region=region,
             reader=self,
         )
 
@@ -309,7 +327,7 @@ class Merge:
         for planned in self.plan.tensors.values():
             if planned.kernel is not None:
                 with held(planned.stored):
-                    yield _Reader(planned, self).slot()
+                    yield _Reader(planned, self).slot(Region.whole(planned.shape))
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
         """The kernel of one tensor; a method that looks at all models first does so now, once."""

@@ -21,7 +21,7 @@ from merge_plugins import Recipe, Slot, merged_tensors
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.consensus import Consensus
 from merge_plugins.methods.pcb import PcbMerging
-from merge_plugins.methods.singular import IsoC, IsoCTS, TaskSingularVectors, orthogonalized
+from merge_plugins.methods.singular import IsoC, IsoCTS, TaskSingularVectors, whitening
 from merge_plugins.methods.wudi import Wudi
 
 Merging = TaskSingularVectors | IsoC | IsoCTS | Wudi
@@ -121,7 +121,7 @@ def test_orthogonalised_columns_are_the_nearest_orthonormal_ones(
     size: tuple[int, int], seed: int
 ) -> None:
     columns = normal(max(size), min(size), seed=seed).double()
-    found = orthogonalized(columns)
+    found = columns @ whitening(columns.mT @ columns)
     assert torch.allclose(found.mT @ found, torch.eye(min(size)).double(), atol=1e-9)
     stretch = found.mT @ columns  # columns = found @ stretch is the polar decomposition
     assert torch.allclose(stretch, stretch.mT, atol=1e-9)
@@ -130,7 +130,8 @@ def test_orthogonalised_columns_are_the_nearest_orthonormal_ones(
 
 def test_dependent_columns_span_what_they_did() -> None:
     columns = normal(7, 2).double()
-    found = orthogonalized(torch.cat([columns, columns], dim=1))
+    twice = torch.cat([columns, columns], dim=1)
+    found = twice @ whitening(twice.mT @ twice)
     span = torch.linalg.qr(columns).Q
     assert torch.allclose(found @ found.mT, span @ span.mT, atol=1e-9)
 

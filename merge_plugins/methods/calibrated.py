@@ -124,8 +124,8 @@ class RegMeanMerging:
         """Return (sum G)^-1 sum(G W), inputs first: float32 [*shape], solved in float64."""
         grams = [found for found in slot.stats["gram"] if found is not None]
         if len(grams) < len(slot.experts) or slot.input_dim is None or not slot.shape.numel():
-            return Average()(slot)
-        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.experts]
+            return Average()(slot.read())
+        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.read().experts]
         merged, determined = _solved(grams, weights, self.reduce_non_diagonal_ratio)
         if determined < DETERMINED:
             merged, _ = _solved(grams, weights, self.reduce_non_diagonal_ratio / (1 + RIDGE))

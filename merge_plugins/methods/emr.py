@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Region, Slot, Sources
+from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
 from merge_plugins.arithmetic import added
 from merge_plugins.gates import (
     RouterName,
@@ -43,7 +43,7 @@ def rescaled(slot: Slot, rescalers: Sequence[float], dtype: torch.dtype) -> list
 
     def fill(block: Slot) -> None:
         for part, found, r in zip(parts, masked(block), rescalers, strict=True):
-            (block.region or Region.whole(slot.shape)).of(part).copy_(found.mul_(r))
+            block.box.of(part).copy_(found.mul_(r))
 
     slot.map_blocks(fill)
     return list(parts)

@@ -229,7 +229,7 @@ class _Masked:
         return measured
 
     def __call__(self, slot: Slot) -> Tensor:
-        return self.inner(self.mask.masked(slot))
+        return self.inner(self.mask.masked(slot.read()))
 
 
 @dataclass(frozen=True)

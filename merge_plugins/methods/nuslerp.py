@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Region, Slot, parameter
+from merge_plugins.api import PerExpert, Slot, parameter
 from merge_plugins.arithmetic import dot_products, least, sums_over, vectors
 from merge_plugins.hookspecs import hookimpl
 
@@ -66,7 +66,7 @@ class NuSlerp:
         norms = squares.sqrt().to(dtype)
 
         def product(block: Slot) -> Sequence[Tensor]:
-            region = block.region or Region.whole(block.shape)
+            region = block.box
             columns = (slice(None), *(slice(*bounds) for bounds in region.bounds[1:]))
             first, second = units(vectors(block), norms[columns])
             return [(first * second).float()]

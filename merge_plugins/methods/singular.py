@@ -1,15 +1,19 @@
 """Methods that merge the singular vectors and values of task vectors: TSV-Merge, Iso-C, Iso-CTS.
 
 Published for vision transformers, whose linear layers they take as matrices while averaging every
-other weight; so do these, in float64. Singular values below 1e-6 of a matrix's largest are
+other weight; so do these, in float64. Singular values below 1e-6 of a task vector's largest are
 rounding noise and count as none: of a task vector of lower rank, such as a LoRA adapter's, the
 papers' formulas would mix in vectors that no expert has.
+
+No task vector is held. With D = U S Vᵀ [rows, n], the smaller side second, V and S are what
+DᵀD [n, n] has as eigenvectors and, squared, as eigenvalues, and rows of U are those of D V S⁻¹.
+Orthonormal up to 2e-16 (largest / smallest value)², so to 2e-4 in the worst case, where a value is
+hardly more than noise.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,76 +22,78 @@ from torch import Tensor
 
 from merge_plugins.api import Slot, Sources, parameter
 from merge_plugins.hookspecs import hookimpl
-from merge_plugins.matrices import Deltas, announce, by_matrix
+from merge_plugins.matrices import Matrix, Piece, Rows, announce, by_matrix, total
 from merge_plugins.methods.task_vectors import check_share, lambda_field
 
 NOISE = 1e-6
 """Singular values below this share of the largest are none: task vectors are known to float32."""
 
 
-class Singular(NamedTuple):
-    """Singular vectors and values: ``u`` [m, k], ``s`` [k], ``vt`` [k, n], largest first."""
+class Spectrum(NamedTuple):
+    """Right singular vectors and values: ``v`` [n, k], ``s`` [k], largest first, without noise."""
 
-    u: Tensor
+    v: Tensor
     s: Tensor
-    vt: Tensor
 
-    def first(self, k: int) -> Singular:
-        """The k largest, or all if there are fewer."""
-        return Singular(self.u[:, :k], self.s[:k], self.vt[:k])
+    def first(self, k: int) -> Spectrum:
+        """The k largest, or all if there are fewer: tensors of their own."""
+        return Spectrum(self.v[:, :k].clone(), self.s[:k].clone())
 
 
-def decomposed(matrix: Tensor) -> Singular:
-    """Return the economy decomposition of a float64 matrix [m, n], without what is `NOISE`.
+def spectrum(gram: Tensor, norm: Tensor | None = None) -> Spectrum:
+    """Return the spectrum of a matrix with that Gram matrix, columns by columns: [n, n].
 
-    From the eigenvectors of the smaller Gram matrix, in a fraction of the time and memory of an
-    SVD. Orthonormal up to 2e-16 (largest / smallest value)², so to 2e-4 in the worst case, where a
-    value is hardly more than noise.
+    ``norm``: of what the matrix is left of; noise is a share of that, else of the largest value.
     """
-    if matrix.shape[0] < matrix.shape[1]:
-        u, s, vt = decomposed(matrix.mT)
-        return Singular(vt.mT, s, u.mT)
-    _, v = torch.linalg.eigh(matrix.mT @ matrix)  # smallest first
-    v = v.flip(1)
-    u = matrix @ v
-    s = u.norm(dim=0)
-    found = Singular(u.div_(s.clamp(min=torch.finfo(s.dtype).tiny)), s, v.mT)
-    return found.first(int((s > NOISE * s[:1]).sum()))
+    squares, v = torch.linalg.eigh(gram)  # smallest first
+    s = squares.clamp_(min=0).sqrt_().flip(0)
+    kept = int((s > NOISE * (s[:1] if norm is None else norm)).sum())
+    return Spectrum(v.flip(1)[:, :kept], s[:kept])
 
 
-def orthogonalized(columns: Tensor) -> Tensor:
-    """Return the nearest orthonormal columns: float64 [m, k], the Procrustes solution.
+def gram_of(n: int, pieces: Iterable[Tensor]) -> Tensor:
+    """Return the Gram matrix [n, n] of a float64 matrix, from pieces [rows, n] of it."""
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    for piece in pieces:
+        gram.addmm_(piece.mT, piece)
+    return gram
 
-    P Qᵀ of the decomposition P D Qᵀ. Where columns depend on each other it is a partial isometry:
-    what they span, and nothing else.
+
+def whitening(gram: Tensor) -> Tensor:
+    """Return what makes columns with that Gram matrix orthonormal: its inverse root [n, n].
+
+    A times it is the nearest matrix to A with orthonormal columns, the Procrustes solution: P Qᵀ
+    of A = P D Qᵀ. Where columns depend on each other that is a partial isometry: what they span,
+    and nothing else.
     """
-    p, _, qt = decomposed(columns)
-    return p @ qt
+    v, s = spectrum(gram)
+    return (v / s) @ v.mT
 
 
-def recombined(parts: Iterable[Singular], *, flat: bool) -> Tensor:
-    """Return U S Vᵀ of singular vectors put side by side and made orthonormal: float64 [m, n].
+def recombined(left: Rows, matrix: Matrix, s: Tensor, v: Tensor) -> Rows:
+    """Return how rows of U S Vᵀ come about, once U and V are made orthonormal.
 
-    ``flat``: every singular value is replaced by the mean of all.
+    ``left`` gives rows of U [rows, k], which are singular vectors put side by side, as the columns
+    of ``v`` [n, k] are.
     """
-    us, ss, vts = zip(*parts, strict=True)
-    s = torch.cat(ss)
-    if flat and len(s):
-        s = s.mean().expand(len(s))
-    up, down = orthogonalized(torch.cat(us, dim=1)), orthogonalized(torch.cat(vts).mT)
-    return (up * s) @ down.mT
+    u_whitening = whitening(gram_of(len(s), (left(piece.deltas) for piece in matrix.pieces())))
+    orthonormal = v @ whitening(v.mT @ v)
+    right = u_whitening @ (s.unsqueeze(1) * orthonormal.mT)
+    return lambda deltas: left(deltas) @ right
 
 
-def decomposition_cost(n_decompositions: Callable[[int], int]) -> Callable[[int, int, int], float]:
-    """Return the cost of economy decompositions, of which there are so many for N experts.
+def work(
+    products: Callable[[int], float], decompositions: Callable[[int], int]
+) -> Callable[..., float]:
+    """Return the cost of so many products [m, n] by [n, n] and so many spectra [n, n], n <= m.
 
-    4 m n² + 9 n³ operations for n <= m: two products, and the eigenvectors of a symmetric matrix
-    [Golub & Van Loan, 4th ed., sec. 8.3.1].
+    2 m n² operations for a product and 9 n³ for the eigenvectors of a symmetric matrix [Golub &
+    Van Loan, 4th ed., sec. 8.3.1]; how many of each follows from the number of experts.
     """
 
     def cost(outputs: int, inputs: int, n_experts: int) -> float:
         n, m = sorted((outputs, inputs))
-        return n_decompositions(n_experts) * (4.0 * m * n**2 + 9.0 * n**3)
+        return products(n_experts) * 2.0 * m * n**2 + decompositions(n_experts) * 9.0 * n**3
 
     return cost
 
@@ -105,21 +111,27 @@ class TaskSingularVectors:
 
     def prepare(self, sources: Sources) -> None:
         """Say what it costs."""
-        announce(sources, "tsv", "decompositions", decomposition_cost(lambda n: n + 2))
+        announce(sources, "tsv", "decompositions", work(lambda n: n + 4, lambda n: n + 2))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]."""
-        return by_matrix(slot, self.lambda_, self.merge)
+        return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
-    def merge(self, deltas: Deltas) -> Tensor:
-        """Merge the task vectors of one matrix: float64 [m, n]."""
+    def merge(self, matrix: Matrix) -> Rows:
+        """Return how rows of a matrix are merged."""
+        n = matrix.shape[1]
+        kept = max(1, n // matrix.n_experts)
+        found = [
+            spectrum(gram_of(n, (piece.deltas[i] for piece in matrix.pieces()))).first(kept)
+            for i in range(matrix.n_experts)
+        ]
+        lefts = [v / s for v, s in found]
 
-        def parts() -> Iterable[Singular]:
-            for delta in deltas:
-                found = decomposed(delta).first(max(1, min(delta.shape) // len(deltas)))
-                yield Singular(*(tensor.clone() for tensor in found))  # let go of the others
+        def left(deltas: Sequence[Tensor]) -> Tensor:
+            return torch.cat([d @ each for d, each in zip(deltas, lefts, strict=True)], dim=1)
 
-        return recombined(parts(), flat=False)
+        v, s = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+        return recombined(left, matrix, s, v)
 
 
 @dataclass(frozen=True)
@@ -133,16 +145,17 @@ class IsoC:
 
     def prepare(self, sources: Sources) -> None:
         """Say what it costs."""
-        announce(sources, "iso_c", "decompositions", decomposition_cost(lambda n: 1))
+        announce(sources, "iso_c", "decompositions", work(lambda n: 2, lambda n: 1))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]."""
-        return by_matrix(slot, self.lambda_, self.merge)
+        return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
-    def merge(self, deltas: Deltas) -> Tensor:
-        """Merge the task vectors of one matrix: float64 [m, n]."""
-        u, s, vt = decomposed(functools.reduce(Tensor.add_, deltas))
-        return (u @ vt).mul_(s.mean() if len(s) else 0.0)
+    def merge(self, matrix: Matrix) -> Rows:
+        """Return how rows of a matrix are merged."""
+        v, s = spectrum(gram_of(matrix.shape[1], (total(p.deltas) for p in matrix.pieces())))
+        evened = (v * (s.mean() / s)) @ v.mT
+        return lambda deltas: total(deltas) @ evened
 
 
 @dataclass(frozen=True)
@@ -165,31 +178,64 @@ class IsoCTS:
 
     def prepare(self, sources: Sources) -> None:
         """Say what it costs."""
-        announce(sources, "iso_cts", "decompositions", decomposition_cost(lambda n: n + 3))
+        announce(sources, "iso_cts", "decompositions", work(lambda n: 5 * n + 5, lambda n: n + 3))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]."""
-        return by_matrix(slot, self.lambda_, self.merge)
+        return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
-    def merge(self, deltas: Deltas) -> Tensor:
-        """Merge the task vectors of one matrix: float64 [m, n]."""
-        together = functools.reduce(Tensor.add_, deltas)
-        n_own = self.own_directions(min(together.shape), len(deltas))
-        n_common = min(together.shape) - n_own * len(deltas)
-        common = decomposed(together).first(n_common)
+    def merge(self, matrix: Matrix) -> Rows:
+        """Return how rows of a matrix are merged."""
+        n = matrix.shape[1]
+        n_own = self.own_directions(n, matrix.n_experts)
+        common = spectrum(gram_of(n, (total(piece.deltas) for piece in matrix.pieces())))
+        common = common.first(n - n_own * matrix.n_experts)
+        to_common = common.v / common.s
+        found, to_own, spanned = [common], [], []
+        for i in range(matrix.n_experts if n_own else 0):
+            own, overlap = outside(common, to_common, matrix, i)
+            found.append(own.first(n_own))
+            to_own.append(found[-1].v / found[-1].s)
+            spanned.append(overlap @ to_own[-1])
 
-        def parts() -> Iterable[Singular]:
-            yield common
-            for delta in deltas if n_own else ():
-                delta -= common.u @ (common.u.mT @ delta)
-                yield Singular(*(tensor.clone() for tensor in decomposed(delta).first(n_own)))
+        def left(deltas: Sequence[Tensor]) -> Tensor:
+            shared = total(deltas) @ to_common
+            each = zip(deltas, to_own, spanned, strict=False)
+            return torch.cat([shared, *(d @ a - shared @ b for d, a, b in each)], dim=1)
 
-        return recombined(parts(), flat=True)
+        v, s = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+        return recombined(left, matrix, s.mean().expand(len(s)), v)
 
     def own_directions(self, rank: int, n_experts: int) -> int:
         """How many directions each expert adds to a matrix of full rank ``rank``."""
         left = rank - int(rank * self.common_space_fraction)
         return min(round(left / n_experts), rank // n_experts)
+
+
+def outside(
+    common: Spectrum, to_common: Tensor, matrix: Matrix, expert: int
+) -> tuple[Spectrum, Tensor]:
+    """Return the spectrum of what a task vector has outside the common left vectors.
+
+    And what it has along them where those are over the rows: [k, n], else 0. ``to_common`` [n, k]
+    leads from rows of the sum of the task vectors to rows of the k common vectors.
+    """
+    along = torch.zeros(to_common.mT.shape, dtype=torch.float64)
+    square = torch.zeros((), dtype=torch.float64)
+    for piece in matrix.pieces():
+        delta = piece.deltas[expert]
+        square += delta.square().sum()
+        if not matrix.turned:
+            along.addmm_((total(piece.deltas) @ to_common).mT, delta)
+
+    def rest(piece: Piece) -> Tensor:
+        delta = piece.deltas[expert]
+        if matrix.turned:  # left vectors are over the columns
+            return delta - (delta @ common.v) @ common.v.mT
+        return delta - (total(piece.deltas) @ to_common) @ along
+
+    gram = gram_of(matrix.shape[1], map(rest, matrix.pieces()))
+    return spectrum(gram, square.sqrt()), along
 
 
 @hookimpl

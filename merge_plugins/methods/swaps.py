@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, parameter
+from merge_plugins.api import Slot, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
 from merge_plugins.selection import order_statistics
@@ -74,7 +74,7 @@ class ArceeFusion:
     def importance(self, slot: Slot, divergence: Tensor) -> Tensor:
         """Return how much each change matters: [*shape]; bfloat16 divergences can be negative."""
         (other,) = slot.experts
-        region = slot.region or Region.whole(slot.shape)
+        region = slot.box
         return (other - slot.base).abs_() * region.of_rows(divergence)
 
     def __call__(self, slot: Slot) -> Tensor:

@@ -56,7 +56,7 @@ class WidenMerging:
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + sum(score delta): float32 [*shape]."""
         scores = slot.measured["scores"]
-        region = slot.region or Region.whole(slot.shape)
+        region = slot.box
         box = (
             slice(None) if n_scores == 1 else slice(*bounds)
             for n_scores, bounds in zip(scores.shape[1:], region.bounds, strict=True)

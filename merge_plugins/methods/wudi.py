@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from merge_plugins.api import Slot, Sources, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.hookspecs import hookimpl
-from merge_plugins.matrices import Deltas, announce, by_matrix
+from merge_plugins.matrices import Matrix, Rows, announce, by_matrix, total
 from merge_plugins.methods.task_vectors import lambda_field
 
 
@@ -39,7 +39,8 @@ class Wudi:
         """Say what it costs."""
 
         def cost(outputs: int, inputs: int, n_experts: int) -> float:
-            return 2.0 * outputs * inputs**2 * (2 * n_experts + self.steps)
+            start = n_experts * (inputs + 2 * outputs)
+            return 2.0 * outputs * inputs * (start + self.steps * inputs)
 
         announce(sources, "wudi", f"{self.steps} steps of Adam", cost)
 
@@ -47,27 +48,40 @@ class Wudi:
         """Return base + lambda * merged task vector: float32 [*shape]."""
         return by_matrix(slot, self.lambda_, self.merge)
 
-    def merge(self, deltas: Deltas) -> Tensor:
-        """Merge the task vectors of one matrix: float64 [outputs, inputs].
+    def merge(self, matrix: Matrix) -> Rows:
+        """Return how rows of a matrix are merged.
 
-        The loss is quadratic: its gradient is 2 (t A - B) with A = sum t_iᵀ t_i / ||t_i||² and
-        B = sum t_i t_iᵀ t_i / ||t_i||², so that a step is one product however many experts.
+        The loss is quadratic: at t0 + d its gradient is 2 (g0 + d A), where g0 is half of that at
+        the sum t0 and A = sum t_iᵀ t_i / ||t_i||². So a step is one product however many experts
+        there are, each row descends by itself, and float32 is right up to rounding of d.
         """
-        first = next(iter(deltas))
-        merged, own = torch.zeros_like(first), torch.zeros_like(first)
-        gram = first.new_zeros(first.shape[1], first.shape[1])
-        for delta in deltas:
-            norm = delta.square().sum()
-            if norm > 0:  # else it is the base, with which nothing interferes
-                share = (delta.mT @ delta).div_(norm)
-                gram += share
-                own += delta @ share
-                merged += delta
-        optimizer = torch.optim.Adam([merged], lr=self.learning_rate)
-        for _ in range(self.steps):
-            merged.grad = (merged @ gram).sub_(own).mul_(2)
-            optimizer.step()
-        return merged
+        squares = [0.0] * matrix.n_experts
+        for piece in matrix.pieces():
+            for i, delta in enumerate(piece.deltas):
+                squares[i] += float(delta.square().sum())
+        # an expert that is the base: nothing interferes with it
+        shares = [1 / square if square else 0.0 for square in squares]
+        gram = torch.zeros(matrix.shape[1], matrix.shape[1])
+        for piece in matrix.pieces():
+            for delta, share in zip(piece.deltas, shares, strict=True):
+                gram.addmm_(delta.float().mT, delta.float(), alpha=share)
+
+        def descended(deltas: Sequence[Tensor]) -> Tensor:
+            start = total(deltas)
+            apart = [start - delta for delta in deltas]
+            slope = torch.zeros_like(start)
+            for piece in matrix.pieces():
+                for crossed, delta, share in zip(apart, piece.deltas, shares, strict=True):
+                    slope.addmm_(crossed @ delta.mT, delta, alpha=share)
+            slope = slope.float()
+            moved = torch.zeros_like(slope)
+            optimizer = torch.optim.Adam([moved], lr=self.learning_rate)
+            for _ in range(self.steps):
+                moved.grad = (moved @ gram).add_(slope).mul_(2)
+                optimizer.step()
+            return start.add_(moved)
+
+        return descended
 
 
 @hookimpl
