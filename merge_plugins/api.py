@@ -177,6 +177,9 @@ class Slot:
     """Which part of the weight this is; None: all of it."""
     reader: Reader | None = field(default=None, repr=False)
     """How the runner reads regions of a weight on disk; None: cut them from the tensors here."""
+    rounds_to: torch.dtype = torch.float32
+    """What the runner rounds a kernel's result to. Kernels return float32; one that is handed all
+    of a matrix may write this instead, row by row, rather than hold twice as much."""
     through: Callable[[Slot], Slot] | None = field(default=None, repr=False)
     """What a method that wraps another one changes in every region before the other sees it."""
 

@@ -31,6 +31,7 @@ TRIM_EVERY = 128
 SLERP a third of its time."""
 
 _since_trim = 0
+_alone: dict[int, ThreadPoolExecutor] = {}  # by process id: threads do not survive a fork
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,7 +42,7 @@ def block_size(n_inputs: int, most: int = BLOCK) -> int:
 
 
 @functools.cache
-def _pool(pid: int) -> ThreadPoolExecutor:  # by process id: threads do not survive a fork
+def _pool(pid: int) -> ThreadPoolExecutor:
     threads = get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
@@ -67,17 +68,46 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
     The first exception, or Ctrl-C, cancels what has not started. Never call it from ``function``.
     """
+    global _since_trim
     work = list(items)
     pool = _pool(os.getpid())  # also for one item: sums depend on how many threads torch uses
     futures, results = [pool.submit(function, item) for item in work], []
     try:
         for future in futures:
             results.append(future.result())
-            _return_memory()  # not only at the end: results lie between the temporaries
+            _since_trim += 1
+            if _since_trim >= TRIM_EVERY:  # not only at the end: results lie between temporaries
+                _since_trim = 0
+                _return_memory()
         return results
     finally:
         for future in futures:
             future.cancel()
+
+
+def alone(function: Callable[[], R]) -> R:
+    """Return ``function()``, of which only one runs at a time; it may use every core.
+
+    All of them in one thread: each thread that multiplies matrices keeps a heap and buffers of its
+    own, several times what is worked on. Ctrl-C cancels what has not started. Never call it from
+    ``function``.
+    """
+    threads = get_num_threads()
+
+    def run() -> R:
+        if get_num_threads() != threads:
+            set_num_threads(threads)
+        try:
+            return function()
+        finally:
+            _return_memory()
+
+    thread = _alone.setdefault(os.getpid(), ThreadPoolExecutor(1, "merge-alone"))
+    future = thread.submit(run)
+    try:
+        return future.result()
+    finally:
+        future.cancel()
 
 
 @functools.cache
@@ -87,10 +117,7 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def _return_memory() -> None:
-    """Give holes between small live objects back to the system now and then: they only grow."""
-    global _since_trim
-    _since_trim += 1
+    """Give holes between live objects back to the system: they only grow."""
     trim = _trim()
-    if trim is not None and _since_trim >= TRIM_EVERY:
-        _since_trim = 0
+    if trim is not None:
         trim(0)

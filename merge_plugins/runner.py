@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from merge_plugins.api import (
     Routes,
     Slot,
 )
-from merge_plugins.blocks import BLOCK, block_size, parallel
+from merge_plugins.blocks import BLOCK, alone, block_size, parallel
 from merge_plugins.calibration import PlannedSources
 from merge_plugins.checkpoint import NAMES
 from merge_plugins.computed import SourceTensor, held, refuse_damage
@@ -33,8 +34,6 @@ from merge_plugins.recipe import Recipe
 from merge_plugins.registry import registry
 
 Index = EllipsisType | slice | tuple[slice, ...]
-_WHOLE = threading.Lock()
-"""A method that takes whole weights runs one at a time: memory stays one weight of every model."""
 
 
 class MergedTensor:
@@ -111,15 +110,19 @@ class MergedTensor:
         prepared = self._merge.kernel(self.planned)
         routes = prepared if isinstance(prepared, Routes) else self.planned.kernel
         method, shared = cast(Routes, routes), self[...]
-        with _WHOLE, held(self.planned.stored):
-            whole = Region.whole(self.planned.shape)
+        whole = Region.whole(self.planned.shape)
+
+        def look() -> Sequence[Branch]:
             slot = self._ready.read(whole)
             base = None if slot.maybe_base is None else slot.maybe_base.to(device)
             experts = tuple(expert.to(device) for expert in slot.experts)
             placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
             found = method.branches(placed, shared.to(device))
             self._ready.release(whole)
-        return found
+            return found
+
+        with held(self.planned.stored):
+            return alone(look)
 
     def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
         reader = self._ready
@@ -139,16 +142,22 @@ class MergedTensor:
 
     def _by_matrices(self, kernel: Kernel, region: Region) -> Tensor:
         reader = self._ready
+
+        def merge(matrix: Region) -> Tensor:
+            slot = reader.slot(matrix)
+            slot.map_blocks(self._check_inputs)
+            result = kernel(slot)
+            self._check(result, matrix)
+            reader.release(matrix)
+            return result.to(self.dtype)[region.shared(matrix).within(matrix)]
+
+        matrices = list(region.matrices())
+        if len(matrices) == 1:
+            return alone(functools.partial(merge, *matrices)).contiguous()
         merged = torch.empty(region.sizes, dtype=self.dtype)
-        with _WHOLE:
-            for matrix in region.matrices():
-                slot = reader.slot(matrix)
-                slot.map_blocks(self._check_inputs)
-                result = kernel(slot)
-                self._check(result, matrix)
-                wanted = matrix.shared(region)
-                merged[wanted.within(region)] = result[wanted.within(matrix)]
-                reader.release(matrix)
+        for matrix in matrices:
+            at = region.shared(matrix).within(region)
+            merged[at] = alone(functools.partial(merge, matrix))
         return merged
 
     def _merged(self, reader: _Reader, kernel: Kernel, block: Region) -> Tensor:
@@ -159,16 +168,19 @@ class MergedTensor:
         return result.to(self.dtype)
 
     def _whole(self, kernel: Kernel) -> Tensor:
-        with _WHOLE:
-            whole = Region.whole(self.planned.shape)
+        reader, whole = self._ready, Region.whole(self.planned.shape)
+
+        def merge() -> Tensor:
             for stored in self.planned.stored:
-                stored.view()  # computed on every core, and kept for the line after next
-            slot = self._ready.read(whole)
+                stored.view()  # computed on every core, and kept for the next line
+            slot = reader.read(whole)
             self._check_inputs(slot)
             result = kernel(slot)
             self._check(result, whole)
-            self._ready.release(whole)
+            reader.release(whole)
             return result.to(self.dtype)
+
+        return alone(merge)
 
     @property
     def _ready(self) -> _Reader:
@@ -274,6 +286,7 @@ class _Reader:
             seed=self._seed,
             input_dim=self._planned.input_dim,
             region=region,
+            rounds_to=self._planned.dtype,
             reader=self,
         )
 

@@ -35,20 +35,17 @@ class Spectrum(NamedTuple):
     v: Tensor
     s: Tensor
 
-    def first(self, k: int) -> Spectrum:
-        """The k largest, or all if there are fewer: tensors of their own."""
-        return Spectrum(self.v[:, :k].clone(), self.s[:k].clone())
 
+def spectrum(gram: Tensor, most: int | None = None, norm: Tensor | None = None) -> Spectrum:
+    """Return what is largest in the spectrum of a matrix with that Gram matrix: [n, n].
 
-def spectrum(gram: Tensor, norm: Tensor | None = None) -> Spectrum:
-    """Return the spectrum of a matrix with that Gram matrix, columns by columns: [n, n].
-
-    ``norm``: of what the matrix is left of; noise is a share of that, else of the largest value.
+    ``most``: how many singular values. ``norm``: of what the matrix is left of; noise is a share
+    of that, else of the largest value.
     """
     squares, v = torch.linalg.eigh(gram)  # smallest first
-    s = squares.clamp_(min=0).sqrt_().flip(0)
-    kept = int((s > NOISE * (s[:1] if norm is None else norm)).sum())
-    return Spectrum(v.flip(1)[:, :kept], s[:kept])
+    s = squares.clamp_(min=0).sqrt_().flip(0)[:most]
+    s = s[s > NOISE * (s[:1] if norm is None else norm)]
+    return Spectrum(v[:, len(v) - len(s) :].flip(1), s)
 
 
 def gram_of(n: int, pieces: Iterable[Tensor]) -> Tensor:
@@ -70,15 +67,23 @@ def whitening(gram: Tensor) -> Tensor:
     return (v / s) @ v.mT
 
 
-def recombined(left: Rows, matrix: Matrix, s: Tensor, v: Tensor) -> Rows:
-    """Return how rows of U S Vᵀ come about, once U and V are made orthonormal.
+def scaled_right(found: Sequence[Spectrum], *, flat: bool) -> Tensor:
+    """Return S V⊥ᵀ [k, n] of right singular vectors put side by side and made orthonormal.
 
-    ``left`` gives rows of U [rows, k], which are singular vectors put side by side, as the columns
-    of ``v`` [n, k] are.
+    ``flat``: every singular value is replaced by the mean of all.
     """
-    u_whitening = whitening(gram_of(len(s), (left(piece.deltas) for piece in matrix.pieces())))
-    orthonormal = v @ whitening(v.mT @ v)
-    right = u_whitening @ (s.unsqueeze(1) * orthonormal.mT)
+    v, s = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+    s = s.mean().expand(len(s)) if flat else s
+    return (v @ whitening(v.mT @ v)).mul_(s).mT
+
+
+def recombined(left: Rows, right: Tensor, matrix: Matrix) -> Rows:
+    """Return how rows of U⊥ S V⊥ᵀ come about, where ``right`` is S V⊥ᵀ [k, n].
+
+    ``left`` gives rows of U [rows, k]: singular vectors put side by side.
+    """
+    overlap = gram_of(len(right), (left(piece.deltas) for piece in matrix.pieces()))
+    right = whitening(overlap) @ right
     return lambda deltas: left(deltas) @ right
 
 
@@ -114,7 +119,7 @@ class TaskSingularVectors:
         announce(sources, "tsv", "decompositions", work(lambda n: n + 4, lambda n: n + 2))
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * merged task vector: float32 [*shape]."""
+        """Return base + lambda * merged task vector: see `by_matrix`."""
         return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
@@ -122,16 +127,17 @@ class TaskSingularVectors:
         n = matrix.shape[1]
         kept = max(1, n // matrix.n_experts)
         found = [
-            spectrum(gram_of(n, (piece.deltas[i] for piece in matrix.pieces()))).first(kept)
+            spectrum(gram_of(n, (piece.deltas[i] for piece in matrix.pieces())), kept)
             for i in range(matrix.n_experts)
         ]
-        lefts = [v / s for v, s in found]
+        to_left = [v / s for v, s in found]
+        right = scaled_right(found, flat=False)
+        del found
 
         def left(deltas: Sequence[Tensor]) -> Tensor:
-            return torch.cat([d @ each for d, each in zip(deltas, lefts, strict=True)], dim=1)
+            return torch.cat([d @ each for d, each in zip(deltas, to_left, strict=True)], dim=1)
 
-        v, s = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
-        return recombined(left, matrix, s, v)
+        return recombined(left, right, matrix)
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class IsoC:
         announce(sources, "iso_c", "decompositions", work(lambda n: 2, lambda n: 1))
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * merged task vector: float32 [*shape]."""
+        """Return base + lambda * merged task vector: see `by_matrix`."""
         return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
@@ -181,30 +187,33 @@ class IsoCTS:
         announce(sources, "iso_cts", "decompositions", work(lambda n: 5 * n + 5, lambda n: n + 3))
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * merged task vector: float32 [*shape]."""
+        """Return base + lambda * merged task vector: see `by_matrix`."""
         return by_matrix(slot, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Return how rows of a matrix are merged."""
         n = matrix.shape[1]
         n_own = self.own_directions(n, matrix.n_experts)
-        common = spectrum(gram_of(n, (total(piece.deltas) for piece in matrix.pieces())))
-        common = common.first(n - n_own * matrix.n_experts)
+        gram = gram_of(n, (total(piece.deltas) for piece in matrix.pieces()))
+        common = spectrum(gram, n - n_own * matrix.n_experts)
+        del gram
         to_common = common.v / common.s
         found, to_own, spanned = [common], [], []
         for i in range(matrix.n_experts if n_own else 0):
-            own, overlap = outside(common, to_common, matrix, i)
-            found.append(own.first(n_own))
-            to_own.append(found[-1].v / found[-1].s)
-            spanned.append(overlap @ to_own[-1])
+            own, along = outside(common, to_common, matrix, i, n_own)
+            found.append(own)
+            to_own.append(own.v / own.s)
+            spanned.append(along @ to_own[-1])
+
+        right = scaled_right(found, flat=True)
+        del found, common
 
         def left(deltas: Sequence[Tensor]) -> Tensor:
             shared = total(deltas) @ to_common
             each = zip(deltas, to_own, spanned, strict=False)
             return torch.cat([shared, *(d @ a - shared @ b for d, a, b in each)], dim=1)
 
-        v, s = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
-        return recombined(left, matrix, s.mean().expand(len(s)), v)
+        return recombined(left, right, matrix)
 
     def own_directions(self, rank: int, n_experts: int) -> int:
         """How many directions each expert adds to a matrix of full rank ``rank``."""
@@ -213,12 +222,12 @@ class IsoCTS:
 
 
 def outside(
-    common: Spectrum, to_common: Tensor, matrix: Matrix, expert: int
+    common: Spectrum, to_common: Tensor, matrix: Matrix, expert: int, most: int
 ) -> tuple[Spectrum, Tensor]:
-    """Return the spectrum of what a task vector has outside the common left vectors.
+    """Return the spectrum, up to ``most``, of a task vector outside the span of common left vectors.
 
-    And what it has along them where those are over the rows: [k, n], else 0. ``to_common`` [n, k]
-    leads from rows of the sum of the task vectors to rows of the k common vectors.
+    And what it has along them, [k, n], where left vectors are over the rows; else 0. ``to_common``
+    [n, k] leads from rows of the sum of the task vectors to rows of the common vectors.
     """
     along = torch.zeros(to_common.mT.shape, dtype=torch.float64)
     square = torch.zeros((), dtype=torch.float64)
@@ -235,7 +244,7 @@ def outside(
         return delta - (total(piece.deltas) @ to_common) @ along
 
     gram = gram_of(matrix.shape[1], map(rest, matrix.pieces()))
-    return spectrum(gram, square.sqrt()), along
+    return spectrum(gram, most, square.sqrt()), along
 
 
 @hookimpl

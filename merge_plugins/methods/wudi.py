@@ -14,6 +14,8 @@ from merge_plugins.hookspecs import hookimpl
 from merge_plugins.matrices import Matrix, Rows, announce, by_matrix, total
 from merge_plugins.methods.task_vectors import lambda_field
 
+MEAN_DECAY, SQUARE_DECAY = 0.9, 0.999
+
 
 @dataclass(frozen=True)
 class Wudi:
@@ -45,7 +47,7 @@ class Wudi:
         announce(sources, "wudi", f"{self.steps} steps of Adam", cost)
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * merged task vector: float32 [*shape]."""
+        """Return base + lambda * merged task vector: see `by_matrix`."""
         return by_matrix(slot, self.lambda_, self.merge)
 
     def merge(self, matrix: Matrix) -> Rows:
@@ -68,20 +70,31 @@ class Wudi:
 
         def descended(deltas: Sequence[Tensor]) -> Tensor:
             start = total(deltas)
-            apart = [start - delta for delta in deltas]
             slope = torch.zeros_like(start)
-            for piece in matrix.pieces():
-                for crossed, delta, share in zip(apart, piece.deltas, shares, strict=True):
-                    slope.addmm_(crossed @ delta.mT, delta, alpha=share)
-            slope = slope.float()
-            moved = torch.zeros_like(slope)
-            optimizer = torch.optim.Adam([moved], lr=self.learning_rate)
-            for _ in range(self.steps):
-                moved.grad = (moved @ gram).add_(slope).mul_(2)
-                optimizer.step()
-            return start.add_(moved)
+            for i, share in enumerate(shares):
+                others = start - deltas[i]
+                for piece in matrix.pieces():
+                    delta = piece.deltas[i]
+                    slope.addmm_(others @ delta.mT, delta, alpha=share)
+            return start.add_(self.descent(slope.float(), gram))
 
         return descended
+
+    def descent(self, slope: Tensor, gram: Tensor) -> Tensor:
+        """Return how far Adam takes rows d, first 0, on d · (d A + 2 g0): float32 [rows, n].
+
+        ``slope`` is g0, [rows, n], ``gram`` is A, [n, n]. With the defaults of `torch.optim.Adam`
+        [Kingma & Ba 2015, algorithm 1], which itself imports torch's compiler: 70 MB, seconds.
+        """
+        moved, mean, square = (torch.zeros_like(slope) for _ in range(3))
+        for step in range(1, self.steps + 1):
+            gradient = (moved @ gram).add_(slope).mul_(2)
+            mean.lerp_(gradient, 1 - MEAN_DECAY)
+            square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
+            spread = torch.sqrt(square, out=gradient).div_((1 - SQUARE_DECAY**step) ** 0.5)
+            rate = self.learning_rate / (1 - MEAN_DECAY**step)
+            moved.addcdiv_(mean, spread.add_(1e-8), value=-rate)
+        return moved
 
 
 @hookimpl
