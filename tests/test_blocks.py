@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_plugins.api import Region
-from merge_plugins.blocks import parallel
+from merge_plugins.blocks import alone, parallel
 
 
 @given(shape=st.lists(st.integers(0, 7), max_size=4).map(tuple), numel=st.integers(1, 30))
@@ -93,15 +93,43 @@ def test_callers_in_several_threads_share_the_workers() -> None:
     assert found == {s: list(range(s, s + 50)) for s in range(0, 5000, 1000)}
 
 
+def test_what_runs_alone_runs_in_one_thread_with_the_callers_cores(
+    with_threads: Callable[[int], None],
+) -> None:
+    running, found = threading.Semaphore(1), []
+
+    def look() -> None:
+        assert running.acquire(blocking=False)
+        time.sleep(0.01)
+        found.append((threading.get_ident(), torch.get_num_threads()))
+        running.release()
+
+    for n_threads in (2, 3):
+        with_threads(n_threads)
+        callers = [threading.Thread(target=alone, args=(look,)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert [n for _, n in found] == [2] * 4 + [3] * 4
+    assert len({thread for thread, _ in found}) == 1
+
+
+def test_an_error_alone_is_the_callers() -> None:
+    with pytest.raises(ZeroDivisionError):
+        alone(lambda: 1 // 0)
+    assert alone(lambda: 7) == 7
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_has_workers_of_its_own() -> None:
     code = (
         "import os\n"
-        "from merge_plugins.blocks import parallel\n"
-        "assert parallel(abs, [-1]) == [1]\n"
+        "from merge_plugins.blocks import alone, parallel\n"
+        "assert parallel(abs, [-1]) == [alone(lambda: 1)]\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(0 if parallel(abs, [-2]) == [2] else 1)\n"
+        "    os._exit(0 if parallel(abs, [-2]) == [alone(lambda: 2)] else 1)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

@@ -445,7 +445,22 @@ def large_and_empty(config: Any, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def memory(
+    method: str, base: str, experts: list[str], given: Mapping[str, float]
+) -> tuple[int, int]:
+    """Return bytes of a merged model, and at most of private memory while it is made."""
+    recipe = {"merge_method": method, "base_model": base, "models": experts, "parameters": given}
+    command = [sys.executable, "-c", MEASURE, json.dumps(recipe)]
+    size, peak = json.loads(subprocess.check_output(command, text=True, timeout=300))
+    return size, peak
+
+
+linux = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
+)
+
+
+@linux
 def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(
         vocab_size=32000,
@@ -459,14 +474,27 @@ def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> N
     base, *experts = (large_and_empty(config, tmp_path / str(i)) for i in range(7))
 
     def measured(n_experts: int) -> tuple[int, int]:
-        models = [{"model": expert} for expert in experts[:n_experts]]
-        recipe = {"merge_method": "ties", "base_model": base, "models": models}
-        recipe["parameters"] = {"weight": 1.0, "density": 0.5}
-        command = [sys.executable, "-c", MEASURE, json.dumps(recipe)]
-        size, peak = json.loads(subprocess.check_output(command, text=True, timeout=300))
-        return size, peak
+        given = {"weight": 1.0, "density": 0.5}
+        return memory("ties", base, experts[:n_experts], given)
 
     (size, two), (_, six) = measured(2), measured(6)
     assert size > 100e6
     assert two < 1.15 * size + 140e6  # later imports; blocks in work, and what malloc keeps of them
     assert six < two + 0.5 * size  # blocks in work; copies would be four more models
+
+
+@linux
+@pytest.mark.parametrize("method", ["tsv", "iso_cts"])
+def test_a_matrix_is_never_held_in_float64(method: str, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=200_000,
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        dtype="bfloat16",
+    )
+    base, *experts = (large_and_empty(config, tmp_path / str(i)) for i in range(3))
+    size, peak = memory(method, base, experts, {})
+    assert size > 100e6  # half of it the head, which would be four times as large
+    assert peak < 1.15 * size + 140e6

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Recipe, Slot, merged_tensors
-from merge_plugins.errors import ParameterError
+from merge_plugins import Recipe, Slot, matrices, merged_tensors
+from merge_plugins.errors import CheckpointError, ParameterError
 from merge_plugins.methods.consensus import Consensus
 from merge_plugins.methods.pcb import PcbMerging
 from merge_plugins.methods.singular import IsoC, IsoCTS, TaskSingularVectors, whitening
 from merge_plugins.methods.wudi import Wudi
+from merge_plugins.registry import registry
 
 Merging = TaskSingularVectors | IsoC | IsoCTS | Wudi
 BY_MATRIX: list[Merging] = [
@@ -41,6 +42,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def family(n: int, *shape: int, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
     base = normal(*shape, seed=seed)
     return base, [base + 0.1 * normal(*shape, seed=seed + i) for i in range(1, n + 1)]
+
+
+def saved(checkpoint: Callable[..., str], base: Tensor, *experts: Tensor) -> tuple[str, list[str]]:
+    """Write each as the one weight of a model: base and experts."""
+    return checkpoint({"w": base}), [checkpoint({"w": expert}) for expert in experts]
 
 
 def slot_of(base: Tensor, experts: list[Tensor], **facts: Any) -> Slot:
@@ -81,6 +87,15 @@ def test_a_layer_stored_the_other_way_round_is_the_same_layer(method: Merging) -
 
 
 @by_matrix
+def test_inputs_in_float64_are_left_as_they_are(method: Merging) -> None:
+    base, experts = family(2, 6, 5)
+    before = [tensor.double() for tensor in (base, *experts)]
+    first, *others = [tensor.clone() for tensor in before]
+    method(slot_of(first, others))
+    assert all(map(torch.equal, (first, *others), before))
+
+
+@by_matrix
 @pytest.mark.parametrize("input_dim", [-1, -2])
 def test_each_expert_of_a_stack_is_a_matrix_of_its_own(method: Merging, input_dim: int) -> None:
     base, experts = family(2, 3, 6, 8)
@@ -88,6 +103,32 @@ def test_each_expert_of_a_stack_is_a_matrix_of_its_own(method: Merging, input_di
     for i in range(3):
         alone = slot_of(base[i], [e[i] for e in experts], input_dim=input_dim)
         assert torch.equal(method(alone), merged[i])
+
+
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90)])
+def test_a_matrix_read_in_pieces_is_the_same_matrix(
+    method: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, experts = family(3, *shape)
+    merge = registry().get(method).factory()
+    whole = merge(slot_of(base, experts))
+    monkeypatch.setattr(matrices, "PIECE", 7 * 90)
+    assert torch.allclose(merge(slot_of(base, experts)), whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+def test_a_box_of_a_stack_reads_the_matrices_it_touches_and_no_other(
+    method: str, checkpoint: Callable[..., str], merged: Callable[..., Any]
+) -> None:
+    base, (one, other) = family(2, 4, 6, 8)
+    healthy = merged(method, *saved(checkpoint, base, one, other))["w"]
+    other = other.clone()
+    other[3, 5, 7] = torch.nan
+    damaged = merged(method, *saved(checkpoint, base, one, other))["w"]
+    assert torch.equal(damaged[1:3, 2:5, :4], healthy[...][1:3, 2:5, :4])
+    with pytest.raises(CheckpointError, match=r"w holds NaN or infinity, first at \[3, 5, 7\]"):
+        damaged[2:4]
 
 
 def test_which_inputs_a_layer_has_matters_to_interference() -> None:
@@ -170,6 +211,18 @@ def test_an_isotropic_merge_spreads_the_same_sum_evenly_over_the_same_directions
     assert after[held:].sum() < 1e-4 * after.sum()
     span = torch.linalg.svd(sum(deltas).double()).U[:, :held]  # type: ignore[union-attr]
     assert torch.allclose(span @ (span.mT @ merged), merged, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(24, 20), (20, 24)])
+def test_what_rounding_leaves_outside_the_common_space_is_no_tasks_own(
+    shape: tuple[int, int],
+) -> None:
+    base = normal(*shape)
+    experts = [base + normal(shape[0], 2, seed=i) @ normal(2, shape[1], seed=-i) for i in (1, 2)]
+    slot = slot_of(base, experts)  # of float32: rounded
+    method = IsoCTS(common_space_fraction=0.5)
+    assert method.own_directions(20, 2) == 5  # of each expert, if it had them
+    assert torch.allclose(method(slot), IsoC()(slot), atol=1e-4)
 
 
 def test_a_common_space_of_everything_is_iso_c() -> None:

@@ -97,11 +97,12 @@ def test_a_result_is_never_an_input(checkpoint: Write, merged: Merged) -> None:
         assert not (tensors[name][...] == 9).any()
 
 
-def test_files_are_never_written(checkpoint: Write, merged: Merged) -> None:
-    models = [checkpoint({"w": numbers(400, 500, seed=i)}) for i in range(3)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_files_are_never_written(dtype: torch.dtype, checkpoint: Write, merged: Merged) -> None:
+    models = [checkpoint({"w": numbers(400, 500, seed=i).to(dtype)}) for i in range(3)]
     files = [Path(folder, "model.safetensors") for folder in models]
     before = [file.read_bytes() for file in files]
-    for name in ("ties", "model_stock", "dare_ties", "ties_merging", "mask_merging"):
+    for name in ("ties", "model_stock", "dare_ties", "ties_merging", "mask_merging", "iso_cts"):
         required = {"weight": 0.5} if "weight" in registry().get(name).parameters else {}
         merged(name, models[0], models[1:], **required)["w"][...]
     assert [file.read_bytes() for file in files] == before

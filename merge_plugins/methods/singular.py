@@ -224,7 +224,7 @@ class IsoCTS:
 def outside(
     common: Spectrum, to_common: Tensor, matrix: Matrix, expert: int, most: int
 ) -> tuple[Spectrum, Tensor]:
-    """Return the spectrum, up to ``most``, of a task vector outside the span of common left vectors.
+    """Return the spectrum, up to ``most``, of a task vector outside the common left vectors' span.
 
     And what it has along them, [k, n], where left vectors are over the rows; else 0. ``to_common``
     [n, k] leads from rows of the sum of the task vectors to rows of the common vectors.
