@@ -113,15 +113,16 @@ class MergedTensor:
         whole = Region.whole(self.planned.shape)
 
         def look() -> Sequence[Branch]:
-            slot = self._ready.read(whole)
+            slot = reader.read(whole)
             base = None if slot.maybe_base is None else slot.maybe_base.to(device)
             experts = tuple(expert.to(device) for expert in slot.experts)
             placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
             found = method.branches(placed, shared.to(device))
-            self._ready.release(whole)
+            reader.release(whole)
             return found
 
         with held(self.planned.stored):
+            reader = self._ready
             return alone(look)
 
     def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:

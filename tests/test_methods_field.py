@@ -260,6 +260,14 @@ def test_one_expert_interferes_with_nobody() -> None:
         assert torch.allclose(Wudi()(slot_of(base, experts)), expert, atol=1e-6)
 
 
+def test_a_task_vector_weighs_as_much_however_short_it_is() -> None:
+    experts = [1e-30 * normal(6, 7), normal(6, 7, seed=1)]  # its square is 0 in float32
+    merged = Wudi(steps=20, learning_rate=1e-3)(slot_of(torch.zeros(6, 7), experts))
+    expected = field.wudi(torch.stack(experts).double(), 20, 1e-3)
+    assert torch.allclose(merged.double(), expected, atol=1e-6)
+    assert not torch.allclose(merged, experts[1], atol=1e-3)
+
+
 # Consensus.
 
 

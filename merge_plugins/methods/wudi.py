@@ -61,21 +61,21 @@ class Wudi:
         for piece in matrix.pieces():
             for i, delta in enumerate(piece.deltas):
                 squares[i] += float(delta.square().sum())
-        # an expert that is the base: nothing interferes with it
-        shares = [1 / square if square else 0.0 for square in squares]
+        norms = [square**0.5 or 1.0 for square in squares]  # of an expert that is the base: any
         gram = torch.zeros(matrix.shape[1], matrix.shape[1])
         for piece in matrix.pieces():
-            for delta, share in zip(piece.deltas, shares, strict=True):
-                gram.addmm_(delta.float().mT, delta.float(), alpha=share)
+            for delta, norm in zip(piece.deltas, norms, strict=True):
+                unit = delta.div_(norm).float()
+                gram.addmm_(unit.mT, unit)
 
         def descended(deltas: Sequence[Tensor]) -> Tensor:
             start = total(deltas)
             slope = torch.zeros_like(start)
-            for i, share in enumerate(shares):
+            for i, norm in enumerate(norms):
                 others = start - deltas[i]
                 for piece in matrix.pieces():
-                    delta = piece.deltas[i]
-                    slope.addmm_(others @ delta.mT, delta, alpha=share)
+                    unit = piece.deltas[i].div_(norm)
+                    slope.addmm_(others @ unit.mT, unit)
             return start.add_(self.descent(slope.float(), gram))
 
         return descended
