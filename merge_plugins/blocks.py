@@ -78,7 +78,7 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
             _since_trim += 1
             if _since_trim >= TRIM_EVERY:  # not only at the end: results lie between temporaries
                 _since_trim = 0
-                _return_memory()
+                return_memory()
         return results
     finally:
         for future in futures:
@@ -100,7 +100,7 @@ def alone(function: Callable[[], R]) -> R:
         try:
             return function()
         finally:
-            _return_memory()
+            return_memory()
 
     thread = _alone.setdefault(os.getpid(), ThreadPoolExecutor(1, "merge-alone"))
     future = thread.submit(run)
@@ -116,7 +116,7 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Give holes between live objects back to the system: they only grow."""
     trim = _trim()
     if trim is not None:

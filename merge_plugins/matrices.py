@@ -18,6 +18,7 @@ from torch import Tensor
 
 from merge_plugins.api import Region, Slot, Sources
 from merge_plugins.arithmetic import weighted_sum
+from merge_plugins.blocks import return_memory
 
 PIECE = 1 << 18
 """Elements read at once, 2 MiB in float64: enough for products with an [n, n] at full speed, little
@@ -96,6 +97,7 @@ class Matrix:
         for part in self.slot.walk(self._regions()):
             base = self.oriented(part.base)
             yield Piece(part.box, base, Deltas(base, [*map(self.oriented, part.experts)]))
+        return_memory()  # of the pieces, before an [n, n] is made among their holes
 
     def oriented(self, stored: Tensor) -> Tensor:
         """View some of the weight as stored as rows and columns."""

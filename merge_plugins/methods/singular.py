@@ -35,6 +35,10 @@ class Spectrum(NamedTuple):
     v: Tensor
     s: Tensor
 
+    def left(self, rows: Tensor) -> Tensor:
+        """Return the left singular vectors at rows [rows, n] of the matrix: [rows, k]."""
+        return (rows @ self.v).div_(self.s)
+
 
 def spectrum(gram: Tensor, most: int | None = None, norm: Tensor | None = None) -> Spectrum:
     """Return what is largest in the spectrum of a matrix with that Gram matrix: [n, n].
@@ -130,14 +134,12 @@ class TaskSingularVectors:
             spectrum(gram_of(n, (piece.deltas[i] for piece in matrix.pieces())), kept)
             for i in range(matrix.n_experts)
         ]
-        to_left = [v / s for v, s in found]
-        right = scaled_right(found, flat=False)
-        del found
 
         def left(deltas: Sequence[Tensor]) -> Tensor:
-            return torch.cat([d @ each for d, each in zip(deltas, to_left, strict=True)], dim=1)
+            pairs = zip(found, deltas, strict=True)
+            return torch.cat([each.left(delta) for each, delta in pairs], dim=1)
 
-        return recombined(left, right, matrix)
+        return recombined(left, scaled_right(found, flat=False), matrix)
 
 
 @dataclass(frozen=True)
@@ -197,23 +199,18 @@ class IsoCTS:
         gram = gram_of(n, (total(piece.deltas) for piece in matrix.pieces()))
         common = spectrum(gram, n - n_own * matrix.n_experts)
         del gram
-        to_common = common.v / common.s
-        found, to_own, spanned = [common], [], []
+        owns, spanned = [], []
         for i in range(matrix.n_experts if n_own else 0):
-            own, along = outside(common, to_common, matrix, i, n_own)
-            found.append(own)
-            to_own.append(own.v / own.s)
-            spanned.append(along @ to_own[-1])
-
-        right = scaled_right(found, flat=True)
-        del found, common
+            own, along = outside(common, matrix, i, n_own)
+            owns.append(own)
+            spanned.append(own.left(along))
 
         def left(deltas: Sequence[Tensor]) -> Tensor:
-            shared = total(deltas) @ to_common
-            each = zip(deltas, to_own, spanned, strict=False)
-            return torch.cat([shared, *(d @ a - shared @ b for d, a, b in each)], dim=1)
+            shared = common.left(total(deltas))
+            each = zip(owns, deltas, spanned, strict=False)  # no own directions: only the shared
+            return torch.cat([shared, *(own.left(d) - shared @ x for own, d, x in each)], dim=1)
 
-        return recombined(left, right, matrix)
+        return recombined(left, scaled_right([common, *owns], flat=True), matrix)
 
     def own_directions(self, rank: int, n_experts: int) -> int:
         """How many directions each expert adds to a matrix of full rank ``rank``."""
@@ -221,27 +218,25 @@ class IsoCTS:
         return min(round(left / n_experts), rank // n_experts)
 
 
-def outside(
-    common: Spectrum, to_common: Tensor, matrix: Matrix, expert: int, most: int
-) -> tuple[Spectrum, Tensor]:
+def outside(common: Spectrum, matrix: Matrix, expert: int, most: int) -> tuple[Spectrum, Tensor]:
     """Return the spectrum, up to ``most``, of a task vector outside the common left vectors' span.
 
-    And what it has along them, [k, n], where left vectors are over the rows; else 0. ``to_common``
-    [n, k] leads from rows of the sum of the task vectors to rows of the common vectors.
+    And what it has along those k vectors, [k, n], where they are over the rows; else 0. ``common``
+    is of the sum of the task vectors.
     """
-    along = torch.zeros(to_common.mT.shape, dtype=torch.float64)
+    along = torch.zeros(common.v.mT.shape, dtype=torch.float64)
     square = torch.zeros((), dtype=torch.float64)
     for piece in matrix.pieces():
         delta = piece.deltas[expert]
         square += delta.square().sum()
         if not matrix.turned:
-            along.addmm_((total(piece.deltas) @ to_common).mT, delta)
+            along.addmm_(common.left(total(piece.deltas)).mT, delta)
 
     def rest(piece: Piece) -> Tensor:
         delta = piece.deltas[expert]
         if matrix.turned:  # left vectors are over the columns
             return delta - (delta @ common.v) @ common.v.mT
-        return delta - (total(piece.deltas) @ to_common) @ along
+        return delta - common.left(total(piece.deltas)) @ along
 
     gram = gram_of(matrix.shape[1], map(rest, matrix.pieces()))
     return spectrum(gram, most, square.sqrt()), along
