@@ -248,7 +248,7 @@ class Slot:
         """
 
         def apply(region: Region) -> T:
-            (result,) = map(function, self.walk([region]))
+            [result] = [function(part) for part in self.walk([region])]
             return result
 
         return parallel(apply, self.blocks() if regions is None else regions)

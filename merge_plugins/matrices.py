@@ -167,10 +167,10 @@ def announce(
         if not holds_matrices(slot):
             n_averaged += 1
             continue
-        outputs, inputs = slot.shape[-2:] if slot.input_dim == -1 else slot.shape[:-3:-1]
-        n = math.prod(slot.shape[:-2])
-        n_matrices += n
-        total += n * cost(outputs, inputs, len(slot.experts))
+        regions = list(slot.box.matrices())
+        outputs, inputs = Matrix(slot, regions[0]).shape
+        n_matrices += len(regions)
+        total += len(regions) * cost(outputs, inputs, len(slot.experts))
     logger.info(
         "%s: %s of %d matrices, one at a time; about %.3g TFLOP (%.3g minutes at 100 GFLOP/s); "
         "the other %d weights are averaged",

@@ -125,7 +125,7 @@ class Method:
         return always or (self.merges_matrices(kernel) and not holds_matrices(weight))
 
     def merges_matrices(self, kernel: Any) -> bool:
-        """Whether this built kernel takes matrices of linear layers whole, and nothing else."""
+        """Whether this built kernel works on matrices of linear layers, and else by element."""
         return told(self.matrices, kernel)
 
     def is_rowwise(self, kernel: Any) -> bool:

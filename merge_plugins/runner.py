@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, cast
@@ -174,12 +174,9 @@ class MergedTensor:
         def merge() -> Tensor:
             for stored in self.planned.stored:
                 stored.view()  # computed on every core, and kept for the next line
-            slot = reader.read(whole)
-            self._check_inputs(slot)
-            result = kernel(slot)
-            self._check(result, whole)
+            result = self._merged(reader, kernel, whole)
             reader.release(whole)
-            return result.to(self.dtype)
+            return result
 
         return alone(merge)
 
@@ -262,33 +259,26 @@ class _Reader:
         self.measured: Mapping[str, Tensor] = {}
 
     def read(self, region: Region) -> Slot:
+        return self._slot(region, lambda stored: self.convert(stored.read(region)))
+
+    def slot(self, region: Region) -> Slot:
+        """The slot of that region, unread: for looking at it piece by piece."""
+        unread = self._slot(region, lambda stored: region.of(stored.view()))
+        return dataclasses.replace(unread, reader=self)
+
+    def _slot(self, region: Region, part: Callable[[SourceTensor], Tensor]) -> Slot:
         base, experts = self._planned.base, self._planned.experts
         return Slot(
             self._planned.name,
-            None if base is None else self.convert(base.read(region)),
-            tuple(self.convert(expert.read(region)) for expert in experts),
+            None if base is None else part(base),
+            tuple(map(part, experts)),
             stats=self._stats_of(region),
             factors=tuple(getattr(expert, "factors", None) for expert in experts),
             measured=self.measured,
             seed=self._seed,
             input_dim=self._planned.input_dim,
             region=region,
-        )
-
-    def slot(self, region: Region) -> Slot:
-        """The slot of that region, unread: for looking at it piece by piece."""
-        base = self._planned.base
-        return Slot(
-            self._planned.name,
-            None if base is None else region.of(base.view()),
-            tuple(region.of(expert.view()) for expert in self._planned.experts),
-            stats=self._stats_of(region),
-            measured=self.measured,
-            seed=self._seed,
-            input_dim=self._planned.input_dim,
-            region=region,
             rounds_to=self._planned.dtype,
-            reader=self,
         )
 
     def convert(self, stored: Tensor) -> Tensor:

@@ -427,8 +427,13 @@ print(json.dumps([size, max(peak) - before]))
 """
 
 
-def large_and_empty(config: Any, folder: Path) -> str:
-    """Write a model of zeros whose file takes no room on disk."""
+def large_and_empty(n: int, root: Path, **sizes: int) -> list[str]:
+    """Write Llamas of zeros whose files take no room on disk."""
+    config = transformers.LlamaConfig(**sizes, dtype="bfloat16")
+    return [_empty(config, root / str(i)) for i in range(n)]
+
+
+def _empty(config: Any, folder: Path) -> str:
     config.save_pretrained(folder)
     with torch.device("meta"):
         weights = transformers.LlamaForCausalLM(config).state_dict()
@@ -462,22 +467,12 @@ linux = pytest.mark.skipif(
 
 @linux
 def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=32000,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        dtype="bfloat16",
-    )
-    base, *experts = (large_and_empty(config, tmp_path / str(i)) for i in range(7))
-
-    def measured(n_experts: int) -> tuple[int, int]:
-        given = {"weight": 1.0, "density": 0.5}
-        return memory("ties", base, experts[:n_experts], given)
-
-    (size, two), (_, six) = measured(2), measured(6)
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    base, *experts = large_and_empty(7, tmp_path, vocab_size=32000, **sizes, **heads)
+    given = {"weight": 1.0, "density": 0.5}
+    size, two = memory("ties", base, experts[:2], given)
+    _, six = memory("ties", base, experts, given)
     assert size > 100e6
     assert two < 1.15 * size + 140e6  # later imports; blocks in work, and what malloc keeps of them
     assert six < two + 0.5 * size  # blocks in work; copies would be four more models
@@ -486,15 +481,10 @@ def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> N
 @linux
 @pytest.mark.parametrize("method", ["tsv", "iso_cts"])
 def test_a_matrix_is_never_held_in_float64(method: str, tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=200_000,
-        hidden_size=128,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        dtype="bfloat16",
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    base, *experts = large_and_empty(
+        3, tmp_path, vocab_size=200_000, **sizes, num_attention_heads=2
     )
-    base, *experts = (large_and_empty(config, tmp_path / str(i)) for i in range(3))
     size, peak = memory(method, base, experts, {})
     assert size > 100e6  # half of it the head, which would be four times as large
     assert peak < 1.15 * size + 140e6

@@ -31,6 +31,7 @@ BY_MATRIX: list[Merging] = [
     Wudi(steps=20, learning_rate=1e-2),
 ]
 by_matrix = pytest.mark.parametrize("method", BY_MATRIX, ids=lambda m: type(m).__name__)
+by_name = pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 seeds = st.integers(0, 999)
 
@@ -65,7 +66,7 @@ def test_embeddings_and_convolutions_are_averaged(method: Merging, input_dim: in
     assert not torch.allclose(method(slot_of(base, experts)), merged, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+@by_name
 def test_only_what_is_no_matrix_is_merged_in_boxes(method: str, llamas: dict[str, str]) -> None:
     """An embedding is the largest weight of a small model: whole, it would decide the memory."""
     held = {"merge_method": method, "base_model": llamas["base"]}
@@ -105,7 +106,7 @@ def test_each_expert_of_a_stack_is_a_matrix_of_its_own(method: Merging, input_di
         assert torch.equal(method(alone), merged[i])
 
 
-@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+@by_name
 @pytest.mark.parametrize("shape", [(90, 40), (40, 90)])
 def test_a_matrix_read_in_pieces_is_the_same_matrix(
     method: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -117,7 +118,7 @@ def test_a_matrix_read_in_pieces_is_the_same_matrix(
     assert torch.allclose(merge(slot_of(base, experts)), whole, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+@by_name
 def test_a_box_of_a_stack_reads_the_matrices_it_touches_and_no_other(
     method: str, checkpoint: Callable[..., str], merged: Callable[..., Any]
 ) -> None:
@@ -138,7 +139,7 @@ def test_which_inputs_a_layer_has_matters_to_interference() -> None:
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts", "wudi"])
+@by_name
 def test_what_it_costs_is_said_before_it_starts(
     method: str,
     llamas: dict[str, str],
