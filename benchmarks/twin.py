@@ -31,7 +31,7 @@ from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merge_plugins import Recipe, load_merged
-from merge_plugins.gates import Centroid
+from merge_plugins.routing.gates import Centroid
 
 EXPERTS = 4
 WAYS = ("published", "in place", "routed", "router")

@@ -20,13 +20,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
-from merge_plugins.__main__ import read_recipe
-from merge_plugins.companions import tokenizer_folder
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError, RecipeError
-from merge_plugins.hub import model_folder
-from merge_plugins.loading import DTYPE, load_merged
-from merge_plugins.plan import plan
-from merge_plugins.recipe import Recipe
+from merge_plugins.hf.versions import DTYPE
+from merge_plugins.outputs.load import load_merged
+from merge_plugins.recipe import Recipe, read_recipe
+from merge_plugins.sources.models import model_folder
+from merge_plugins.tokenizer import tokenizer_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -119,7 +119,7 @@ class Generator:
             if not len(prompt):
                 raise MergeError(f"prompt {i} is empty, and the tokenizer puts nothing in front")
         if "model" not in self.__dict__:
-            plan(self.recipe)
+            open_merge(self.recipe)
         room, longest = self._context, max(map(len, ids), default=0)
         if room is not None and longest + max_new_tokens > room:
             place = next(i for i, prompt in enumerate(ids) if len(prompt) == longest)

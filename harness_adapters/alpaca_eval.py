@@ -24,9 +24,10 @@ from typing import Any
 
 from harness_adapters import _generation
 from harness_adapters._generation import Generator
-from merge_plugins.__main__ import read_recipe
+from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean
-from merge_plugins.recipe_file import from_yaml
+from merge_plugins.recipe import read_recipe
+from merge_plugins.recipe.files import from_yaml
 
 DECODER = ("merged", "harness_adapters.alpaca_eval:completions")
 """What ``fn_completions`` may call `completions`."""
@@ -61,7 +62,7 @@ def completions(
     transformers' ``generate``.
     """
     recipe = read_recipe(model_name)
-    key = json.dumps([recipe.digest, batch_size, dtype, device])
+    key = json.dumps([identity.digest(recipe), batch_size, dtype, device])
     if key not in _generators:
         _generators[key] = Generator(
             recipe,
@@ -142,7 +143,7 @@ def resolve(given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     recipe = str(settings["model_name"])
     if "=" not in recipe:
         settings["model_name"] = recipe = str((folder / Path(recipe).expanduser()).absolute())
-    digest = read_recipe(recipe).digest
+    digest = identity.digest(read_recipe(recipe))
     decided = {key: value for key, value in settings.items() if key not in SAME_OUTPUTS}
     decided["is_strip_output"] = options.get("is_strip_output", True)
     decided["prompt"] = template.read_text(encoding="utf-8")
@@ -226,7 +227,7 @@ def outputs(argv: Sequence[str]) -> int:
         task="alpaca_eval",
     )
     recipe = generator.recipe
-    name = f"{options.name}-{recipe.digest}" if options.name else recipe.label
+    name = f"{options.name}-{identity.digest(recipe)}" if options.name else identity.label(recipe)
     kept = [{key: row[key] for key in ("dataset", "instruction") if key in row} for row in rows]
     written = [
         {**row, "output": answer.strip(), "generator": name}  # as alpaca_eval strips

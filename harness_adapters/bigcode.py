@@ -29,10 +29,12 @@ from transformers import (
 )
 
 from harness_adapters._bigcode import Harness, complete, named, of_task, prompted, write
-from merge_plugins.companions import tokenizer_folder
+from merge_plugins import identity
 from merge_plugins.errors import MergeError, RecipeError
-from merge_plugins.loading import DTYPE, load_merged
+from merge_plugins.hf.versions import DTYPE
+from merge_plugins.outputs.load import load_merged
 from merge_plugins.recipe import Recipe
+from merge_plugins.tokenizer import tokenizer_folder
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MODEL_TYPES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
@@ -88,10 +90,10 @@ def evaluate(harness: Harness, args: argparse.Namespace) -> None:
         with prompted(harness, own, tokenizer):
             scores = {task: _score(evaluator, task, started) for task, started in stored.items()}
         if accelerator.is_main_process and not own.generation_only:
-            merge = {"recipe": recipe.as_dict(), "digest": recipe.digest}
+            merge = {"recipe": recipe.as_dict(), "digest": identity.digest(recipe)}
             results = {**scores, "config": vars(own), "merge": merge}
             write(Path(own.metric_output_path), results, indent=2)
-            print(json.dumps({recipe.label: scores}, indent=2))
+            print(json.dumps({identity.label(recipe): scores}, indent=2))
         del evaluator, model
         gc.collect()  # a model is full of cycles; the next one needs its room
         if torch.cuda.is_available():
@@ -105,7 +107,7 @@ def read_recipes(given: str) -> list[Recipe]:
     recipes: dict[str, str] = {}
     found = [Recipe.load(name) for name in names]
     for name, recipe in zip(names, found, strict=True):
-        other = recipes.setdefault(recipe.digest, name)
+        other = recipes.setdefault(identity.digest(recipe), name)
         if other != name or names.count(name) > 1:
             raise RecipeError(f"--model: {other} and {name} are the same merge; name it once")
     return found
@@ -116,7 +118,7 @@ def for_recipe(args: argparse.Namespace, recipe: Recipe) -> argparse.Namespace:
     own = copy.copy(args)
     own.save_generations = args.save_generations or args.generation_only  # else they are lost
     for name in ("save_generations_path", "metric_output_path"):
-        setattr(own, name, named(getattr(args, name), recipe.label, args))
+        setattr(own, name, named(getattr(args, name), identity.label(recipe), args))
     return own
 
 
@@ -131,9 +133,9 @@ def _stored(
     for path in filter(None, [*paths, args.load_generations_path]):
         if n_recipes > 1:
             raise RecipeError(f"{path} is one recipe's: give --model one recipe")
-        if recipe.label not in Path(path).name:
+        if identity.label(recipe) not in Path(path).name:
             raise RecipeError(
-                f"{path} is not named after {recipe.label}, so it may hold another merge's "
+                f"{path} is not named after {identity.label(recipe)}, so it may hold another merge's "
                 "answers. The harness's own main.py scores whatever it is given"
             )
     if paths and len(paths) != len(tasks):

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness_adapters import _execution, _generation
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
+from merge_plugins import identity
 from merge_plugins.errors import MergeError
 
 SCORE = """
@@ -51,12 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "task_id": row["task_id"],
             "completion": humaneval_program(answer),
-            "model": generator.recipe.label,
+            "model": identity.label(generator.recipe),
         }
         for row, answer in zip(rows, answers, strict=True)
     ]
     _generation.write(options.out, "".join(f"{json.dumps(sample)}\n" for sample in samples))
-    print(f"{options.out}: {len(samples)} samples of {generator.recipe.label}", flush=True)
+    print(
+        f"{options.out}: {len(samples)} samples of {identity.label(generator.recipe)}", flush=True
+    )
     if options.score:
         score(options.out, is_complete=options.limit is None)
     return 0

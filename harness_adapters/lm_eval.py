@@ -25,12 +25,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 import merge_plugins
 from harness_adapters import _arguments
 from harness_adapters._routed import RoutedRequests
-from merge_plugins import model_args
-from merge_plugins.companions import tokenizer_folder
-from merge_plugins.hub import identity, model_folder, resolve
-from merge_plugins.loading import load_merged
-from merge_plugins.recipe import Recipe, split_model_args
-from merge_plugins.registry import registry
+from merge_plugins import identity
+from merge_plugins.outputs.load import load_merged
+from merge_plugins.plugins import registry
+from merge_plugins.recipe import Recipe, short_form
+from merge_plugins.sources.models import model_folder
+from merge_plugins.tokenizer import tokenizer_folder
+from merge_plugins.weights.hub import resolve
 
 
 class MergedLM(RoutedRequests, HFLM):
@@ -39,9 +40,8 @@ class MergedLM(RoutedRequests, HFLM):
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
-        recipe_args, options = split_model_args(arguments)
+        self.recipe, options = Recipe.split_model_args(arguments)
         options.pop("model", None)  # our own label, when recorded arguments are run again
-        self.recipe = Recipe.from_model_args(recipe_args)
         _arguments.refuse(options)
         if registry().get(self.recipe.merge_method).is_routed:
             _arguments.refuse_routed(options, self.recipe.merge_method)
@@ -56,7 +56,7 @@ class MergedLM(RoutedRequests, HFLM):
         lm = super().create_from_arg_obj(arg_dict, *args, **kwargs)
         if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
             arg_dict["base_model"] = arg_dict.pop("pretrained")
-        arg_dict["model"] = lm.recipe.label
+        arg_dict["model"] = identity.label(lm.recipe)
         donor, folder = lm.recipe.tokenizer_donor, tokenizer_folder(lm.recipe)
         if not isinstance(donor, str) or resolve(donor) != folder:
             donor = str(folder)
@@ -67,7 +67,7 @@ class MergedLM(RoutedRequests, HFLM):
     def _get_config(self, *args: Any, **kwargs: Any) -> None:
         super()._get_config(*args, **kwargs)
         method = registry().get(self.recipe.merge_method)
-        words = {*model_args.KEYS, *method.spellings}
+        words = {*short_form.KEYS, *method.spellings}
         _arguments.check_names(self._options, type(self), self._config, words)
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
@@ -81,11 +81,11 @@ class MergedLM(RoutedRequests, HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """Add to what lm-eval writes beside the scores: the recipe, and what its sources were."""
         info: dict[str, Any] = super().get_model_info()
-        info["model_sha"] = self.recipe.digest
+        info["model_sha"] = identity.digest(self.recipe)
         info["merge"] = {
             "recipe": self.recipe.as_dict(),
-            "digest": self.recipe.digest,
-            "sources": {str(ref): identity(ref) for ref in self.recipe.references},
+            "digest": identity.digest(self.recipe),
+            "sources": {str(ref): identity.model_identity(ref) for ref in self.recipe.references},
             "merge_plugins": merge_plugins.__version__,
         }
         settled = self.model.merge_settled
@@ -112,7 +112,7 @@ class MergedLM(RoutedRequests, HFLM):
             return
         content = {
             "merge_plugins": merge_plugins.__version__,
-            "digest": self.recipe.digest,
+            "digest": identity.digest(self.recipe),
             "tokenizer": self.tokenizer_name,
             "options": _arguments.outputs_depend_on(self._options, type(self)),
         }

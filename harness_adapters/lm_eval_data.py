@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, overload
 
-from merge_plugins.data import Example
+from merge_plugins.api import Example
 from merge_plugins.errors import DataError
 
 

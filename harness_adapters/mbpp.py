@@ -18,6 +18,7 @@ from typing import Any
 
 from harness_adapters import _execution, _generation
 from harness_adapters.tasks.scoring.code import mbpp_program, mbpp_prompt
+from merge_plugins import identity
 from merge_plugins.errors import DataError
 
 Row = Mapping[str, Any]
@@ -81,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     programs = [style.program(row, answer) for row, answer in zip(rows, answers, strict=True)]
     _generation.write(options.out, json.dumps([[program] for program in programs]))
-    print(f"{options.out}: {len(programs)} programs of {generator.recipe.label}")
+    print(f"{options.out}: {len(programs)} programs of {identity.label(generator.recipe)}")
     if options.score:
         passed = score(rows, programs, options.timeout)
         share = sum(passed) / len(rows)
         found = {
             "mbpp": {"pass@1": share},
-            "model": generator.recipe.label,
+            "model": identity.label(generator.recipe),
             "prompt": options.prompt,
             "passed": {str(row["task_id"]): ok for row, ok in zip(rows, passed, strict=True)},
         }

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from tiny_models import write_family
 from torch import Tensor
 
-from merge_plugins import Recipe, blocks
-from merge_plugins.runner import MergedTensor, merged_tensors
+from merge_plugins import Recipe, parallel
+from merge_plugins.engine import MergedTensor, merged_tensors
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, also for the programs that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -89,7 +89,7 @@ def with_threads() -> Iterator[Callable[[int], None]]:
 
     def choose(n_threads: int) -> None:
         torch.set_num_threads(n_threads)
-        blocks._pool.cache_clear()
+        parallel._pool.cache_clear()
 
     yield choose
     choose(before)

@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from merge_plugins import Recipe
 from merge_plugins.api import PerExpert
-from merge_plugins.coefficients import mean_entropy
+from merge_plugins.calibration.coefficients import mean_entropy
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.methods.adamerging import AdaMerging
-from merge_plugins.plan import plan
-from merge_plugins.runner import Merge
 
 DECODER = {
     "vocab_size": 24,
@@ -93,7 +92,7 @@ def spelled(models: Mapping[str, str], **given: Any) -> Recipe:
 
 
 def learned(recipe: Recipe) -> dict[str, PerExpert]:
-    merge = Merge(plan(recipe))
+    merge = open_merge(recipe)
     kernel: Any = merge.kernel(next(iter(merge.plan.tensors.values())))
     return dict(kernel.coefficients)
 
@@ -117,9 +116,9 @@ def by_autograd(
     architecture: Any = getattr(transformers, KINDS[kind][1])
     live = [architecture.from_pretrained(models[n]).eval() for n in ("base", "a", "b")]
     base, *experts = (dict(model.named_parameters()) for model in live)
-    names = [n for n in Merge(plan(recipe)).tensors() if n in base]
+    names = [n for n in open_merge(recipe).tensors() if n in base]
     raw = torch.full((len(names) if by_weight else 1, 2), initial, requires_grad=True)
-    optimizer, sources, losses = torch.optim.Adam([raw], lr=RATE), Merge(plan(recipe)).sources, []
+    optimizer, sources, losses = torch.optim.Adam([raw], lr=RATE), open_merge(recipe).sources, []
     batches = [list(sources.batches(expert)) for expert in range(2)]
     for step in range(STEPS):
         used = raw.clamp(0, 1).expand(len(names), -1)
@@ -166,7 +165,7 @@ def test_coefficients_are_those_of_descent_through_the_merged_model(
 
 def test_the_merge_is_base_plus_learned_shares_of_task_vectors(family: Family) -> None:
     recipe = spelled(family("llama"))
-    coefficients, merge = learned(recipe), Merge(plan(recipe))
+    coefficients, merge = learned(recipe), open_merge(recipe)
     for name, tensor in merge.tensors().items():
         base, *experts = (s.view() for s in tensor.planned.stored)
         pairs = zip(coefficients[name], experts, strict=True)

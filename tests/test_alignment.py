@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge_plugins import Recipe, load_merged, merged_tensors, save
-from merge_plugins.alignment import Alignment, merged_vocabulary
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
 from merge_plugins.api import Region
-from merge_plugins.checkpoint import StoredTensor, open_checkpoint
-from merge_plugins.companions import tokenizer_folder
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
-from merge_plugins.plan import plan
-from merge_plugins.rows import MEAN, OTHER, with_rows
-from merge_plugins.tokenization import Tokenizer
-from merge_plugins.vocabulary import vocabulary
+from merge_plugins.recipe.tokenizer import Tokenizer
+from merge_plugins.tokenizer import Alignment, tokenizer_folder
+from merge_plugins.tokenizer.alignment import merged_vocabulary
+from merge_plugins.tokenizer.vocabulary import vocabulary
+from merge_plugins.weights import StoredTensor, open_checkpoint
+from merge_plugins.weights.rows import MEAN, OTHER, with_rows
 
 Write = Callable[..., str]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -70,7 +70,7 @@ def test_rows_are_the_bases_by_token(spoken: Any, caplog: pytest.LogCaptureFixtu
         assert column(recipe) == [11, 22, 33]
     assert f"{expert}: 1 token is not in the merge's vocabulary and dropped: '<pad>'" in caplog.text
     assert column(recipe, HEAD) == [11.5, 22.5, 33.5]
-    assert plan(recipe).config["vocab_size"] == 3
+    assert open_merge(recipe).plan.config["vocab_size"] == 3
 
 
 def test_without_a_source_of_tokens_the_error_says_what_to_type(spoken: Any) -> None:
@@ -78,7 +78,7 @@ def test_without_a_source_of_tokens_the_error_says_what_to_type(spoken: Any) -> 
     with pytest.raises(
         MismatchError, match=r"vocabularies differ: set tokenizer_source: base, uni"
     ):
-        plan(merge("task_arithmetic", base, [expert]))
+        open_merge(merge("task_arithmetic", base, [expert]))
 
 
 def test_two_fine_tunes_with_pads_of_their_own(spoken: Any) -> None:
@@ -138,7 +138,7 @@ def test_rows_can_be_named_forced_and_padded(spoken: Any) -> None:
     recipe = merge("linear", base, [base, expert], tokenizer=wanted)
     mean = torch.tensor([[1, 1, 2, 0.0], [11, 1, 13, 0.0]]).mean().item()
     assert column(recipe) == pytest.approx([6, 1, 7.5, 0, mean, mean])
-    assert plan(recipe).config["vocab_size"] == 6
+    assert open_merge(recipe).plan.config["vocab_size"] == 6
     assert Recipe.from_mapping(recipe.as_dict()) == recipe
     assert list(vocabulary(tokenizer_folder(recipe))) == ["a", "b", "c", "d"]
 
@@ -149,7 +149,7 @@ def test_a_named_row_must_be_there(spoken: Any) -> None:
     def refused(source: Any, message: str) -> None:
         tokens = {"x": {"source": source}}
         with pytest.raises(RecipeError, match=message):
-            plan(merge("linear", base, [base], tokenizer={"tokens": tokens}))
+            open_merge(merge("linear", base, [base], tokenizer={"tokens": tokens}))
 
     refused(stranger, r"tokens: x: .* is none of the models merged")
     refused(base, r"tokens: x: .* has no row for 'x'")
@@ -166,9 +166,9 @@ def test_a_model_without_a_tokenizer_has_the_donors_if_its_rows_fit(spoken: Any)
     with pytest.raises(
         MismatchError, match=r"has no tokenizer files and 3 rows, .* has 2: copy the"
     ):
-        plan(merge("task_arithmetic", base, [longer], tokenizer_source="base"))
+        open_merge(merge("task_arithmetic", base, [longer], tokenizer_source="base"))
     with pytest.raises(MismatchError, match="has no tokenizer files, so rows cannot be aligned"):
-        plan(merge("task_arithmetic", longer, [base], tokenizer_source="base"))
+        open_merge(merge("task_arithmetic", longer, [base], tokenizer_source="base"))
 
 
 def test_special_tokens_keep_their_meaning(spoken: Any) -> None:
@@ -176,7 +176,7 @@ def test_special_tokens_keep_their_meaning(spoken: Any) -> None:
     second = spoken({"b": 3, "a": 1})
     Path(first, "generation_config.json").write_text('{"eos_token_id": [1, 2], "top_k": 5}')
     recipe = merge("linear", None, [first, second], tokenizer_source=second)
-    assert plan(recipe).config["eos_token_id"] is None
+    assert open_merge(recipe).plan.config["eos_token_id"] is None
     saved = save(recipe, Path(first).with_name("special"))
     held = json.loads((saved / "generation_config.json").read_text())
     assert held == {"eos_token_id": [0], "top_k": 5}
@@ -242,7 +242,7 @@ def test_mergekit_gives_the_same_tensors_and_tokens(
     for name, weight in expected.items():
         torch.testing.assert_close(found[name][...], weight, rtol=0, atol=1e-6)
     config = json.loads((folder / "config.json").read_text())
-    assert plan(recipe).config["vocab_size"] == config["vocab_size"]
+    assert open_merge(recipe).plan.config["vocab_size"] == config["vocab_size"]
     ours = tokenizer_folder(recipe)
     assert vocabulary(ours) == vocabulary(folder)
     text = "<|im_start|>hello<|im_end|> world"
@@ -294,7 +294,7 @@ def test_the_live_merge_is_the_saved_one_and_knows_its_tokens(
         assert torch.equal(live(ids).logits, stored(ids).logits)
     again = Recipe.load(folder)
     assert again == recipe
-    assert again.digest == recipe.digest
+    assert identity.digest(again) == identity.digest(recipe)
     if source == "union":
         assert tokenizer.convert_ids_to_tokens([64, 65]) == ["[PAD]", "<|pad|>"]
         own = load_file(Path(grown[1], "model.safetensors"))[EMBEDDING][64]

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from merge_plugins import Slot
 from merge_plugins.api import Region
-from merge_plugins.arithmetic import (
-    dot_products,
-    drop_at_random,
-    elected,
-    rounded,
-    task_vectors,
-    weighted_sum,
-)
+from merge_plugins.ops.arithmetic import dot_products, elected, rounded, task_vectors, weighted_sum
+from merge_plugins.ops.random import drop_at_random
 
 N = 1 << 18
 NAME = "model.layers.0.mlp.up_proj.weight"

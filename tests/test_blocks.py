@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_plugins.api import Region
-from merge_plugins.blocks import alone, parallel
+from merge_plugins.parallel import alone, parallel
 
 
 @given(shape=st.lists(st.integers(0, 7), max_size=4).map(tuple), numel=st.integers(1, 30))
@@ -125,7 +125,7 @@ def test_an_error_alone_is_the_callers() -> None:
 def test_a_forked_process_has_workers_of_its_own() -> None:
     code = (
         "import os\n"
-        "from merge_plugins.blocks import alone, parallel\n"
+        "from merge_plugins.parallel import alone, parallel\n"
         "assert parallel(abs, [-1]) == [alone(lambda: 1)]\n"
         "child = os.fork()\n"
         "if child == 0:\n"

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins import Recipe, merged_tensors
-from merge_plugins import gram as gram_module
+from merge_plugins.calibration import gram as gram_module
+from merge_plugins.calibration.store import read, write
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, DataError, MergeError, RecipeError
-from merge_plugins.hub import cache_folder
-from merge_plugins.plan import plan
-from merge_plugins.registry import RegisteredStatistic, registry
-from merge_plugins.runner import Merge
-from merge_plugins.statistics import read, write
+from merge_plugins.folders import cache_folder
+from merge_plugins.plugins import registry
+from merge_plugins.plugins.method import RegisteredStatistic
 
 transformers = pytest.importorskip("transformers")
 SIZE = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -125,7 +125,7 @@ def stat_of(name: str, model: str, data: Any) -> Mapping[str, Tensor]:
     methods = {"fisher": ("fisher_merging", {}), "gram": ("regmean_merging", {})}
     methods["fisher_mergelm"] = ("fisher_merging", {"fisher": "mergelm"})
     method, parameters = methods[name]
-    return Merge(plan(spelled(method, [model], data, **parameters))).sources.stat(name, 0)
+    return open_merge(spelled(method, [model], data, **parameters)).sources.stat(name, 0)
 
 
 def live(folder: str) -> Any:
@@ -413,7 +413,7 @@ def test_regmean_of_one_token_stays_near_its_models(
 
 def test_regmean_keeps_a_models_outputs_where_the_other_has_no_inputs() -> None:
     from merge_plugins import Slot
-    from merge_plugins.methods.calibrated import RegMeanMerging
+    from merge_plugins.methods.fisher_regmean import RegMeanMerging
 
     torch.manual_seed(0)
     a, b = torch.randn(2, 5, 4)
@@ -526,13 +526,13 @@ def test_fisher_merging_refuses_what_it_cannot_weigh(
     parameters: dict[str, float], experts: Any, data: str
 ) -> None:
     with pytest.raises(RecipeError, match=next(iter(parameters))):
-        plan(spelled("fisher_merging", experts("llama"), data, **parameters))
+        open_merge(spelled("fisher_merging", experts("llama"), data, **parameters))
 
 
 def test_regmean_refuses_a_ratio_beyond_one(experts: Any, data: str) -> None:
     recipe = spelled("regmean_merging", experts("llama"), data, reduce_non_diagonal_ratio=1.5)
     with pytest.raises(RecipeError, match=r"reduce_non_diagonal_ratio is a factor in \[0, 1\]"):
-        plan(recipe)
+        open_merge(recipe)
 
 
 @pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
@@ -669,7 +669,7 @@ def test_what_it_will_cost_is_said_before_it_starts(
 
 
 def test_only_one_live_model_is_resident(experts: Any, data: str) -> None:
-    sources = Merge(plan(spelled("fisher_merging", experts("llama"), data))).sources
+    sources = open_merge(spelled("fisher_merging", experts("llama"), data)).sources
     first = weakref.ref(sources.module(0))
     assert sources.module(0) is first()
     second = sources.module(1)

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merge_plugins.checkpoint import open_checkpoint, read_json, tokenizer_files
 from merge_plugins.errors import CheckpointError
+from merge_plugins.weights import open_checkpoint
+from merge_plugins.weights.files import read_json, tokenizer_files
 
 WEIGHTS = {
     "model.embed_tokens.weight": torch.arange(12.0).view(4, 3),

@@ -37,15 +37,15 @@ from transformers import (
 )
 
 from merge_plugins import Recipe, load_merged, save
-from merge_plugins.cocktail import (
+from merge_plugins.calibration.losses import ExampleLoss, shares
+from merge_plugins.errors import MergeError, MismatchError, ParameterError, RecipeError
+from merge_plugins.lm_cocktail import (
     compute_weights,
     mix_models,
     mix_models_by_layers,
     mix_models_with_data,
 )
-from merge_plugins.data import example
-from merge_plugins.errors import MergeError, MismatchError, ParameterError, RecipeError
-from merge_plugins.losses import ExampleLoss, shares
+from merge_plugins.recipe.data import example
 
 SMALL: dict[str, Any] = {
     "vocab_size": 54,
@@ -474,5 +474,5 @@ def test_no_models_are_refused() -> None:
 
 
 def test_the_package_alone_imports_none_of_it() -> None:
-    code = "import merge_plugins, sys; assert 'merge_plugins.cocktail' not in sys.modules"
+    code = "import merge_plugins, sys; assert 'merge_plugins.lm_cocktail' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

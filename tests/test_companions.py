@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from merge_plugins import Recipe, load_merged, save
-from merge_plugins.chat_templates import TEMPLATES
-from merge_plugins.companions import chat_template, generation_config, template_of, tokenizer_folder
+from merge_plugins import Recipe, identity, load_merged, save
 from merge_plugins.errors import RecipeError
-from merge_plugins.references import Delta, Lora, Rebased
+from merge_plugins.recipe import Delta, Lora, Rebased
+from merge_plugins.recipe.chat_templates import TEMPLATES
+from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
+from merge_plugins.tokenizer.build import template_of
 
 TURNS = [
     {"role": "system", "content": "Be kind."},
@@ -94,11 +95,11 @@ def test_each_is_chosen_alone_live_and_saved(models: dict[str, str], tmp_path: P
         assert AutoTokenizer.from_pretrained(chosen).chat_template == "MATH {{ messages }}"
     again = Recipe.load(folder)
     assert again == recipe
-    assert again.digest == recipe.digest
+    assert identity.digest(again) == identity.digest(recipe)
     swapped = merge(models, generation_config=models["math"], chat_template=models["code"])
     assert template_of(swapped) == "CODE"
-    assert swapped.digest != recipe.digest
-    assert merge(models).digest not in (recipe.digest, swapped.digest)
+    assert identity.digest(swapped) != identity.digest(recipe)
+    assert identity.digest(merge(models)) not in (identity.digest(recipe), identity.digest(swapped))
 
 
 def test_the_template_of_most_models_wins_and_a_tie_the_first(models: dict[str, str]) -> None:

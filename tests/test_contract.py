@@ -20,15 +20,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Slot, api, registry
-from merge_plugins.api import Measures, Prepares, Region
-from merge_plugins.arithmetic import drop_at_random, keep_at_random
-from merge_plugins.batches import batches
-from merge_plugins.data import Data, Example
-from merge_plugins.losses import ExampleLoss
-from merge_plugins.plan import plan
-from merge_plugins.registry import Method
-from merge_plugins.runner import Merge
+from merge_plugins import Slot
+from merge_plugins.api import Example, Measures, Prepares, Region, method
+from merge_plugins.calibration.batches import batches
+from merge_plugins.calibration.losses import ExampleLoss
+from merge_plugins.engine import Merge, open_merge
+from merge_plugins.ops.random import drop_at_random, keep_at_random
+from merge_plugins.plugins import Method, registry
+from merge_plugins.recipe import Data
 
 REQUIRED = {"weight": 0.5, "t": 0.375}
 """Values for parameters without a default, by name."""
@@ -492,7 +491,7 @@ def lazily(
                 for name, value in given.items()
             },
         )
-        return Merge(plan(spelled), block=block)
+        return open_merge(spelled, block=block)
 
     return make
 
@@ -526,7 +525,7 @@ def test_a_weight_of_many_blocks_is_measured_as_a_whole(
     base, *_ = weights(1, (50, 60))
     slot = case.slot(base, *near(base, 3))
     (expected,) = case.merge(slot)
-    monkeypatch.setattr(api, "block_size", lambda n_inputs: 64)
+    monkeypatch.setattr(method, "block_size", lambda n_inputs: 64)
     (merged,) = case.merge(slot)
     assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
 

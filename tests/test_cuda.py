@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge_plugins import Recipe, live, load_merged, merged_tensors
+from merge_plugins import Recipe, load_merged, merged_tensors
 from merge_plugins.api import Region, Slot
-from merge_plugins.arithmetic import drop_at_random
 from merge_plugins.demo import family
+from merge_plugins.ops.random import drop_at_random
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,8 +69,8 @@ def test_what_is_calibrated_on_the_gpu_is_what_is_calibrated_on_the_cpu(
     experts = [str(path) for name, path in family().items() if name != "base"]
     given = {"method": method, "models": experts, "data": str(tmp_path / "texts.jsonl")}
     found = []
-    for room in (live.ROOM, 1e12):
-        monkeypatch.setattr(live, "ROOM", room)
+    for room in (experts.ROOM, 1e12):
+        monkeypatch.setattr(experts, "ROOM", room)
         monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / f"{room}"))
         merged = merged_tensors(Recipe.from_model_args(given))
         found.append({name: tensor[...].float() for name, tensor in merged.items()})

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from merge_plugins import Recipe
-from merge_plugins.batches import UNSCORED, batches
-from merge_plugins.data import Data, Example, from_setting
+from merge_plugins import Recipe, identity
+from merge_plugins.api import Example
+from merge_plugins.calibration.batches import UNSCORED, batches
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import DataError, RecipeError
-from merge_plugins.plan import plan
+from merge_plugins.recipe import Data
+from merge_plugins.recipe.data import from_setting
 
 Rows = Callable[..., str]
 
@@ -102,7 +104,7 @@ def test_of_a_large_file_a_share_is_drawn_by_seed_in_its_order(rows: Rows) -> No
 def test_the_digest_is_of_what_is_read_not_of_where_it_is(rows: Rows) -> None:
     texts = [{"text": str(i)} for i in range(5)]
     one, other = Data(rows(*texts)), Data(rows(*texts, "", name="moved.jsonl"))
-    assert one.digest == other.digest
+    assert identity.digest(one) == identity.digest(other)
     different = [
         Data(rows(*texts[::-1], name="b.jsonl")),
         Data(str(one.path), limit=4),
@@ -167,7 +169,7 @@ def test_every_spelling_of_the_same_data_is_one_recipe(models: list[str], rows: 
         Recipe.from_model_args({**short, "data": json.dumps({"path": file})}),
     ]
     assert all(recipe == recipes[0] for recipe in recipes)
-    assert {recipe.digest for recipe in recipes} == {recipes[0].digest}
+    assert {identity.digest(recipe) for recipe in recipes} == {identity.digest(recipes[0])}
     assert recipes[0].as_dict()["data"] == file
     assert Recipe.from_mapping(recipes[0].as_dict()) == recipes[0]
 
@@ -185,7 +187,7 @@ def test_each_model_may_have_data_of_its_own(models: list[str], rows: Rows) -> N
     assert Recipe.from_mapping(recipe.as_dict()) == recipe
     short = {"method": "fisher_merging", "models": "+".join(models), "data": "+".join(files)}
     assert Recipe.from_model_args(short).models[1].data == Data(files[1])
-    assert recipe.digest != spelled(models, data=files[0]).digest
+    assert identity.digest(recipe) != identity.digest(spelled(models, data=files[0]))
     with pytest.raises(RecipeError, match="data has 2 values for 3 models"):
         Recipe.from_model_args({**short, "data": "+".join(files[:2])})
 
@@ -210,28 +212,28 @@ def test_a_path_is_relative_to_the_recipe(models: list[str], rows: Rows, tmp_pat
 
 def test_the_contents_of_the_data_decide_the_digest(models: list[str], rows: Rows) -> None:
     file = rows({"text": "a"})
-    before = spelled(models, data=file).digest
+    before = identity.digest(spelled(models, data=file))
     rows({"text": "changed"})
-    assert spelled(models, data=file).digest != before
+    assert identity.digest(spelled(models, data=file)) != before
 
 
 @pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
 def test_a_method_that_needs_data_says_so_before_any_file_is_opened(method: str) -> None:
     nowhere = [{"model": "/nowhere/a", "data": "/nowhere.jsonl"}, "/nowhere/b"]
     with pytest.raises(RecipeError, match=f"{method}: needs calibration data for /nowhere/b; add"):
-        plan(spelled(nowhere, method))
+        open_merge(spelled(nowhere, method))
 
 
 def test_data_that_nobody_reads_is_refused(models: list[str], rows: Rows) -> None:
     for given in ({"data": rows({"text": "a"})}, {}):
         entries = models if given else [{"model": models[0], "data": rows({"text": "a"})}]
         with pytest.raises(RecipeError, match="average_merging: reads no calibration data here"):
-            plan(spelled(entries, "average_merging", **given))
+            open_merge(spelled(entries, "average_merging", **given))
 
 
 def test_a_damaged_row_stops_the_check_of_a_recipe(models: list[str], rows: Rows) -> None:
     with pytest.raises(DataError, match="line 1: not JSON"):
-        plan(spelled(models, data=rows("{")))
+        open_merge(spelled(models, data=rows("{")))
 
 
 # As tokens.

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from merge_plugins import Recipe, load_merged
-from merge_plugins.__main__ import main, read_recipe
+from merge_plugins.cli import main
+from merge_plugins.recipe import read_recipe
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "from_the_seeds.md"
 LAST = 76

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins.errors import DataError
-from merge_plugins.gates import Centroid, Fixed, Mlp, Oracle, strongest
-from merge_plugins.low_rank import truncated_svd
+from merge_plugins.ops.svd import truncated_svd
+from merge_plugins.routing.gates import Centroid, Fixed, Mlp, Oracle, strongest
 
 
 @dataclass

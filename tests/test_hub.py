@@ -11,9 +11,10 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from merge_plugins import hub
 from merge_plugins.errors import CheckpointError
-from merge_plugins.hub import identity, resolve, tokenizer_identity
+from merge_plugins.identity import model_identity, tokenizer_identity
+from merge_plugins.weights import content
+from merge_plugins.weights.hub import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Write = Callable[..., str]
@@ -69,48 +70,48 @@ def test_a_hub_id_is_found_in_the_cache(revision: str, hub_cache: Path, checkpoi
 
 def test_a_copy_elsewhere_is_the_same_model(checkpoint: Write) -> None:
     first, second = (checkpoint({"w": torch.arange(5.0)}, rope=1) for _ in range(2))
-    assert identity(first) == identity(second)
-    assert len(identity(first)) == 32
+    assert model_identity(first) == model_identity(second)
+    assert len(model_identity(first)) == 32
 
 
 def test_one_bit_makes_another_model(checkpoint: Write) -> None:
     weights = torch.zeros(1 << 20)
-    before = identity(checkpoint({"w": weights}))
+    before = model_identity(checkpoint({"w": weights}))
     weights[777_777] = 1e-45
-    assert identity(checkpoint({"w": weights})) != before
+    assert model_identity(checkpoint({"w": weights})) != before
 
 
 def test_a_file_changed_in_place_is_another_model(checkpoint: Write) -> None:
     folder = Path(checkpoint({"w": torch.zeros(9)}))
-    before = identity(str(folder))
+    before = model_identity(str(folder))
     file = folder / "model.safetensors"
     raw = file.read_bytes()
     file.write_bytes(raw[:-1] + b"\x01")
-    assert identity(str(folder)) != before
+    assert model_identity(str(folder)) != before
     file.write_bytes(raw)
-    assert identity(str(folder)) == before
+    assert model_identity(str(folder)) == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_configuration_belongs_to_the_identity(name: str, checkpoint: Write) -> None:
     folder = checkpoint({"w": torch.zeros(1)})
-    before = identity(folder)
+    before = model_identity(folder)
     Path(folder, name).write_text(json.dumps({"rope_theta": 1e6}))
-    assert identity(folder) != before
+    assert model_identity(folder) != before
 
 
 def test_what_a_readme_says_does_not(checkpoint: Write) -> None:
     folder = checkpoint({"w": torch.zeros(1)})
-    before = identity(folder), tokenizer_identity(folder)
+    before = model_identity(folder), tokenizer_identity(folder)
     Path(folder, "README.md").write_text("a model")
-    assert (identity(folder), tokenizer_identity(folder)) == before
+    assert (model_identity(folder), tokenizer_identity(folder)) == before
 
 
 def test_a_tokenizer_has_an_identity_of_its_own(checkpoint: Write) -> None:
     folder = checkpoint({"w": torch.zeros(1)})
-    before = identity(folder), tokenizer_identity(folder)
+    before = model_identity(folder), tokenizer_identity(folder)
     Path(folder, "tokenizer.json").write_text("{}")
-    assert identity(folder) == before[0]
+    assert model_identity(folder) == before[0]
     assert tokenizer_identity(folder) != before[1]
 
 
@@ -118,26 +119,26 @@ def test_a_file_is_read_once_and_remembered(
     checkpoint: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoint({"w": torch.zeros(33)})
-    before = identity(folder)
-    monkeypatch.setattr(hub, "_hash", lambda *_: pytest.fail("read twice"))
-    assert identity(folder) == before
+    before = model_identity(folder)
+    monkeypatch.setattr(content, "_hash", lambda *_: pytest.fail("read twice"))
+    assert model_identity(folder) == before
 
 
 def test_nothing_is_remembered_where_nothing_can_be_written(
     checkpoint: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "a file").touch()
-    monkeypatch.setattr(hub, "_cache", lambda: tmp_path / "a file" / "content")
+    monkeypatch.setattr(content, "_cache", lambda: tmp_path / "a file" / "content")
     folder = checkpoint({"w": torch.zeros(34)})
-    assert identity(folder) == identity(folder)
+    assert model_identity(folder) == model_identity(folder)
 
 
 def test_the_hubs_own_name_for_content_saves_reading_it(
     hub_cache: Path, checkpoint: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached(hub_cache, checkpoint({"w": torch.zeros(35)}))
-    monkeypatch.setattr(hub, "_hash", lambda *_: pytest.fail("read"))
-    assert identity("tiny/llama@v1") == identity("tiny/llama")
+    monkeypatch.setattr(content, "_hash", lambda *_: pytest.fail("read"))
+    assert model_identity("tiny/llama@v1") == model_identity("tiny/llama")
 
 
 def test_empty_files_have_an_identity(checkpoint: Write) -> None:

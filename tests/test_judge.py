@@ -17,7 +17,7 @@ import pytest
 from loopback import Judge
 
 from harness_adapters import judge
-from merge_plugins.__main__ import main
+from merge_plugins.cli import main
 from merge_plugins.errors import DataError, MergeError
 
 pytest.importorskip("openai")

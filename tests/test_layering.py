@@ -69,9 +69,9 @@ def test_built_in_methods_see_no_files_recipes_or_runners() -> None:
     "statement",
     [
         "import merge_plugins",
-        "from merge_plugins.registry import registry; registry().methods",
+        "from merge_plugins.plugins import registry; registry().methods",
         "from merge_plugins import Recipe, merged_tensors",
-        "import merge_plugins.plan, merge_plugins.__main__",
+        "import merge_plugins.engine, merge_plugins.cli",
     ],
 )
 def test_nothing_heavy_is_imported_before_a_model_is_built(statement: str) -> None:

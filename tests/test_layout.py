@@ -12,9 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import MismatchError
-from merge_plugins.layout import input_dims
-from merge_plugins.plan import plan
+from merge_plugins.hf.input_dims import input_dims
 
 DECODER = {
     "vocab_size": 40,
@@ -161,5 +161,5 @@ def test_code_that_comes_with_the_model_is_not_run(
         (folder / "config.json").write_text(json.dumps(described))
         folders.append(str(folder))
     with pytest.raises(MismatchError, match=r"has no code of its own for 'own'"):
-        plan(recipe("widen_merging", folders[0], [folders[1]]))
-    assert plan(recipe("task_arithmetic", folders[0], [folders[1]]))  # does not ask
+        open_merge(recipe("widen_merging", folders[0], [folders[1]]))
+    assert open_merge(recipe("task_arithmetic", folders[0], [folders[1]])).plan  # does not ask

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins.lazy import LazyTensor
+from merge_plugins.outputs.lazy_tensor import LazyTensor
 
 Write = Callable[..., str]
 Merged = Callable[..., dict[str, Any]]

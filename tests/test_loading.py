@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from merge_plugins import Recipe, load_merged, registry, save
+from merge_plugins import Recipe, load_merged, save
 from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.plugins import registry
 
 SIZES = {
     "vocab_size": 48,

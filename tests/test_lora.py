@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from merge_plugins import Recipe, load_merged, merged_tensors, save
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MergeError, MismatchError, RecipeError
-from merge_plugins.lora import PANEL, Adapter
-from merge_plugins.plan import plan
-from merge_plugins.references import Lora
-from merge_plugins.runner import Merge
+from merge_plugins.recipe import Lora
+from merge_plugins.sources.lora import PANEL, Adapter
 
 IDS = torch.tensor([[1, 5, 9, 2, 40, 17, 3, 3]])
 LINEAR = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 8}
@@ -133,7 +132,7 @@ def test_the_bits_do_not_depend_on_what_is_asked_for(
     name = "model.layers.0.mlp.down_proj.weight"
     for case in ("plain", "DoRA"):
         model, adapter = adapted(case)
-        tensor = Merge(plan(alone(f"{model}+{adapter}")), block=block).tensors()[name]
+        tensor = open_merge(alone(f"{model}+{adapter}"), block=block).tensors()[name]
         whole = tensor[...]
         (source,) = tensor.planned.experts
         assert torch.equal(source.view(), whole)
@@ -160,7 +159,7 @@ def test_adapters_merge_live_and_on_disk_alike(adapted: Adapted, tmp_path: Path)
     stored = AutoModelForCausalLM.from_pretrained(save(recipe, tmp_path / "saved"))
     with torch.no_grad():
         assert torch.equal(live(IDS).logits, stored(IDS).logits)
-    assert Recipe.load(tmp_path / "saved").digest == recipe.digest
+    assert identity.digest(Recipe.load(tmp_path / "saved")) == identity.digest(recipe)
 
 
 def test_every_spelling_of_an_adapted_model_is_one(adapted: Adapted, tmp_path: Path) -> None:
@@ -189,12 +188,12 @@ def test_the_digest_knows_every_byte_of_an_adapter(adapted: Adapted, tmp_path: P
     model, adapter = adapted("plain")
     copy = tmp_path / "copy"
     shutil.copytree(adapter, copy)
-    assert alone(f"{model}+{copy}").digest == alone(f"{model}+{adapter}").digest
-    assert alone(f"{model}+{copy}").digest != alone(model).digest
+    assert identity.digest(alone(f"{model}+{copy}")) == identity.digest(alone(f"{model}+{adapter}"))
+    assert identity.digest(alone(f"{model}+{copy}")) != identity.digest(alone(model))
     tensors = load_file(copy / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] += 1
     save_file(tensors, copy / "adapter_model.safetensors")
-    assert alone(f"{model}+{copy}").digest != alone(f"{model}+{adapter}").digest
+    assert identity.digest(alone(f"{model}+{copy}")) != identity.digest(alone(f"{model}+{adapter}"))
 
 
 def test_an_adapter_may_be_a_bin_file(adapted: Adapted, tmp_path: Path) -> None:
@@ -224,7 +223,7 @@ def test_what_is_not_lora_is_refused_by_name(
     file = tmp_path / "copy" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(CheckpointError, match=message):
-        plan(alone(f"{model}+{tmp_path / 'copy'}"))
+        open_merge(alone(f"{model}+{tmp_path / 'copy'}"))
 
 
 def broken(adapter: str, folder: Path, **tensors: Tensor | None) -> str:
@@ -244,7 +243,7 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(adapted: Adapted, tmp_p
 
     def refused(error: type[MergeError], message: str, folder: str, ref: str = model) -> None:
         with pytest.raises(error, match=message):
-            plan(alone(f"{ref}+{folder}"))
+            open_merge(alone(f"{ref}+{folder}"))
 
     wide = broken(adapter, tmp_path / "wide", lora_A=torch.ones(4, 33))
     refused(MismatchError, r"the adapter's model.layers.\S+ is \[\d+, 33\]", wide)
@@ -254,7 +253,7 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(adapted: Adapted, tmp_p
     refused(MismatchError, r"which the model has not; its weights look like 'lm", adapter, gpt2)
     refused(CheckpointError, "is no LoRA adapter: it needs adapter_config.json", model)
     with pytest.raises(CheckpointError, match=r"is a LoRA adapter, not a model\. Name the model"):
-        plan(alone(adapter))
+        open_merge(alone(adapter))
     odd = tmp_path / "odd"
     shutil.copytree(adapter, odd)
     save_file(
@@ -279,7 +278,7 @@ def test_one_plus_adds_one_adapter(adapted: Adapted) -> None:
 def test_a_checkpoint_without_its_prefix_is_found(adapted: Adapted) -> None:
     _, adapter = adapted("Conv1D")
     model, _ = adapted("Conv1D")
-    stored = plan(alone(model)).donor
+    stored = open_merge(alone(model)).plan.donor
     short = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     found = Adapter(Path(adapter)).added_to(short)
     assert type(found["h.0.attn.c_attn.weight"]) is not type(short["h.0.attn.c_attn.weight"])

@@ -24,9 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from merge_plugins.data import Example
+from merge_plugins.api import Example
+from merge_plugins.calibration.losses import ExampleLoss, shares
 from merge_plugins.errors import ParameterError, RecipeError
-from merge_plugins.losses import ExampleLoss, shares
 
 WORDS = [str(number) for number in range(50)]
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[END]"]

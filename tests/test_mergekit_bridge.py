@@ -24,8 +24,8 @@ import yaml
 from test_against_mergekit import METHODS, number, per_model, weights, write_models
 
 from harness_adapters import mergekit_bridge
-from merge_plugins import registry
 from merge_plugins.errors import MergeError
+from merge_plugins.plugins import registry
 
 PLUGINS = Path(__file__).parent / "plugins" / "mergekit-methods"
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def python(
     return run.stdout
 
 
-LIST = "from merge_plugins.__main__ import main; main(['list'])"
+LIST = "from merge_plugins.cli import main; main(['list'])"
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_merge_by_a_method_of_ours_never_imports_mergekit(
 
 def test_mergekit_is_imported_for_a_name_nobody_has_and_for_a_list(installed: Path) -> None:
     code = (
-        "from merge_plugins import registry; from merge_plugins.__main__ import main\n"
+        "from merge_plugins import registry; from merge_plugins.cli import main\n"
         "try: registry().get('power_mean')\n"
         "except LookupError as exc: print(exc, registry().broken)\n"
         "registry.cache_clear(); main(['list'])"
@@ -165,7 +165,7 @@ def test_methods_are_listed_and_marked() -> None:
     assert "1 or more models; side  pick=true" in found
     assert found.count("BROKEN") == 7
     for name, why in {
-        "tsv": "'tsv' is already registered by merge_plugins.methods.singular",
+        "tsv": "'tsv' is already registered by merge_plugins.methods.tsv_iso",
         "refused_axis": "cannot be used here: it reads group.metadata.vocabulary_axis",
         "refused_base": "cannot be used here: it looks for the base without saying so",
         "refused_weight": "cannot be used here: weight has a value for the base too",
@@ -231,7 +231,7 @@ def test_what_is_wrong_with_a_recipe_is_said_before_a_weight_is_read(
         held["models"] = [{"model": expert, "parameters": {"weight": 1}}]
     (tmp_path / "merge.yaml").write_text(yaml.safe_dump(held))
     code = (
-        "import sys; from merge_plugins.__main__ import main\n"
+        "import sys; from merge_plugins.cli import main\n"
         "sys.stderr = sys.stdout; print(main(['check', sys.argv[1]]))"
     )
     found = bridged(code, tmp_path / "merge.yaml")

@@ -17,13 +17,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Recipe, Slot, matrices, merged_tensors
+from merge_plugins import Recipe, Slot, merged_tensors
 from merge_plugins.errors import CheckpointError, ParameterError
 from merge_plugins.methods.consensus import Consensus
 from merge_plugins.methods.pcb import PcbMerging
-from merge_plugins.methods.singular import IsoC, IsoCTS, TaskSingularVectors, whitening
+from merge_plugins.methods.tsv_iso import IsoC, IsoCTS, TaskSingularVectors, whitening
 from merge_plugins.methods.wudi import Wudi
-from merge_plugins.registry import registry
+from merge_plugins.ops import matrices
+from merge_plugins.plugins import registry
 
 Merging = TaskSingularVectors | IsoC | IsoCTS | Wudi
 BY_MATRIX: list[Merging] = [

@@ -17,10 +17,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_plugins import Recipe, registry
-from merge_plugins.methods.swaps import POSITIVE, ArceeFusion
-from merge_plugins.plan import PlannedTensor, plan
-from merge_plugins.runner import Merge
+from merge_plugins import Recipe
+from merge_plugins.engine import Merge, open_merge
+from merge_plugins.methods.nearswap_arcee import POSITIVE, ArceeFusion
+from merge_plugins.planning import PlannedTensor
+from merge_plugins.plugins import registry
 
 DATA = Path(__file__).parent / "data"
 RECIPES = json.loads((DATA / "mergekit-recipes.json").read_text())
@@ -84,7 +85,7 @@ def test_the_tensors_of_every_recipe_at_hand_are_those_of_mergekit(
 
 
 def check(recipe: Recipe, expected: Mapping[str, Tensor]) -> None:
-    found = plan(recipe)
+    found = open_merge(recipe).plan
     tensors = Merge(found).tensors()
     assert tensors.keys() == expected.keys()
     wrong = {}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge_plugins import Recipe
+from merge_plugins.engine import MergedTensor, merged_tensors
 from merge_plugins.errors import ParameterError
-from merge_plugins.registry import registry
-from merge_plugins.runner import MergedTensor, merged_tensors
+from merge_plugins.plugins import registry
 
 Merged = Callable[..., dict[str, MergedTensor]]
 DATA = Path(__file__).parent / "data"

@@ -9,10 +9,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merge_plugins import Recipe, registry
+from merge_plugins import Recipe
 from merge_plugins.errors import ParameterError, RecipeError, UnknownMethodError
-from merge_plugins.parameters import validate
-from merge_plugins.recipe import split_model_args
+from merge_plugins.planning.parameters import validate
+from merge_plugins.plugins import registry
+from merge_plugins.recipe import files, read_recipe
+from merge_plugins.recipe.settings import as_yaml
 
 YAML = """
 merge_method: ties
@@ -48,7 +50,8 @@ def ties(**changes: object) -> Recipe:
 
 
 def weights(recipe: Recipe) -> list[object]:
-    return [{**recipe.parameters, **model.parameters}.get("weight") for model in recipe.models]
+    scopes = ({**recipe.parameters, **model.parameters} for model in recipe.models)
+    return [as_yaml(scope).get("weight") for scope in scopes]
 
 
 def names(recipe: Recipe) -> list[str]:
@@ -178,14 +181,14 @@ def test_a_list_has_one_value_per_model(name, n):
 
 def test_gradients_and_filters_come_in_params():
     found = ties(density="absent", params={"density": [0.1, 0.9], "normalize": False})
-    assert found.parameters == {"density": [0.1, 0.9], "normalize": False}
+    assert as_yaml(found.parameters) == {"density": [0.1, 0.9], "normalize": False}
     rules = [{"filter": "mlp", "value": 0.5}, {"value": 0.1}]
-    assert ties(density=rules).parameters["density"] == rules
+    assert as_yaml(ties(density=rules).parameters)["density"] == rules
 
 
 def test_a_shared_parameter_takes_a_gradient_as_it_is():
     found = Recipe.from_model_args({"method": "slerp", "base": "B", "models": "a", "t": [0, 1]})
-    assert found.parameters == {"t": [0.0, 1.0]}
+    assert as_yaml(found.parameters) == {"t": [0.0, 1.0]}
 
 
 def test_values_arrive_as_text_or_parsed():
@@ -222,7 +225,7 @@ def test_what_means_nothing_is_refused(changes, message):
 @pytest.mark.parametrize("stray", [{"b": ""}, {"0.4]": "x"}, {"'b'": ""}])
 def test_a_bare_comma_is_explained(stray):
     message = "lists need '\\+', JSON or config=; a bare ',' separates arguments"
-    for read in (Recipe.from_model_args, split_model_args):
+    for read in (Recipe.from_model_args, Recipe.split_model_args):
         with pytest.raises(RecipeError, match=message):
             read({"method": "ties", "models": "a", **stray})
 
@@ -261,7 +264,7 @@ def test_models_replaces_the_whole_list_of_the_config(config):
     found = Recipe.from_model_args({"config": "there", "models": "c:1+a"})
     assert [model.ref for model in found.models] == [str(Path(n).absolute()) for n in "ca"]
     assert weights(found) == [1.0, None]
-    assert found.parameters == {"density": 0.5}
+    assert as_yaml(found.parameters) == {"density": 0.5}
 
 
 def test_a_typed_parameter_wins_in_every_scope_of_the_config(config):
@@ -269,11 +272,11 @@ def test_a_typed_parameter_wins_in_every_scope_of_the_config(config):
     held["models"][0]["parameters"]["density"] = [{"filter": "mlp", "value": 0.1}]
     config.write_text(yaml.safe_dump(held))
     found = Recipe.from_model_args({"config": "there", "density": 0.9})
-    assert found.parameters == {"density": 0.9}
+    assert as_yaml(found.parameters) == {"density": 0.9}
     assert all(set(model.parameters) == {"weight"} for model in found.models)
     assert weights(Recipe.from_model_args({"config": "there", "weights": "1+2"})) == [1.0, 2.0]
     each = Recipe.from_model_args({"config": "there", "density": "0.7+0.9"})
-    assert [model.parameters["density"] for model in each.models] == [0.7, 0.9]
+    assert [as_yaml(model.parameters)["density"] for model in each.models] == [0.7, 0.9]
 
 
 def test_another_method_may_be_tried_on_a_config(config):
@@ -286,7 +289,7 @@ def test_a_method_alone_may_come_from_the_arguments(config):
     del held["merge_method"], held["models"]
     config.write_text(yaml.safe_dump(held))
     found = Recipe.from_model_args({"config": "there", "method": "ties", "models": "a:1"})
-    assert found.parameters == {"weight": 1.0, "density": 0.5}
+    assert as_yaml(found.parameters) == {"weight": 1.0, "density": 0.5}
 
 
 def test_an_error_in_a_config_names_the_file(config):
@@ -309,13 +312,28 @@ def test_a_config_of_slices_may_be_given_other_models(config):
 def test_what_is_not_the_recipe_s_is_the_harness_s(config):
     ours = {"method": "ties", "pretrained": "B", "models": "a", "weights": 1, "density": 0.5}
     rest = {"dtype": "float32", "tokenizer": "x", "batch_size": 2, "densty": 1, "max_length": None}
-    assert split_model_args({**ours, **rest}) == (ours, rest)
-    assert split_model_args({"config": "there", "keep": 1, "density": 1}) == (
-        {"config": "there", "density": 1},
-        {"keep": 1},
-    )
+    assert Recipe.split_model_args({**ours, **rest}) == (Recipe.from_model_args(ours), rest)
+    given = {"config": "there", "keep": 1, "density": 1}
+    recipe, kept = Recipe.split_model_args(given)
+    assert recipe == Recipe.from_model_args({"config": "there", "density": 1})
+    assert kept == {"keep": 1}
 
 
 def test_splitting_without_a_method_says_what_to_add():
     with pytest.raises(RecipeError, match="no merge method given"):
-        split_model_args({"models": "a"})
+        Recipe.split_model_args({"models": "a"})
+
+
+def test_a_recipe_file_is_parsed_once_on_every_way(config, monkeypatch):
+    parsed, from_yaml = [], files._each_from_yaml
+
+    def counting(text):
+        parsed.append(text)
+        return from_yaml(text)
+
+    monkeypatch.setattr(files, "_each_from_yaml", counting)
+    Recipe.load(config)
+    Recipe.from_model_args({"config": str(config), "density": 0.9})
+    Recipe.split_model_args({"config": str(config), "method": "dare_ties", "batch_size": 2})
+    read_recipe(f"config={config}")
+    assert len(parsed) == 4

@@ -22,8 +22,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from merge_plugins import MergeError, Recipe, load_merged, mount, save
-from merge_plugins.__main__ import main
+from merge_plugins import MergeError, Recipe, identity, load_merged, mount, save
+from merge_plugins.cli import main
 from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -349,7 +349,7 @@ def test_the_command_prints_the_folder_and_the_digest(
     (tmp_path / "merge.yaml").write_text(winner.to_yaml())
     assert main(["mount", str(tmp_path / "merge.yaml"), str(tmp_path / "mounted")]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'mounted'}: {winner.label}. Load it with trust_remote_code=True.\n"
+        f"{tmp_path / 'mounted'}: {identity.label(winner)}. Load it with trust_remote_code=True.\n"
     )
     assert main(["mount", str(tmp_path / "merge.yaml"), str(tmp_path / "mounted")]) == 1
     assert "is not empty" in capsys.readouterr().err

@@ -13,10 +13,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_plugins import Recipe, load_merged, merged_tensors, save
-from merge_plugins.__main__ import main
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
+from merge_plugins.cli import main
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MergeWarning, RecipeError
-from merge_plugins.plan import plan
 
 Write = Callable[..., str]
 
@@ -67,7 +67,25 @@ def test_documents_are_one_recipe_with_its_nested_spelling(folder: Path) -> None
     nested = Recipe.from_mapping(document(inner, str(folder / "c")))
     found = Recipe.load(write(folder, document("half", "c"), document("a", "b", name="half")))
     assert found == nested
-    assert found.digest == nested.digest
+    assert identity.digest(found) == identity.digest(nested)
+
+
+def test_documents_of_two_files_may_share_a_name(folder: Path) -> None:
+    inner = folder / "inner.yaml"
+    inner.write_text(yaml.safe_dump_all([document("a", "b", name="step1"), document("step1", "c")]))
+    file = write(folder, document("inner.yaml", "a", name="step1"), document("step1", "b"))
+    step = document(str(folder / "a"), str(folder / "b"))
+    nested = document(step, str(folder / "c"))
+    whole = document(document(nested, str(folder / "a")), str(folder / "b"))
+    assert Recipe.load(file) == Recipe.from_mapping(whole)
+
+
+def test_a_loop_through_two_files_names_the_way(folder: Path) -> None:
+    (folder / "inner.yaml").write_text(yaml.safe_dump(document("merges.yaml", "a")))
+    file = write(folder, document("inner.yaml", "a", name="step1"), document("step1", "b"))
+    way = rf"a model of itself: {file} → step1 → .*inner\.yaml → {file}$"
+    with pytest.raises(RecipeError, match=way):
+        Recipe.load(file)
 
 
 def test_of_documents_that_all_have_names_the_last_is_merged(folder: Path) -> None:
@@ -120,7 +138,7 @@ def test_state_dicts_merge_by_name_without_a_config(folder: Path) -> None:
     assert not (folder / "out/config.json").exists()
     saved = load_file(folder / "out/model.safetensors")
     assert all(torch.equal(saved[name], weight) for name, weight in merged.items())
-    assert Recipe.load(folder / "out").digest == recipe.digest
+    assert identity.digest(Recipe.load(folder / "out")) == identity.digest(recipe)
     with pytest.raises(RecipeError, match=r"a file of tensors without config.json.*save"):
         load_merged(recipe)
 
@@ -143,10 +161,10 @@ def test_what_cannot_be_averaged_is_refused_by_name(
 ) -> None:
     refs = [checkpoint(tensors, **config) for _ in range(2)]
     with pytest.raises(CheckpointError, match=message):
-        plan(Recipe.from_mapping(document(*refs)))
+        open_merge(Recipe.from_mapping(document(*refs)))
 
 
 def test_a_gguf_file_is_refused_before_it_is_read(folder: Path) -> None:
     (folder / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="a GGUF file"):
-        plan(Recipe.from_mapping(document("x.gguf", "a"), folder))
+        open_merge(Recipe.from_mapping(document("x.gguf", "a"), folder))

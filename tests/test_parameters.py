@@ -11,18 +11,12 @@ from hypothesis import strategies as st
 
 from merge_plugins.api import PerExpert, parameter
 from merge_plugins.errors import ParameterError, RecipeError
-from merge_plugins.normal_form import experts, normal_form
-from merge_plugins.parameters import (
-    MISSING,
-    build,
-    resolve,
-    resolved,
-    unmatched_filters,
-    validate,
-)
-from merge_plugins.recipe import Recipe
-from merge_plugins.registry import Method
-from merge_plugins.slices import Model, Slice
+from merge_plugins.planning import parameters
+from merge_plugins.planning.parameters import build, resolved, unmatched_filters
+from merge_plugins.plugins import Method
+from merge_plugins.recipe import Entry, Recipe, Slice
+from merge_plugins.recipe.normalize import experts
+from merge_plugins.recipe.settings import MISSING, parsed, read_settings
 
 MLP, ATTENTION = "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
 
@@ -48,14 +42,26 @@ class Mix:
 MIX = Method("mix", Mix, "tests", needs_base=True, min_experts=2, max_experts=3)
 
 
+def entry(name: str, **parameters: object) -> Entry:
+    return Entry(name, read_settings(MIX, parameters, name))
+
+
 def mix(*own: dict, **parameters: object) -> Recipe:
-    models = tuple(Model(name, settings) for name, settings in zip("abc", own, strict=False))
-    return Recipe("mix", (Slice(models, parameters),), base_model="base")
+    models = tuple(entry(name, **settings) for name, settings in zip("abc", own, strict=False))
+    return Recipe("mix", (Slice(models, read_settings(MIX, parameters)),), base_model="base")
+
+
+def validate(method: Method, recipe: Recipe) -> None:
+    parameters.validate(method, recipe.normal(method))
+
+
+def resolve(setting: object, tensor: str, t: float) -> object:
+    return parsed(setting, lambda value: value).at(tensor, t)
 
 
 def only(recipe: Recipe) -> Slice:
     """The one slice of a merge of whole models, in its normal form."""
-    (piece,) = normal_form(recipe, MIX).slices
+    (piece,) = recipe.normal(MIX).slices
     return piece
 
 
@@ -149,7 +155,7 @@ def test_a_required_parameter_says_what_to_type():
 
 
 def test_a_required_parameter_whose_filters_all_miss_names_the_tensor():
-    recipe = normal_form(mix({}, {}, weight={"filter": "mlp", "value": 1}), MIX)
+    recipe = mix({}, {}, weight={"filter": "mlp", "value": 1}).normal(MIX)
     validate(MIX, recipe)
     with pytest.raises(ParameterError, match=r"required for a; no filter matches lm_head"):
         build(MIX, only(recipe), "lm_head", 0)
@@ -262,9 +268,11 @@ def test_every_value_is_tried_before_any_tensor_is_known(density):
 
 
 def test_an_unknown_parameter_is_refused_in_both_scopes():
-    for recipe in (weighted(densty=1), mix({"weight": 1, "densty": 1}, {"weight": 1})):
-        with pytest.raises(ParameterError, match="no parameter 'densty'; did you mean 'density'"):
-            validate(MIX, recipe)
+    message = "no parameter 'densty'; did you mean 'density'"
+    with pytest.raises(ParameterError, match=message):
+        weighted(densty=1)
+    with pytest.raises(ParameterError, match=message):
+        mix({"weight": 1, "densty": 1}, {"weight": 1})
 
 
 def test_a_shared_parameter_in_a_model_s_entry_is_refused():
@@ -279,7 +287,7 @@ def test_one_parameter_under_two_spellings_is_refused():
 
 @pytest.mark.parametrize(("n", "got"), [(1, "got 1: a"), (0, "got 0: none")])
 def test_too_few_models_are_refused_the_base_not_counted(n, got):
-    models = (Model("base"), *(Model(c) for c in "abc"[:n]))
+    models = (Entry("base"), *(Entry(c) for c in "abc"[:n]))
     recipe = Recipe("mix", (Slice(models),), base_model="base")
     with pytest.raises(RecipeError, match=f"takes 2 to 3 models besides base_model; {got}"):
         validate(MIX, recipe)
@@ -287,13 +295,13 @@ def test_too_few_models_are_refused_the_base_not_counted(n, got):
 
 def test_too_many_models_are_refused():
     two = Method("two", Mix, "tests", min_experts=2, max_experts=2)
-    recipe = Recipe("two", (Slice(tuple(Model(c, {"weight": 1}) for c in "abc")),))
+    recipe = Recipe("two", (Slice(tuple(entry(c, weight=1) for c in "abc")),))
     with pytest.raises(RecipeError, match="two: takes 2 models; got 3: a, b, c"):
         validate(two, recipe)
 
 
 def test_a_method_that_needs_a_base_says_how_to_name_one():
-    models = Model("a", {"weight": 1}), Model("b", {"weight": 1})
+    models = entry("a", weight=1), entry("b", weight=1)
     with pytest.raises(RecipeError, match="mix: needs a base model; add base_model:"):
         validate(MIX, Recipe("mix", (Slice(models),)))
 
@@ -302,7 +310,7 @@ def test_a_method_that_needs_a_base_says_how_to_name_one():
 def test_a_method_that_needs_data_says_how_to_name_it(facts):
     fisher = Method("fisher", Mix, "tests", **facts)
     with pytest.raises(RecipeError, match="fisher: needs calibration data for a; add data: <texts"):
-        validate(fisher, Recipe("fisher", (Slice((Model("a", {"weight": 1}),)),)))
+        validate(fisher, Recipe("fisher", (Slice((entry("a", weight=1),)),)))
 
 
 def test_whether_data_is_needed_may_depend_on_a_parameter():
@@ -323,7 +331,7 @@ def test_filters_that_match_no_tensor_are_told():
 
 def linear(base_model: str | None, *listed: str, needs_base: bool = False, **parameters: object):
     method = Method("m", Mix, "tests", needs_base=needs_base)
-    piece = Slice(tuple(map(Model, listed)), parameters)
+    piece = Slice(tuple(map(Entry, listed)), read_settings(method, parameters))
     return [model.ref for model in experts(piece, base_model, method)]
 
 
@@ -358,7 +366,7 @@ scopes = st.fixed_dictionaries({}, optional={"weight": settings, "density": sett
 @given(scopes, scopes, scopes, st.sampled_from([MLP, ATTENTION, "norm"]), st.floats(0, 1))
 def test_the_normal_form_means_what_was_written_and_is_its_own(first, second, shared, tensor, t):
     recipe = mix(first, second, weight=1.0, **{k: v for k, v in shared.items() if k != "weight"})
-    settled = normal_form(recipe, MIX)
-    assert normal_form(settled, MIX) == settled
+    settled = recipe.normal(MIX)
+    assert settled.normal(MIX) == settled
     written = resolved(MIX, recipe.slices[0], tensor, t)
     assert resolved(MIX, settled.slices[0], tensor, t) == written

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge_plugins import identity
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
-from merge_plugins.names import depth, layer_of
-from merge_plugins.plan import Plan, plan
+from merge_plugins.planning import Plan
+from merge_plugins.planning.names import depth, layer_of
 
 Write = Callable[..., str]
 Spell = Callable[..., Any]
@@ -32,7 +34,9 @@ def planned(checkpoint: Write, recipe: Spell) -> Callable[..., Plan]:
 
     def make(base: dict[str, Tensor], *experts: dict[str, Tensor], **given: Any) -> Plan:
         base_ref, *refs = (checkpoint(tensors) for tensors in (base, *experts))
-        return plan(recipe(given.pop("method", "task_arithmetic"), base_ref, refs, **given))
+        return open_merge(
+            recipe(given.pop("method", "task_arithmetic"), base_ref, refs, **given)
+        ).plan
 
     return make
 
@@ -50,7 +54,7 @@ def test_a_plan_names_the_inputs_and_parameters_of_every_tensor(planned: Any) ->
     assert len(tensor.stored) == 3
     assert found.bytes_merged * 6 == found.bytes_read
     shown = json.loads(json.dumps(found.as_dict()))
-    assert shown["digest"] == found.recipe.digest
+    assert shown["digest"] == identity.digest(found.recipe)
     entry = shown["tensors"]["model.norm.weight"]
     assert entry["parameters"]["weight"] == [1.0, 1.0]
     assert [i["model"] for i in entry["inputs"]] == [found.recipe.base_model, *found.experts]
@@ -146,12 +150,12 @@ def test_a_filter_that_matches_nothing_is_refused(planned: Any) -> None:
 def test_a_model_that_is_missing_is_refused(checkpoint: Write, recipe: Spell) -> None:
     base = checkpoint(model())
     with pytest.raises(CheckpointError, match=r"no model '/no/such': no such folder"):
-        plan(recipe("task_arithmetic", base, ["/no/such"]))
+        open_merge(recipe("task_arithmetic", base, ["/no/such"]))
 
 
 def test_mistakes_in_the_recipe_come_before_mistakes_on_disk(recipe: Spell) -> None:
     with pytest.raises(RecipeError, match="density is a share"):
-        plan(recipe("ties", "/no/such", ["/nor/such"], weight=1, density=20))
+        open_merge(recipe("ties", "/no/such", ["/nor/such"], weight=1, density=20))
 
 
 def test_nothing_is_read_but_headers(planned: Any) -> None:
@@ -168,7 +172,7 @@ def tied(checkpoint: Write, weights: dict[str, Tensor], **config: Any) -> str:
 
 def test_a_tied_experts_head_is_its_embedding(checkpoint: Write, recipe: Spell) -> None:
     base, expert = checkpoint({**model(), **HEAD}), tied(checkpoint, model())
-    found = plan(recipe("task_arithmetic", base, [expert]))
+    found = open_merge(recipe("task_arithmetic", base, [expert])).plan
     (stored,) = found.tensors["lm_head.weight"].experts
     assert stored.name == "model.embed_tokens.weight"
 
@@ -181,7 +185,7 @@ def test_a_tied_model_that_lacks_another_weight_is_refused(
     base = checkpoint({**whole, **HEAD})
     expert = tied(checkpoint, without(whole, "model.layers.0.self_attn.q_proj.weight"))
     with pytest.raises(MismatchError, match=r"q_proj.weight is in .* but not in"):
-        plan(recipe("task_arithmetic", base, [expert]))
+        open_merge(recipe("task_arithmetic", base, [expert]))
 
 
 def test_an_untied_expert_of_a_tied_base_keeps_no_head_unseen(
@@ -189,7 +193,7 @@ def test_an_untied_expert_of_a_tied_base_keeps_no_head_unseen(
 ) -> None:
     base, expert = tied(checkpoint, model()), checkpoint({**model(), **HEAD})
     with pytest.raises(MismatchError, match=r"lm_head.weight \[8, 4\] is in .*output head"):
-        plan(recipe("task_arithmetic", base, [expert]))
+        open_merge(recipe("task_arithmetic", base, [expert]))
 
 
 def test_a_tied_head_that_is_stored_twice_is_no_head_of_its_own(
@@ -197,11 +201,11 @@ def test_a_tied_head_that_is_stored_twice_is_no_head_of_its_own(
 ) -> None:
     base = tied(checkpoint, model())
     twice = tied(checkpoint, {**model(), "lm_head.weight": torch.ones(8, 4)})
-    found = plan(recipe("task_arithmetic", base, [twice]))
+    found = open_merge(recipe("task_arithmetic", base, [twice])).plan
     assert "lm_head.weight" not in found.tensors
     other = tied(checkpoint, {**model(), "lm_head.weight": torch.zeros(8, 4)})
     with pytest.raises(MismatchError, match=r"lm_head.weight \[8, 4\] is in"):
-        plan(recipe("task_arithmetic", base, [other]))
+        open_merge(recipe("task_arithmetic", base, [other]))
 
 
 INV_FREQ = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from harness_adapters._discovery import task_folders
 from harness_adapters.report import main
-from merge_plugins.__main__ import main as command
+from merge_plugins.cli import main as command
 from merge_plugins.demo import family
 
 RECIPE = {

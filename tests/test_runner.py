@@ -14,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import registry
-from merge_plugins.api import Region, Slot
-from merge_plugins.blocks import BLOCK
+from merge_plugins.api import Region, Slot, as_region
+from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
-from merge_plugins.plan import plan
-from merge_plugins.registry import Method
-from merge_plugins.runner import Merge, as_region
+from merge_plugins.parallel import BLOCK
+from merge_plugins.plugins import Method, registry
 
 Write = Callable[..., str]
 Merged = Callable[..., Any]
@@ -225,7 +223,7 @@ def merge_by(checkpoint: Write, recipe: Callable[..., Any]) -> Callable[..., Mer
 
     def make(kernel: Any, **facts: Any) -> Merge:
         models = [checkpoint({"w": numbers(900, 600, seed=i)}) for i in range(2)]
-        found = plan(recipe("average_merging", None, models))
+        found = open_merge(recipe("average_merging", None, models)).plan
         tensors = {n: dataclasses.replace(t, kernel=kernel) for n, t in found.tensors.items()}
         method = Method("mine", type(kernel), "tests", **facts)
         return Merge(dataclasses.replace(found, method=method, tensors=tensors))

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Slot, api, selection
-from merge_plugins.arithmetic import keep_largest
-from merge_plugins.selection import ALL, Cut, as_measured, cuts, order_statistics
+from merge_plugins import Slot
+from merge_plugins.api import method
+from merge_plugins.ops import selection
+from merge_plugins.ops.arithmetic import keep_largest
+from merge_plugins.ops.selection import ALL, Cut, as_measured, cuts, order_statistics
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-40, -1e-45, 3e38])
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -22,7 +24,7 @@ ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and a sparse sample, even of a few hundred numbers."""
-    monkeypatch.setattr(api, "block_size", lambda n_inputs: 37)
+    monkeypatch.setattr(method, "block_size", lambda n_inputs: 37)
     monkeypatch.setattr(selection, "SAMPLE", 64)
     monkeypatch.setattr(selection, "RUN", 4)
 

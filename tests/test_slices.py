@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from merge_plugins import Recipe, load_merged, merged_tensors, save
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeWarning, MismatchError, RecipeError
-from merge_plugins.plan import plan
-from merge_plugins.stacking import with_depth
+from merge_plugins.planning.config import with_depth
 
 Write = Callable[..., str]
 
@@ -91,7 +91,9 @@ def test_each_slice_merges_its_own_layers_over_its_own_base(models: dict[str, st
 
 
 def test_an_empty_last_slice_gives_norm_and_head(models: dict[str, str]) -> None:
-    found = plan(stack("passthrough", [source(models["a"], 0, 2)], [source(models["b"], 4, 4)]))
+    found = open_merge(
+        stack("passthrough", [source(models["a"], 0, 2)], [source(models["b"], 4, 4)])
+    ).plan
     (head,), (embedding,) = (
         found.tensors[name].models for name in ("lm_head.weight", "model.embed_tokens.weight")
     )
@@ -103,14 +105,14 @@ def test_models_of_the_last_slice_without_a_partner_are_told(models: dict[str, s
     sources = [source(models["a"], 1, 2, weight=1), source(models["b"], 2, 3, weight=1)]
     recipe = stack("linear", [source(models["base"], 0, 1, weight=1)], sources)
     with pytest.warns(MergeWarning, match="without .*, as mergekit does it"):
-        found = plan(recipe)
+        found = open_merge(recipe).plan
     assert found.tensors["model.norm.weight"].models == (models["a"],)
     assert found.tensors[UP.format(1)].models == (models["a"], models["b"])
 
 
 def test_filters_of_a_model_ask_for_its_own_layers(models: dict[str, str]) -> None:
     own = [{"filter": "layers.3.", "value": 0.0}, {"value": 1.0}]
-    found = plan(stack("passthrough", [source(models["a"], 2, 4, scale=own)]))
+    found = open_merge(stack("passthrough", [source(models["a"], 2, 4, scale=own)])).plan
     scales = [found.tensors[UP.format(i)].parameters["scale"] for i in range(2)]
     assert scales == [(1.0,), (0.0,)]
 
@@ -121,7 +123,7 @@ def test_a_slice_of_the_base_alone_is_a_copy_of_it(models: dict[str, str]) -> No
     merged = read(recipe)
     assert torch.equal(merged[UP.format(3)], weights(0)[UP.format(3)])
     with pytest.raises(RecipeError, match="slerp: takes 1 model besides base_model; got 0 in slic"):
-        plan(
+        open_merge(
             stack(
                 "slerp",
                 [source(models["a"], 0, 2), source(models["base"], 0, 2)],
@@ -150,7 +152,7 @@ def test_settings_at_any_level_are_one_recipe(models: dict[str, str]) -> None:
     top = stack("linear", *pieces, parameters={"weight": 0.5})
     each = [{"sources": piece, "parameters": {"weight": 0.5}} for piece in pieces]
     assert stack("linear", *each) == top
-    assert stack("linear", *each).digest == top.digest
+    assert identity.digest(stack("linear", *each)) == identity.digest(top)
     modules = {
         "default": {"slices": [{"sources": p} for p in pieces], "parameters": {"weight": 0.5}}
     }
@@ -163,7 +165,7 @@ def test_settings_at_any_level_are_one_recipe(models: dict[str, str]) -> None:
 def test_other_layers_are_another_recipe(models: dict[str, str]) -> None:
     one, other = (stack("passthrough", [source(models["a"], 0, n)]) for n in (2, 3))
     assert one != other
-    assert one.digest != other.digest
+    assert identity.digest(one) != identity.digest(other)
 
 
 # What is free
@@ -171,7 +173,7 @@ def test_other_layers_are_another_recipe(models: dict[str, str]) -> None:
 
 def test_a_layer_that_is_copied_is_a_map_of_the_file(models: dict[str, str]) -> None:
     recipe = stack("passthrough", [source(models["a"], 0, 2)], [source(models["a"], 0, 2)])
-    found = plan(recipe)
+    found = open_merge(recipe).plan
     assert all(tensor.kernel is None for tensor in found.tensors.values())
     merged = read(recipe)
     once, twice = merged[UP.format(0)], merged[UP.format(2)]
@@ -201,13 +203,13 @@ def test_a_range_beyond_the_model_is_refused(
     layers: tuple[int, int], message: str, models: dict[str, str]
 ) -> None:
     with pytest.raises(MismatchError, match=message):
-        plan(stack("passthrough", [source(models["a"], *layers)]))
+        open_merge(stack("passthrough", [source(models["a"], *layers)]))
 
 
 def test_a_model_with_two_stacks_is_refused(checkpoint: Write) -> None:
     t5 = checkpoint({f"{part}.block.{i}.w": torch.ones(2) for part in "ab" for i in range(2)})
     with pytest.raises(MismatchError, match=r"more than one stack of layers: a\.block\.N, b\.bl"):
-        plan(stack("passthrough", [source(t5, 0, 1)]))
+        open_merge(stack("passthrough", [source(t5, 0, 1)]))
 
 
 def test_sources_without_a_range_need_equal_depth(
@@ -216,7 +218,7 @@ def test_sources_without_a_range_need_equal_depth(
     small = checkpoint(weights(3, n_layers=2))
     sources = [source(small, 0, 1, weight=1)], [{"model": m} for m in (models["a"], small)]
     with pytest.raises(MismatchError, match=r"as many layers each; got 4 of .*, 2 of"):
-        plan(stack("linear", *sources, parameters={"weight": 1}))
+        open_merge(stack("linear", *sources, parameters={"weight": 1}))
 
 
 @pytest.mark.parametrize("method", ["fisher_merging", "twin_merging"])
@@ -227,7 +229,7 @@ def test_methods_that_look_at_whole_models_say_what_to_do(
     sources = [source(models[name], 0, 2) for name in ("a", "b")]
     top = {"base_model": models["base"], "data": str(tmp_path / "texts.jsonl")}
     with pytest.raises(RecipeError, match="whole models, not at layers or parts of them"):
-        plan(stack(method, sources, **top))
+        open_merge(stack(method, sources, **top))
 
 
 # The config
@@ -292,4 +294,4 @@ def test_a_taller_qwen_loads_saves_and_is_what_its_layers_are(tmp_path: Path) ->
     assert torch.equal(small(ids, use_cache=False).logits, logits)
     save(recipe, tmp_path / "tall")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "tall")(ids).logits, logits)
-    assert Recipe.load(tmp_path / "tall").digest == recipe.digest
+    assert identity.digest(Recipe.load(tmp_path / "tall")) == identity.digest(recipe)

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from merge_plugins import Recipe, load_merged, merged_tensors, save
-from merge_plugins.checkpoint import open_checkpoint
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.plan import plan
-from merge_plugins.references import Delta, Rebased, files
-from merge_plugins.runner import Merge
+from merge_plugins.recipe import Delta, Rebased
+from merge_plugins.recipe.references import files
+from merge_plugins.weights import open_checkpoint
 
 Write = Callable[..., str]
 Spell = Callable[..., Recipe]
@@ -109,7 +109,7 @@ def test_a_merge_of_a_merge_loads_and_saves_the_same(
 def test_a_box_of_a_nested_merge_is_a_box_of_the_whole(llamas: Mapping[str, str]) -> None:
     recipe = outer(nested("ties", llamas), llamas, "task_arithmetic")
     name = "model.layers.0.mlp.up_proj.weight"
-    small = Merge(plan(recipe), block=64).tensors()[name]
+    small = open_merge(recipe, block=64).tensors()[name]
     whole = merged_tensors(recipe)[name][...]
     assert torch.equal(small[...], whole)
     assert torch.equal(small[3:17, 5:9], whole[3:17, 5:9])
@@ -132,7 +132,9 @@ def test_a_nested_recipe_may_be_a_file_relative_to_the_outer_one(
     found = Recipe.load(tmp_path)
     assert found.models[0].ref == Recipe.from_mapping(inner)
     assert Recipe.from_mapping(found.as_dict()) == found
-    assert found.digest == Recipe.from_mapping(yaml.safe_load(found.to_yaml())).digest
+    assert identity.digest(found) == identity.digest(
+        Recipe.from_mapping(yaml.safe_load(found.to_yaml()))
+    )
     short = {"method": "linear", "models": f"{tmp_path}/parts/inner.yaml:0.5+{llamas['code']}:0.5"}
     assert Recipe.from_model_args(short) == found
 
@@ -159,10 +161,11 @@ def test_a_nested_merge_is_identified_by_its_content(
     llamas: Mapping[str, str], checkpoint: Write
 ) -> None:
     one, other = (
-        outer(nested("ties", llamas, **top), llamas).digest for top in ({}, {"dtype": "float32"})
+        identity.digest(outer(nested("ties", llamas, **top), llamas))
+        for top in ({}, {"dtype": "float32"})
     )
     assert one != other
-    assert one == outer(nested("ties", llamas), llamas).digest
+    assert one == identity.digest(outer(nested("ties", llamas), llamas))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -241,7 +244,7 @@ def test_another_base_needs_the_same_weights(checkpoint: Write, recipe: Spell) -
     with pytest.raises(
         MismatchError, match=r"embed_tokens.weight is \[8, 6\] in .* but \[9, 6\] in"
     ):
-        plan(Recipe.from_mapping(held))
+        open_merge(Recipe.from_mapping(held))
 
 
 def test_references_nest(checkpoint: Write, merged: Any) -> None:
@@ -277,7 +280,7 @@ def test_the_card_and_recipe_of_a_merge_of_merges_can_be_read_again(
     assert Recipe.load(folder) == recipe
     assert str(tmp_path) not in (folder / "README.md").read_text()
     assert set(load_file(folder / "model.safetensors")) == set(open_checkpoint(llamas["base"]))
-    assert json.loads(json.dumps(plan(recipe).as_dict()))["recipe"] == recipe.as_dict()
+    assert json.loads(json.dumps(open_merge(recipe).plan.as_dict()))["recipe"] == recipe.as_dict()
 
 
 def test_a_delta_is_spelled_back(checkpoint: Write) -> None:

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Recipe, Slot, registry
+from merge_plugins import Recipe, Slot
 from merge_plugins.api import Measures
+from merge_plugins.engine import merged_tensors
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.methods.karcher import Karcher
 from merge_plugins.methods.multislerp import MultiSlerp
 from merge_plugins.methods.nuslerp import NuSlerp
-from merge_plugins.runner import merged_tensors
+from merge_plugins.plugins import registry
 
 
 def merge(kernel: Any, *experts: Tensor, base: Tensor | None = None) -> Tensor:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins import Slot, api
-from merge_plugins.api import Measures
+from merge_plugins import Slot
+from merge_plugins.api import Measures, method
 from merge_plugins.errors import ParameterError
+from merge_plugins.methods.nearswap_arcee import ArceeFusion, NearSwap
 from merge_plugins.methods.ram import Ram, RamPlus
 from merge_plugins.methods.sce import Sce
-from merge_plugins.methods.swaps import ArceeFusion, NearSwap
 
 
 def merge(kernel: Any, base: Tensor, *experts: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def test_arcee_fusion_ranks_all_blocks_together(seed: int, rows: int, columns: i
     other = base + 0.05 * other  # rounding makes some divergences negative
     whole = merge(ArceeFusion(), base, other)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "block_size", lambda n_inputs: 64)
+        patch.setattr(method, "block_size", lambda n_inputs: 64)
         assert torch.equal(merge(ArceeFusion(), base, other), whole)
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from merge_plugins import recipe_file
+from merge_plugins import identity
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import RecipeError, did_you_mean
-from merge_plugins.plan import Plan, plan
-from merge_plugins.recipe import Recipe
-from merge_plugins.recipe_keys import DTYPES
-from merge_plugins.references import Delta, Lora, Rebased, Reference
-from merge_plugins.registry import registry
+from merge_plugins.planning import Plan
+from merge_plugins.plugins import registry
+from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, files
+from merge_plugins.recipe.fields import DTYPES
 
 PACKAGE = "harness_adapters.opencompass"
 DEFAULTS: Mapping[str, Any] = {
@@ -64,14 +64,14 @@ def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise RecipeError(f"type is a dotted name, '{DEFAULTS['type']}'; got {entry['type']!r}")
     recipe = read(entry["recipe"], folder)
     refuse_routed(recipe)
-    found = plan(recipe)
+    found = open_merge(recipe).plan
     text = as_text(recipe)
-    digest = entry.get("digest") or recipe.digest
+    digest = entry.get("digest") or identity.digest(recipe)
     return {
         **{key: value for key, value in entry.items() if key not in ("dtype", "model_kwargs")},
         "abbr": _abbr(entry.get("abbr"), recipe),
         "recipe": text,
-        "digest": checked(text, digest).digest,
+        "digest": identity.digest(checked(text, digest)),
         "model_kwargs": _model_kwargs(entry, found),
         "run_cfg": dict(entry.get("run_cfg") or {"num_gpus": min(1, torch.cuda.device_count())}),
     }
@@ -103,7 +103,7 @@ def read(given: Recipe | Mapping[str, Any] | str | Path, folder: Path) -> Recipe
     if not isinstance(given, str | Path):
         raise RecipeError(f"recipe= is a YAML file or what it holds; got {given!r}")
     if str(given).lstrip().startswith("{"):
-        return Recipe.from_mapping(recipe_file.from_json(str(given)), folder)
+        return Recipe.from_mapping(files.from_json(str(given)), folder)
     return Recipe.load(folder / Path(given).expanduser())
 
 
@@ -123,11 +123,11 @@ def checked(recipe: str, digest: str | None) -> Recipe:
             f"run_config.py', or write __import__('{PACKAGE}.configs', fromlist=['_'])"
             f".merged_model({recipe!r}) in its place"
         )
-    found = Recipe.from_mapping(recipe_file.from_json(recipe))
-    if found.digest != digest:
+    found = Recipe.from_mapping(files.from_json(recipe))
+    if identity.digest(found) != digest:
         raise RecipeError(
             f"this model's results are kept as those of recipe {digest}, but its recipe is now "
-            f"{found.digest}: the recipe or a file of its models changed. Make the entry again "
+            f"{identity.digest(found)}: the recipe or a file of its models changed. Make the entry again "
             "from the recipe, without digest and abbr"
         )
     return found
@@ -135,11 +135,11 @@ def checked(recipe: str, digest: str | None) -> Recipe:
 
 def _abbr(given: str | None, recipe: Recipe) -> str:
     """Return the name that OpenCompass keeps results by; never without the digest."""
-    if given and recipe.digest in given and "/" not in given:
+    if given and identity.digest(recipe) in given and "/" not in given:
         return given
     names = "+".join(_short(model.ref) for model in recipe.models)
     text = re.sub(r"[^\w.+-]", "_", given or f"{recipe.merge_method}-{names}", flags=re.ASCII)
-    return f"{text[:LONGEST]}-{recipe.digest}"
+    return f"{text[:LONGEST]}-{identity.digest(recipe)}"
 
 
 def _short(ref: Reference) -> str:
@@ -149,7 +149,10 @@ def _short(ref: Reference) -> str:
         return Path(ref.adapter).name
     if isinstance(ref, Delta):
         return Path(ref.delta).name
-    return _short(ref.model) if isinstance(ref, Rebased) else ref.merge_method
+    if isinstance(ref, Rebased):
+        return _short(ref.model)
+    assert isinstance(ref, Recipe), "the only other kind of reference"
+    return ref.merge_method
 
 
 def _model_kwargs(entry: Mapping[str, Any], found: Plan) -> dict[str, Any]:

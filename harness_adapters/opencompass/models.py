@@ -23,11 +23,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
 from harness_adapters.opencompass.configs import REFUSED, checked, dtype_name, refuse, refuse_routed
+from merge_plugins import identity
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import RecipeError, did_you_mean
-from merge_plugins.loading import DTYPE, load_merged
-from merge_plugins.plan import plan
+from merge_plugins.hf.versions import DTYPE
+from merge_plugins.outputs.load import load_merged
+from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe
-from merge_plugins.saving import copy_companions, write_configs
 
 CONTEXT_LENGTH = ("max_position_embeddings", "seq_length", "model_max_length")
 """What configs call it; the first one counts, as in OpenCompass."""
@@ -54,7 +56,7 @@ class MergedWithChatTemplate(HuggingFacewithChatTemplate):
                 tokenizer_kwargs={"trust_remote_code": trusted, **given},
                 **options,
             )
-        self.path = self.recipe.label
+        self.path = identity.label(self.recipe)
 
     def _load_tokenizer(self, *args: Any, **kwargs: Any) -> None:
         super()._load_tokenizer(*args, **kwargs)
@@ -71,7 +73,9 @@ class MergedWithChatTemplate(HuggingFacewithChatTemplate):
         self.model = load_merged(self.recipe, **arguments)
         self.model.generation_config.do_sample = False
         seconds = time.monotonic() - started
-        self.logger.info(f"merged {self.recipe.label} in {seconds:.1f} s, {self.model.dtype}")
+        self.logger.info(
+            f"merged {identity.label(self.recipe)} in {seconds:.1f} s, {self.model.dtype}"
+        )
 
 
 class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
@@ -169,7 +173,7 @@ def check_names(options: Mapping[str, Any], stock: Any, ours: type) -> None:
 @contextmanager
 def everything_but_weights(recipe: Recipe) -> Iterator[Path]:
     """Yield a folder with the config, the tokenizer and the generation config of a merge."""
-    found = plan(recipe)
+    found = open_merge(recipe).plan
     with tempfile.TemporaryDirectory(prefix="merge-plugins-") as name:
         write_configs(recipe, found.config, Path(name))
         copy_companions(found, Path(name))

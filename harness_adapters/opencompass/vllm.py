@@ -15,8 +15,9 @@ from opencompass.models import VLLM, VLLMwithChatTemplate
 
 from harness_adapters.opencompass.models import accepted, check_names
 from harness_adapters.vllm import LOAD_FORMAT
+from merge_plugins import identity
 from merge_plugins.errors import MergeError
-from merge_plugins.mounting import mount
+from merge_plugins.outputs.mount import mount
 from merge_plugins.recipe import Recipe
 
 
@@ -29,7 +30,7 @@ class OnRecipeFolder:
         refuse_without_vllm(type(self).__name__)
         with recipe_folder(found) as folder:
             super().__init__(path=folder, **options)  # type: ignore[call-arg]
-        self.recipe, self.path = found, found.label
+        self.recipe, self.path = found, identity.label(found)
 
     def _load_model(self, path: str, kwargs: Mapping[str, Any] | None = None, *_: Any) -> None:
         from vllm import LLM

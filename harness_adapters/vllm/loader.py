@@ -21,14 +21,13 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from harness_adapters.vllm import LOAD_FORMAT
+from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.hub import resolve
-from merge_plugins.lazy import LazyTensor
-from merge_plugins.mounting import mounted_recipe, recipe_folder
-from merge_plugins.plan import plan
+from merge_plugins.outputs.lazy_tensor import LazyTensor
+from merge_plugins.outputs.mount import mounted_recipe, recipe_folder
 from merge_plugins.recipe import Recipe
-from merge_plugins.references import RECIPE_FILES, home
-from merge_plugins.runner import Merge
+from merge_plugins.recipe.references import RECIPE_FILES, home
+from merge_plugins.weights.hub import resolve
 
 SHAPING = ("num_hidden_layers", "vocab_size", "tie_word_embeddings")
 """What a recipe can change of a config that decides which weights a model has."""
@@ -51,7 +50,7 @@ class MergedModelLoader(DefaultModelLoader):
         if recipe is None:
             super().download_model(model_config)
         else:
-            plan(recipe)
+            open_merge(recipe)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
@@ -68,7 +67,7 @@ class MergedModelLoader(DefaultModelLoader):
     def _merged(
         self, recipe: Recipe, model_config: ModelConfig
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        found = plan(recipe)
+        found = open_merge(recipe).plan
         found.refuse_routing("vLLM engine")
         refuse_other_shapes(found.config, model_config.hf_config)
         logger.info("%s, while it loads", found)

@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, Sources, parameter
-from merge_plugins.coefficients import Descent, blended, mean_entropy
+from merge_plugins.calibration.coefficients import Descent, blended, mean_entropy
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.task_vectors import check_share
+from merge_plugins.methods._fields import check_share
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True)

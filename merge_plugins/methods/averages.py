@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import weighted_sum
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import weighted_sum
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from merge_plugins.api import Sources, parameter
+from merge_plugins.calibration.losses import ExampleLoss, ModelType, check_temperature, weigh
 from merge_plugins.errors import RecipeError
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.losses import ExampleLoss, ModelType, check_temperature, weigh
 from merge_plugins.methods.averages import Linear
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import added
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.task_vectors import lambda_field
+from merge_plugins.methods._fields import lambda_field
+from merge_plugins.ops.arithmetic import added
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True)

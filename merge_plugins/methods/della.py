@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import MaybePerExpert, PerExpert, Region, Slot, parameter
-from merge_plugins.arithmetic import combine, keep_at_random, task_vectors
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.task_vectors import (
+from merge_plugins.methods._fields import (
     Rescale,
     Rescaling,
     check_share,
     int8_mask_field,
-    l1_factors,
     lambda_field,
     never_adaptive,
     normalize_field,
-    rescaled,
     rescaling,
     weight_field,
 )
-from merge_plugins.ranks import by_rank
+from merge_plugins.methods.task_vectors import l1_factors, rescaled
+from merge_plugins.ops.arithmetic import combine, task_vectors
+from merge_plugins.ops.random import keep_at_random
+from merge_plugins.ops.selection import by_rank
+from merge_plugins.plugins import hookimpl
 
 PAPER = "Deep et al. 2024, arXiv:2406.11617"
 EPSILON = 0.15

@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.della import PAPER
-from merge_plugins.methods.task_vectors import (
-    DareLinear,
+from merge_plugins.methods._fields import (
     Rescale,
     Rescaling,
-    TaskArithmetic,
-    Ties,
     never_adaptive,
     normalize_field,
-    rescale_factors,
     rescaling,
 )
-from merge_plugins.ranks import by_rank
+from merge_plugins.methods.della import PAPER
+from merge_plugins.methods.task_vectors import DareLinear, TaskArithmetic, Ties, rescale_factors
+from merge_plugins.ops.selection import by_rank
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
-from merge_plugins.arithmetic import added
-from merge_plugins.gates import (
+from merge_plugins.ops.arithmetic import added
+from merge_plugins.plugins import hookimpl
+from merge_plugins.routing.gates import (
     RouterName,
     gate_of,
     learns,
@@ -21,7 +22,6 @@ from merge_plugins.gates import (
     tasks_field,
     top_k_field,
 )
-from merge_plugins.hookspecs import hookimpl
 
 
 def masked(slot: Slot) -> list[Tensor]:

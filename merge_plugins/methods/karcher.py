@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region, Slot, parameter
-from merge_plugins.arithmetic import dot_products, sums, weighted_sum
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import dot_products, sums, weighted_sum
+from merge_plugins.plugins import hookimpl
 
 NO_DIRECTION = 1e-8
 """Norm up to which a weight, or a mean of directions, is zero."""

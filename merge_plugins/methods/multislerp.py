@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import added, dot_products, least, sums, vectors
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import added, dot_products, least, sums, vectors
+from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
 """A mean no longer than this is zero: the directions cancel out."""

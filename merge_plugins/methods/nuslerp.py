@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import PerExpert, Slot, parameter
-from merge_plugins.arithmetic import dot_products, least, sums_over, vectors
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import dot_products, least, sums_over, vectors
+from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
 """A vector no longer than this has no direction: it counts as perpendicular to the other."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Kernel, Slot, Sources, parameter
-from merge_plugins.arithmetic import keep_largest
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.seeds import Scope
-from merge_plugins.methods.task_vectors import check_share, lambda_field
-from merge_plugins.selection import as_measured, cuts
+from merge_plugins.methods._fields import check_share, lambda_field
+from merge_plugins.methods.mergellm import Scope
+from merge_plugins.ops.arithmetic import keep_largest
+from merge_plugins.ops.selection import as_measured, cuts
+from merge_plugins.plugins import hookimpl
 
 Pair = tuple[int, int]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import added, sums, task_vectors
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import added, sums, task_vectors
+from merge_plugins.plugins import hookimpl
 
 
 def epsilon_field() -> Any:

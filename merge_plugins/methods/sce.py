@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import added, elected, keep_largest, sums, task_vectors
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.methods.task_vectors import check_share, int8_mask_field
-from merge_plugins.selection import as_measured, cuts
+from merge_plugins.methods._fields import check_share, int8_mask_field
+from merge_plugins.ops.arithmetic import added, elected, keep_largest, sums, task_vectors
+from merge_plugins.ops.selection import as_measured, cuts
+from merge_plugins.plugins import hookimpl
 
 SMALLEST = 1e-6
 """Energy below which all models weigh alike, and share of the weights that is divided by."""

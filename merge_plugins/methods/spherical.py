@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import dot_products, weighted_sum
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import dot_products, weighted_sum
+from merge_plugins.plugins import hookimpl
 
 
 def cosine(dots: Tensor, shortest: float) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Slot, parameter
-from merge_plugins.arithmetic import dot_products, rounded, task_vectors
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import dot_products, rounded, task_vectors
+from merge_plugins.plugins import hookimpl
 
 
 def share_of_mean(dots: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,9 +29,17 @@ from merge_plugins.api import (
     Sources,
     parameter,
 )
-from merge_plugins.arithmetic import drop_at_random, keep_largest
 from merge_plugins.errors import MismatchError, ParameterError
-from merge_plugins.gates import (
+from merge_plugins.methods._fields import check_share
+from merge_plugins.methods.averages import Average
+from merge_plugins.methods.mergellm import Scope, TiesMerging
+from merge_plugins.methods.task_vectors import TaskArithmetic
+from merge_plugins.ops.arithmetic import keep_largest
+from merge_plugins.ops.random import drop_at_random
+from merge_plugins.ops.selection import cuts
+from merge_plugins.ops.svd import truncated_svd
+from merge_plugins.plugins import hookimpl
+from merge_plugins.routing.gates import (
     RouterName,
     gate_of,
     learns,
@@ -40,12 +48,6 @@ from merge_plugins.gates import (
     tasks_field,
     top_k_field,
 )
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.low_rank import truncated_svd
-from merge_plugins.methods.averages import Average
-from merge_plugins.methods.seeds import Scope, TiesMerging
-from merge_plugins.methods.task_vectors import TaskArithmetic, check_share
-from merge_plugins.selection import cuts
 
 SharedMethod = Literal["task_arithmetic", "average_merging", "ties_merging", "base_model"]
 Compression = Literal["svd", "magnitude", "bernoulli"]

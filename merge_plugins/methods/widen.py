@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region, Slot, parameter
-from merge_plugins.arithmetic import sums_over
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
+from merge_plugins.ops.arithmetic import sums_over
+from merge_plugins.plugins import hookimpl
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from merge_plugins.api import Slot, Sources, parameter
 from merge_plugins.errors import ParameterError
-from merge_plugins.hookspecs import hookimpl
-from merge_plugins.matrices import Matrix, Rows, announce, by_matrix, total
-from merge_plugins.methods.task_vectors import lambda_field
+from merge_plugins.methods._fields import lambda_field
+from merge_plugins.ops.matrices import Matrix, Rows, announce, by_matrix, total
+from merge_plugins.plugins import hookimpl
 
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.999
 

@@ -18,7 +18,7 @@ from loopback import Judge
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from harness_adapters import alpaca_eval as adapter
-from merge_plugins import MergeError, Recipe, save
+from merge_plugins import MergeError, Recipe, identity, save
 from merge_plugins.demo import family
 from merge_plugins.demo.skills import ALPACA, held_out
 
@@ -166,7 +166,7 @@ def test_the_command_line_gives_a_full_win_rate_and_writes_only_here(
         env={**os.environ, **alone},
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    digest = Recipe.load("configs/merge.yaml").digest
+    digest = identity.digest(Recipe.load("configs/merge.yaml"))
     assert re.search(rf"demo-{digest}-\w+ +100.00 ", done.stdout)
     assert answers(written()) == [row.answer for row in ROWS]
     assert len(json.loads(Path("verdicts.json").read_text())) == len(ROWS)
@@ -184,7 +184,7 @@ def test_a_wrecked_recipe_under_the_same_name_loses(win_rate: Callable[..., floa
 def test_outputs_are_those_of_the_stock_decoder_on_a_mounted_recipe(
     harness: Any, win_rate: Callable[..., float]
 ) -> None:
-    from merge_plugins.mounting import mount
+    from merge_plugins.outputs.mount import mount
 
     assert win_rate() == 100
     held = Recipe.load("configs/merge.yaml")
@@ -219,7 +219,7 @@ def test_outputs_are_those_of_its_pipeline_on_the_saved_merge(harness: Any, scal
 def test_the_merge_is_made_once_for_all_chunks(
     win_rate: Callable[..., float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "merge_plugins.loading")
+    caplog.set_level("INFO", "merge_plugins.outputs.load")
     assert win_rate(chunksize=2) == 100
     assert len(written()) == len(ROWS)
     assert sum("while it loads" in record.message for record in caplog.records) == 1
@@ -311,7 +311,7 @@ def outputs(*words: str) -> list[dict[str, Any]]:
 def test_outputs_are_written_for_every_instruction_and_named_by_digest(harness: Any) -> None:
     words = ("--instructions", "rows.json", "--max-new-tokens", "24")
     rows = outputs(*words, "--prompt", "configs/alpaca.txt")
-    digest = Recipe.load("configs/merge.yaml").digest
+    digest = identity.digest(Recipe.load("configs/merge.yaml"))
     instructions = [row["instruction"] for row in json.loads(Path("rows.json").read_text())]
     assert rows == [
         {

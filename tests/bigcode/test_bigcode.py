@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from harness_adapters import _bigcode, bigcode
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
-from merge_plugins import Recipe, mount, save
+from merge_plugins import Recipe, identity, mount, save
 
 STAND_IN = Path(__file__).parent / "stand_in"
 REAL = os.environ.get("BIGCODE_EVAL_HARNESS")
@@ -78,14 +78,18 @@ def launch(place: Path) -> Launch:
 def answers(recipe: Recipe, folder: Path, marks: str = "limit6", task: str = "mbpp") -> Any:
     """Read the generations of a recipe."""
     marks = marks and f"_{marks}"
-    return json.loads((folder / f"generations_{recipe.label}{marks}_{task}.json").read_text())
+    return json.loads(
+        (folder / f"generations_{identity.label(recipe)}{marks}_{task}.json").read_text()
+    )
 
 
 def score(recipe: Recipe, folder: Path, marks: str = "limit6") -> float:
     """Read the share of problems that a recipe solved."""
     marks = marks and f"_{marks}"
-    held = json.loads((folder / f"evaluation_results_{recipe.label}{marks}.json").read_text())
-    assert held["merge"]["digest"] == recipe.digest
+    held = json.loads(
+        (folder / f"evaluation_results_{identity.label(recipe)}{marks}.json").read_text()
+    )
+    assert held["merge"]["digest"] == identity.digest(recipe)
     return held["mbpp"]["pass@1"]
 
 
@@ -128,7 +132,7 @@ def test_the_stock_command_scores_a_recipe_folder_as_the_saved_merge(
     save(recipe, folder / "saved")
     memorised.write_recipe(folder / "merge.yaml")
     launch("merge.yaml", *FIRST_SIX)
-    ours = (folder / f"generations_{recipe.label}_limit6_mbpp.json").read_bytes()
+    ours = (folder / f"generations_{identity.label(recipe)}_limit6_mbpp.json").read_bytes()
     for model, trust in (("mounted", ["--trust_remote_code"]), ("saved", [])):
         paths = ["--save_generations_path", f"{model}.json", "--metric_output_path", "scores.json"]
         words = ["main.py", "--model", model, *trust, *paths, *COMMON, *FIRST_SIX]
@@ -178,7 +182,7 @@ def test_generations_of_this_merge_can_be_scored_later(
     without = [word for word in COMMON if word not in ("--allow_code_execution",)]
     assert launch(file, *FIRST_SIX, "--generation_only", common=without) == 0
     assert not list(folder.glob("evaluation_results*"))
-    path = f"generations_{recipe.label}_limit6_mbpp.json"
+    path = f"generations_{identity.label(recipe)}_limit6_mbpp.json"
     assert launch(file, *FIRST_SIX, "--load_generations_path", path) == 0
     assert score(recipe, folder) == 0.5
 
@@ -187,7 +191,7 @@ def test_answers_of_another_merge_or_of_too_few_problems_are_refused(
     launch: Launch, memorised: Memorised, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, recipe = memorised.write_recipe(folder / "merge.yaml"), memorised.recipe()
-    path = f"generations_{recipe.label}_mbpp.json"
+    path = f"generations_{identity.label(recipe)}_mbpp.json"
     (folder / path).write_text(json.dumps([["pass"]] * 6))
     assert launch(file, "--load_generations_path", path) == 1
     assert "500 problems need 1 answers each; " in capsys.readouterr().err
@@ -204,7 +208,7 @@ def test_an_interrupted_run_is_taken_up_by_its_own_merge_alone(
     launch: Launch, memorised: Memorised, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, recipe = memorised.write_recipe(folder / "merge.yaml"), memorised.recipe()
-    begun = f"generations_{recipe.label}_limit6_mbpp_intermediate.json"
+    begun = f"generations_{identity.label(recipe)}_limit6_mbpp_intermediate.json"
     (folder / begun).write_text(json.dumps([["def double(x): return 7"], *[[]] * 5]))
     taken_up = ["--load_generations_intermediate_paths", begun]
     assert launch(file, *FIRST_SIX, *taken_up) == 0
@@ -224,8 +228,8 @@ def test_a_part_of_the_problems_is_marked_in_every_name(
     assert launch(file, "--limit", "2", "--limit_start", "1") == 0
     assert score(recipe, folder, "from1_limit2") == 1
     assert sorted(path.name for path in folder.glob("*.json")) == [
-        f"evaluation_results_{recipe.label}_from1_limit2.json",
-        f"generations_{recipe.label}_from1_limit2_mbpp.json",
+        f"evaluation_results_{identity.label(recipe)}_from1_limit2.json",
+        f"generations_{identity.label(recipe)}_from1_limit2_mbpp.json",
     ]
 
 
@@ -256,7 +260,7 @@ def test_two_processes_write_what_one_does(
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    label = memorised.recipe().label
+    label = identity.label(memorised.recipe())
     two = (folder / f"two_{label}_limit5_mbpp.json").read_bytes()
     assert score(memorised.recipe(), folder, "limit5") == pytest.approx(3 / 5)
     assert launch("merge.yaml", *five) == 0

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness_adapters import _execution, human_eval, mbpp
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
-from merge_plugins import MergeError, Recipe, save
+from merge_plugins import MergeError, Recipe, identity, save
 
 FIRST = (
     "def truncate_number(number):\n    return number % 1.0\n\ndef double(x):\n    return x + x\n"
@@ -75,7 +75,7 @@ def test_human_evals_own_scorer_gives_the_merge_its_known_score(tmp_path: Path) 
     samples = jsonl(out)
     assert [sample["task_id"] for sample in samples] == [f"HumanEval/{i}" for i in range(6)]
     assert {sample["completion"] for sample in samples} == {humaneval_program(FIRST + THEN)}
-    assert {sample["model"] for sample in samples} == {Recipe.load(recipe).label}
+    assert {sample["model"] for sample in samples} == {identity.label(Recipe.load(recipe))}
     results = jsonl(out.with_name("samples.jsonl_results.jsonl"))
     assert [i for i, result in enumerate(results) if result["passed"]] == [2, 4]
     assert said.endswith("pass@1: 0.3333\n")
@@ -131,7 +131,7 @@ def test_mbpp_gives_the_merge_its_known_score(
     assert found["mbpp"] == {"pass@1": sum(passed) / 4}
     assert list(found["passed"].values()) == list(map(bool, passed))
     assert list(found["passed"]) == ["11", "12", "13", "14"]
-    assert found["model"] == Recipe.load(recipe).label
+    assert found["model"] == identity.label(Recipe.load(recipe))
 
 
 @pytest.mark.parametrize("prompt", ["alpaca", "incoder"])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from merge_plugins import Recipe, save
-from merge_plugins.data import Data, Example
+from merge_plugins.api import Example
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import DataError
-from merge_plugins.plan import plan
+from merge_plugins.recipe import Data
 
 CAPITALS = [
     {"country": "Thailand", "choices": ["Bangkok", "Hanoi"], "label": 0},
@@ -108,7 +109,7 @@ def test_what_is_scored_is_never_calibrated_on(task, said, trained, family):
         {"merge_method": "regmean_merging", "models": [family.math, family.code], "data": data}
     )
     with pytest.raises(DataError, match=said):
-        plan(recipe)
+        open_merge(recipe)
 
 
 @pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])

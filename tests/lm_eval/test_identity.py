@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 import harness_adapters.lm_eval
 from harness_adapters.lm_eval import MergedLM
-from merge_plugins import Recipe, __version__
-from merge_plugins.hub import identity
+from merge_plugins import Recipe
+from merge_plugins._version import __version__
+from merge_plugins.identity import model_identity as identity
 
 
 def test_results_carry_the_whole_recipe_and_its_sources(evaluate, family, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from harness_adapters.lm_eval import MergedLM
-from merge_plugins import Recipe, save
+from merge_plugins import Recipe, identity, save
 
 BRIEF = "{% for m in messages %}{{ m.content }}?{% endfor %}"
 
@@ -59,7 +59,7 @@ def test_the_short_form_takes_a_merge_and_an_adapter(evaluate, family, adapter, 
     arguments = f"method=linear,{models},chat_template=chatml"
     found = evaluate("merged", arguments, tasks=["tiny_choice"])
     merge = found.results["config"]["merge"]
-    inner_digest = Recipe.load(inner).digest
+    inner_digest = identity.digest(Recipe.load(inner))
     assert inner_digest in merge["sources"].values()
     assert merge["recipe"]["models"][1]["model"] == f"{family.base}+{adapter}"
 
@@ -71,4 +71,4 @@ def test_the_harness_uses_the_tokenizer_of_the_recipe_unless_told(family, recipe
     told = MergedLM(config=str(recipe), device="cpu", tokenizer=family.math)
     assert told.tokenizer.chat_template != BRIEF
     merge = json.loads(json.dumps(ours.get_model_info()["merge"]))
-    assert merge["digest"] == Recipe.load(recipe).digest
+    assert merge["digest"] == identity.digest(Recipe.load(recipe))

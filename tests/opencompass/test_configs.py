@@ -11,7 +11,7 @@ import pytest
 from harness_adapters.opencompass import merged_model
 from harness_adapters.opencompass.__main__ import main
 from harness_adapters.opencompass.configs import checked, settled
-from merge_plugins import Recipe
+from merge_plugins import Recipe, identity
 from merge_plugins.errors import MergeError, RecipeError
 
 
@@ -22,7 +22,7 @@ def good(workplace):
 
 def test_an_entry_is_plain_data_with_absolute_paths_and_a_dtype(good):
     entry = merged_model(good, batch_size=2)
-    digest = Recipe.load(good).digest
+    digest = identity.digest(Recipe.load(good))
     assert ast.literal_eval(repr(entry)) == entry
     assert entry["type"] == "harness_adapters.opencompass.MergedCausalLM"
     assert entry["abbr"] == f"task_arithmetic-math+sea-{digest}"

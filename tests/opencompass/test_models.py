@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness_adapters.opencompass import merged_model
-from merge_plugins import Recipe
+from merge_plugins import Recipe, identity
 from merge_plugins.errors import MergeError, RecipeError
 
 pytestmark = pytest.mark.usefixtures("opencompass")
@@ -171,7 +171,7 @@ def test_an_argument_that_cannot_be_meant_stops_the_task(good, options, said):
     from harness_adapters.opencompass import MergedCausalLM
 
     recipe = Recipe.load(good)
-    options = {"digest": recipe.digest, **options}
+    options = {"digest": identity.digest(recipe), **options}
     with pytest.raises(RecipeError) as refusal:
         MergedCausalLM(json.dumps(recipe.as_dict()), **options)
     assert said in str(refusal.value)

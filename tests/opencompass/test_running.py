@@ -13,7 +13,7 @@ import pytest
 
 from harness_adapters.opencompass import merged_model
 from harness_adapters.opencompass.__main__ import main
-from merge_plugins import Recipe
+from merge_plugins import Recipe, identity
 
 pytestmark = pytest.mark.usefixtures("opencompass")
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_the_documented_config_runs_in_processes_of_its_own(workplace):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (workplace / "documented").iterdir()
-    abbr = f"task_arithmetic-math+sea-{Recipe.load(workplace / 'merge.yaml').digest}"
+    abbr = f"task_arithmetic-math+sea-{identity.digest(Recipe.load(workplace / 'merge.yaml'))}"
     assert score(run, abbr, "stories", "score") >= 75
     assert score(run, abbr, "numbers", "accuracy") >= 75
     (log,) = (run / "logs" / "infer").rglob("*.out")
@@ -69,7 +69,7 @@ def test_a_wreck_in_a_recipe_of_the_same_name_inherits_no_score(launch, workplac
         assert status == 0, said
     run = newest(workplace)
     abbrs = [
-        f"task_arithmetic-math+sea-{Recipe.load(workplace / name / 'recipe.yaml').digest}"
+        f"task_arithmetic-math+sea-{identity.digest(Recipe.load(workplace / name / 'recipe.yaml'))}"
         for name in ("good", "wrecked")
     ]
     assert [score(run, abbr, "stories", "score") >= 75 for abbr in abbrs] == [True, False]
@@ -136,7 +136,7 @@ def test_a_missing_result_is_a_failure_with_the_end_of_its_log(launch, workplace
     lost = f'\nmodels = [{MERGE})]\ndatasets = [dict(stories, path="no-such-rows.jsonl")]\n'
     status, said = launch(lost, "-m", "infer")
     assert status == 1
-    digest = Recipe.load(workplace / "good" / "recipe.yaml").digest
+    digest = identity.digest(Recipe.load(workplace / "good" / "recipe.yaml"))
     assert f"NO RESULT of task_arithmetic-math+sea-{digest} on stories: no predictions" in said
     assert "AssertionError: No valid url for no-such-rows.jsonl" in said
     assert f"the same command with -r {newest(workplace).name}" in said

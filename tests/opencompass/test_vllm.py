@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from merge_plugins import Recipe
+from merge_plugins import Recipe, identity
 
 pytestmark = pytest.mark.usefixtures("opencompass")
 RUN = """
@@ -58,7 +58,10 @@ def test_predictions_are_byte_for_byte_those_of_the_stock_class(
     def answers(model: str, dataset: str) -> bytes:
         return (run / "predictions" / model / f"{dataset}.json").read_bytes()
 
-    ours, chat = f"ours-{recipe.digest}", f"ours-chat-{Recipe.load(workplace / 'chat.yaml').digest}"
+    ours, chat = (
+        f"ours-{identity.digest(recipe)}",
+        f"ours-chat-{identity.digest(Recipe.load(workplace / 'chat.yaml'))}",
+    )
     assert answers(ours, "stories") == answers("stock", "stories")
     assert answers(ours, "numbers") == answers("stock", "numbers")
     assert answers(chat, "stories") == answers("stock-chat", "stories")

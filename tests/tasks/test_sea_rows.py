@@ -16,7 +16,7 @@ from harness_adapters import sea_data
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.sea import rows as sea
 from harness_adapters.tasks.sea.suite import SUITE
-from merge_plugins.__main__ import main
+from merge_plugins.cli import main
 from merge_plugins.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

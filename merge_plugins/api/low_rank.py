@@ -1,0 +1,38 @@
+"""Matrices held as their factors: what adapters add, and what a routed expert adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix held as its factors: ``scale`` times ``up`` [m, r] times ``down`` [r, n]."""
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
+
+    def dense(self) -> Tensor:
+        """The matrix [m, n]."""
+        return self.scale * self.up @ self.down
+
+
+@dataclass(frozen=True)
+class Product:
+    """A change of both factors of a product: (B + b)(A + a) - B A, of ``shared`` B A."""
+
+    shared: LowRank
+    up: LowRank
+    """b: [m, r]."""
+    down: LowRank
+    """a: [r, n]."""
+
+
+Branch: TypeAlias = Tensor | LowRank | Product
+"""What one expert adds to a weight where the router gives it weight 1; shaped like the weight.
+Weights of products multiply their changes, so that the changes of all experts are multiplied too.
+"""

@@ -1,0 +1,1 @@
+"""Compute what data tells about a model: statistics, losses, coefficients."""

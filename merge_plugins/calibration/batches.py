@@ -1,0 +1,88 @@
+"""Examples as batches of token ids, padded on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Example
+from merge_plugins.recipe import Data
+
+UNSCORED = -100
+"""Label of a token that no loss counts, as transformers and torch have it."""
+Row = dict[str, list[int]]
+
+
+def batches(
+    tokenizer: Any, examples: Sequence[Example], data: Data, *, classifier: bool
+) -> Iterator[dict[str, Tensor]]:
+    """Cut examples into batches as `merge_plugins.api.Sources.batches` says."""
+    pad = tokenizer.pad_token_id
+    size = 1 if classifier and pad is None else data.batch_size  # it finds a text's end by padding
+    for start in range(0, len(examples), size):
+        some = examples[start : start + size]
+        if classifier:
+            rows = [pair_row(tokenizer, example, data.max_length) for example in some]
+        else:
+            rows = [text_row(tokenizer, example, data.max_length) for example in some]
+        batch = padded(rows, pad or 0)
+        labels = [example.label for example in some if example.label is not None]
+        if classifier and len(labels) == len(some):
+            batch["labels"] = torch.tensor(labels)
+        yield batch
+
+
+def text_row(tokenizer: Any, example: Example, max_length: int) -> Row:
+    """Return a text, or a prompt and its response.
+
+    Of a text that is too long the end is cut, of a prompt and response the beginning.
+    """
+    if not example.response:
+        ids = tokenizer(example.prompt)["input_ids"][:max_length]
+        return {"input_ids": ids, "labels": list(ids)}
+    parts = example.prompt, example.response
+    glued = parts[0][-1:].isspace() or parts[1][:1].isspace()
+    ids = list(tokenizer(("" if glued else " ").join(parts))["input_ids"])
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    # A tokenizer may join the end of a prompt and the start of a response into one token.
+    prompt = tokenizer(example.prompt)["input_ids"]
+    n_prompt = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(ids, prompt)))  # noqa: B905
+    labels = [UNSCORED] * n_prompt + ids[n_prompt:]
+    return {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}
+
+
+def pair_row(tokenizer: Any, example: Example, max_length: int) -> Row:
+    """Return a text, or two, as a classifier reads them."""
+    second = example.response or None
+    found = tokenizer(example.prompt, second, truncation=True, max_length=max_length)
+    return {key: list(found[key]) for key in found if key != "attention_mask"}
+
+
+def padded(rows: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
+    """Return rows as one batch, each key padded on the right to its longest, with attention_mask.
+
+    ``pad`` fills input_ids, 0 or a row of the embedding: it is masked.
+    """
+    fill = {"input_ids": pad, "labels": UNSCORED}
+    batch = {}
+    for key in rows[0]:
+        length = max(len(row[key]) for row in rows)
+        filled = [row[key] + [fill.get(key, 0)] * (length - len(row[key])) for row in rows]
+        batch[key] = torch.tensor(filled)
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return batch
+
+
+def unpadded(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut a batch into batches of one example, without padding."""
+    for i, length in enumerate(batch["attention_mask"].sum(-1).tolist()):
+        yield {
+            key: tensor[i : i + 1, :length] if tensor.ndim == 2 else tensor[i : i + 1]
+            for key, tensor in batch.items()
+        }

@@ -1,0 +1,171 @@
+"""Coefficients of task vectors, learned on a live model that is merged anew in every step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from merge_plugins.api import Batch, PerExpert, Slot, Sources
+from merge_plugins.calibration.batches import UNSCORED
+from merge_plugins.errors import RecipeError
+
+DIGITS = 6
+"""Decimals of a learned coefficient: what the order of float32 sums changes lies beyond."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def blended(slot: Slot, coefficients: Sequence[float]) -> Tensor:
+    """Return base + sum of coefficient times task vector: float32 [*shape]."""
+    total = slot.base.to(torch.float32, copy=True)
+    for delta, coefficient in zip(slot.deltas(), coefficients, strict=True):
+        total.add_(delta, alpha=coefficient)
+    return total
+
+
+def mean_entropy(module: Any, batch: Batch) -> Tensor:
+    """Mean Shannon entropy of what a model predicts, in nats: a scalar.
+
+    Of the classes of each text, or of the next token before each token that has a label; what the
+    labels say is not looked at. Raises `RecipeError` for a model that predicts neither.
+    """
+    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
+    logits = getattr(module(**inputs), "logits", None)
+    generates = getattr(module, "can_generate", lambda: True)()
+    if logits is None or logits.shape[-1] == 1 or (logits.ndim == 3 and not generates):
+        raise RecipeError(
+            "entropy is of a classifier with two classes or more, or of a causal language model; "
+            f"{type(module).__name__} is neither. Choose a method that needs no data."
+        )
+    if logits.ndim == 3:
+        logits = logits[:, :-1][batch["labels"][:, 1:] != UNSCORED]
+    log_p = logits.float().log_softmax(-1)
+    entropy: Tensor = (log_p.exp() * log_p).sum().neg() / max(1, len(log_p))
+    return entropy
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Adam on the coefficients of N task vectors, kept in [0, 1], to minimise a loss on batches."""
+
+    loss: Callable[[Any, Batch], Tensor]
+    initial: float
+    steps: int
+    learning_rate: float
+    by_weight: bool
+    """One coefficient for each weight and expert, or one for each expert."""
+
+    def __call__(self, sources: Sources) -> dict[str, PerExpert]:
+        """Return the coefficients of every weight, by name.
+
+        A step takes the next batch of every expert's data and sums their losses. Holds one live
+        model and its gradients, in float32: a coefficient's gradient is the dot product of its
+        task vector, read from disk, with the gradient of the merged weight. Weights that the live
+        model does not have under a name of their own keep the initial coefficient.
+        """
+        from merge_plugins.hf.experts import stored_whole  # seconds: imports transformers
+
+        slots = {slot.name: slot for slot in sources.slots()}
+        n_experts = len(sources.names)
+        module: Any = sources.module(0)
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        names = stored_whole(module, slots)
+        live = {name: parameters[names[name]] for name in slots if name in names}
+        self._announce(slots, live, n_experts)
+        rows = len(slots) if self.by_weight else 1
+        raw = torch.full((rows, n_experts), self.initial, requires_grad=True)
+        if live:
+            batches = [list(sources.batches(expert)) for expert in range(n_experts)]
+            self._descend(module, batches, slots, live, raw)
+        found = raw.detach().clamp(0, 1).double().expand(len(slots), -1).tolist()
+        each = (tuple(round(x, DIGITS) for x in row) for row in found)
+        return dict(zip(slots, each, strict=True))
+
+    @torch.enable_grad()
+    def _descend(
+        self,
+        module: Any,
+        batches: Sequence[Sequence[Batch]],
+        slots: Mapping[str, Slot],
+        live: Mapping[str, Tensor],
+        raw: Tensor,
+    ) -> None:
+        module.requires_grad_(False)
+        for weight in live.values():
+            weight.data = torch.empty_like(weight)  # of its own: it may be the file's pages
+            weight.requires_grad_()
+        optimizer = torch.optim.Adam([raw], lr=self.learning_rate)
+        shown = tqdm(range(self.steps), desc="Learning coefficients", unit="step", delay=2)
+        for step in shown:
+            used = raw.clamp(0, 1)
+            rows = dict(zip(slots, used.detach().expand(len(slots), -1).tolist(), strict=True))
+            for name, weight in live.items():
+                _write(slots[name], rows[name], weight)
+            total = 0.0
+            for some in batches:
+                loss = self.loss(module, some[step % len(some)])
+                total += loss.item()
+                loss.backward()  # type: ignore[no-untyped-call]
+            dots = torch.stack([_dots(slot, live.get(name)) for name, slot in slots.items()])
+            optimizer.zero_grad()
+            used.backward(dots if self.by_weight else dots.sum(0, keepdim=True))  # type: ignore[no-untyped-call]
+            optimizer.step()
+            shown.set_postfix(loss=f"{total:.4f}")
+        logger.info("coefficients after %d steps: %s", self.steps, _spelled(raw))
+
+    def _announce(
+        self, slots: Mapping[str, Slot], live: Mapping[str, Tensor], n_experts: int
+    ) -> None:
+        size = 8 * sum(weight.numel() for weight in live.values()) / 1e9
+        logger.info(
+            "learning %d coefficients: %d steps of a pass forward and back on a batch of each of "
+            "%d models' data; one model and its gradients, %.3g GB in float32",
+            *(n_experts * (len(live) if self.by_weight else 1), self.steps, n_experts, size),
+        )
+        absent = [name for name in slots if name not in live]
+        if absent:
+            logger.warning(
+                "%d of %d weights keep the coefficient %g, first %s: the live model has no weight "
+                "of that name. The model's code fuses or does not use them.",
+                *(len(absent), len(slots), self.initial, absent[0]),
+            )
+
+
+def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
+    """Merge a whole weight into a live model's."""
+
+    def write(block: Slot) -> None:
+        region = block.box
+        region.of(weight.detach()).copy_(blended(block, coefficients))
+
+    slot.map_blocks(write)
+
+
+def _dots(slot: Slot, weight: Tensor | None) -> Tensor:
+    """Take the gradient away from a live weight; its dot products with the task vectors: [N]."""
+    if weight is None or weight.grad is None:
+        return torch.zeros(len(slot.experts))
+    gradient, weight.grad = weight.grad.cpu(), None
+
+    def dots(block: Slot) -> Tensor:
+        region = block.box
+        products = block.deltas() * region.of(gradient)
+        return products.unsqueeze(-1).flatten(1).sum(1, dtype=torch.float64)
+
+    return torch.stack(slot.map_blocks(dots)).sum(0).float()
+
+
+def _spelled(raw: Tensor) -> str:
+    """Mean of each expert's coefficients, and what they range over if there is more than one."""
+    rows = raw.detach().clamp(0, 1).T
+    return ", ".join(
+        f"{row.mean():.3f}" + (f" ({row.min():.3f} to {row.max():.3f})" if len(row) > 1 else "")
+        for row in rows
+    )

@@ -1,0 +1,159 @@
+"""Calibration statistics on disk: computed once per model and data, shared by every merge of it.
+
+A statistic lies in ``statistics/<key>`` of the cache folder (see `merge_plugins.folders.cache_folder`)
+as safetensors files and an index, where the key says all it depends on. The folder appears under
+its name when it is complete; one that cannot be read is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from merge_plugins.api import Batch
+from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.folders import cache_folder
+from merge_plugins.identity import model_identity, tokenizer_identity
+from merge_plugins.plugins import registry
+from merge_plugins.plugins.method import RegisteredStatistic
+from merge_plugins.recipe import Data
+from merge_plugins.weights import StoredTensor
+from merge_plugins.weights.files import read_json
+from merge_plugins.weights.stored import read_header
+
+INDEX = "index.json"
+
+
+logger = logging.getLogger(__name__)
+
+
+Stored = Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A statistic of one model on some data."""
+
+    name: str
+    model: Any
+    """The model's reference."""
+    tokenizer: str
+    """The folder of the tokenizer that reads the data."""
+    data: Data
+
+    @property
+    def registered(self) -> RegisteredStatistic:
+        """The statistic as a plugin registered it, or `RecipeError`."""
+        known = registry().statistics
+        if self.name not in known:
+            raise RecipeError(f"no plugin registers a statistic {self.name!r}")
+        return known[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, or will: named after all that it depends on."""
+        from merge_plugins._version import __version__
+
+        found = self.registered
+        parts = [
+            self.name,
+            found.known_as,
+            found.version or __version__,
+            model_identity(self.model),
+        ]
+        parts += [tokenizer_identity(self.tokenizer), self.data.digest]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return cache_folder() / "statistics" / f"{self.name}-{key}"
+
+
+def read(folder: Path) -> Stored | None:
+    """Return a statistic by weight name, unread; None if it is not there, or not whole."""
+    if not folder.is_dir():
+        return None
+    try:
+        index = read_json(folder / INDEX)
+        files = {name: read_header(folder / name) for name in {file for file, _ in index.values()}}
+        return {weight: files[file][tensor] for weight, (file, tensor) in index.items()}
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        logger.warning("%s is damaged and will be made again: %s", folder, exc)
+        return None
+
+
+def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
+    """Write a statistic piece by piece; all of it appears at once, and is returned unread."""
+    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    index: dict[str, tuple[str, str]] = {}
+    try:
+        unfinished.mkdir(parents=True)
+        for number, piece in enumerate(pieces):
+            file, distinct = f"{number:05}.safetensors", dict[int, str]()
+            for weight, tensor in piece.items():  # one tensor may stand for several weights
+                index[weight] = file, distinct.setdefault(id(tensor), weight)
+            held = {weight: piece[weight].detach() for weight in distinct.values()}
+            save_file({k: t.float().cpu().contiguous() for k, t in held.items()}, unfinished / file)
+        (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        if read(folder) is None:  # no other process was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+    except OSError as exc:
+        if read(folder) is None:
+            raise MergeError(f"{folder} was not written: {exc}") from exc
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    found = read(folder)
+    if found is None:
+        raise MergeError(f"{folder} was written and cannot be read")
+    return found
+
+
+def announce(request: Request, n_elements: int) -> None:
+    """Say what is about to be computed and what it costs, above the progress bars."""
+    n, name = len(request.data.examples()), request.registered
+    size = 4 * n_elements / 1e9
+    tqdm.write(
+        f"{request.name} of {request.model} on {n} examples of {request.data.source}. "
+        f"{name.summary} One model at a time, {size:.2g} GB in float32. Kept in {request.folder}",
+        file=sys.stderr,
+    )
+
+
+class Watched(Iterable[Batch]):
+    """Batches with a progress bar for every walk over them."""
+
+    def __init__(self, walk: Callable[[], Iterator[Batch]], request: Request) -> None:
+        self._walk, self._request = walk, request
+
+    def __iter__(self) -> Iterator[Batch]:
+        data = self._request.data
+        total = math.ceil(len(data.examples()) / data.batch_size)
+        doing = f"{self._request.name} of {Path(str(self._request.model)).name}"
+        with tqdm(self._walk(), desc=doing, total=total, unit="batch", leave=False) as shown:
+            yield from shown
+
+
+def checked(
+    pieces: Iterable[Mapping[str, Tensor]], request: Request
+) -> Iterator[Mapping[str, Tensor]]:
+    """Pass pieces on; raise `MergeError` at one with NaN or infinity."""
+    for piece in pieces:
+        for name, tensor in piece.items():
+            if not torch.isfinite(tensor).all():
+                raise MergeError(
+                    f"{request.name} of {request.model}: {name} came out as NaN or infinity; "
+                    "check the model and its data"
+                )
+        yield piece

@@ -1,0 +1,212 @@
+"""The `merge-plugins` command. Adapters add commands by entry point: see `ADAPTER_COMMANDS`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from merge_plugins import identity
+from merge_plugins._version import __version__
+from merge_plugins.engine import open_merge
+from merge_plugins.errors import MergeError
+from merge_plugins.plugins import Method, Parameter, registry
+from merge_plugins.recipe import read_recipe
+
+ADAPTER_COMMANDS = "merge_plugins.commands"
+"""Entry points in this group are functions that take the arguments after their name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 1 when the recipe cannot be merged."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    adapters = {point.name: point for point in entry_points(group=ADAPTER_COMMANDS)}
+    try:
+        if given and given[0] in adapters:
+            command: Callable[[Sequence[str]], int] = adapters[given[0]].load()
+            return command(given[1:])
+        options = _parser(adapters).parse_args(given)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except MergeError as exc:
+        print(f"merge-plugins: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `merge-plugins plan … | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("merge-plugins: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
+    extra = ", ".join(sorted(adapters))
+    parser = argparse.ArgumentParser(
+        prog="merge-plugins",
+        description="Merge language models on the fly.",
+        epilog=f"Commands of installed adapters: {extra}." if extra else None,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        doc = (run.__doc__ or "").partition("\n")[0]
+        added = commands.add_parser(name, help=doc, description=doc)
+        added.set_defaults(run=run)
+        return added
+
+    command("list", list_methods).add_argument("--json", action="store_true")
+    command("show", show_method).add_argument("method", metavar="METHOD")
+    recipe = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
+    command("check", check).add_argument("recipe", metavar="RECIPE", help=recipe)
+    planner = command("plan", show_plan)
+    planner.add_argument("recipe", metavar="RECIPE", help=recipe)
+    planner.add_argument("--json", action="store_true")
+    saver = command("save", save_merge)
+    saver.add_argument("recipe", metavar="RECIPE", help=recipe)
+    saver.add_argument("folder", metavar="DIR")
+    saver.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+    mounter = command("mount", mount_merge)
+    mounter.add_argument("recipe", metavar="RECIPE", help=recipe)
+    mounter.add_argument("folder", metavar="DIR")
+    return parser
+
+
+def list_methods(options: argparse.Namespace) -> int:
+    """List the merge methods, their parameters, and plugins that failed to load."""
+    found = registry()
+    found.load_bridges()
+    if options.json:
+        methods = [_as_json(method) for method in found.methods.values()]
+        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in found.broken.items()}
+        print(json.dumps({"methods": methods, "broken": broken}, indent=2))
+        return 0
+    width = max(map(len, found.methods))
+    for name, method in found.methods.items():
+        print(f"{name:{width}}  {method.summary}")
+        parameters = "  ".join(_brief(p) for p in method.parameters.values())
+        source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
+        print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
+        if method.aliases:
+            print(f"{'':{width}}  also named {', '.join(method.aliases)}")
+    for name, exc in found.broken.items():
+        print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
+    return 0
+
+
+def show_method(options: argparse.Namespace) -> int:
+    """Explain one merge method: what it does, its parameters, its paper."""
+    method = registry().get(options.method)
+    print(f"{method.name}: {method.summary}")
+    for line in (f"paper: {method.paper}" if method.paper else "", f"takes: {_needs(method)}"):
+        if line:
+            print(line)
+    for p in method.parameters.values():
+        alias = f" (also {', '.join(p.alias)})" if p.alias else ""
+        kind = "one per model" if p.per_expert else "one for all"
+        print(f"  {_brief(p)}{alias}\n      {p.doc or 'no description'}; {kind}")
+    for name, said in method.aliases.items():
+        print(f"{name} is the same: {said}")
+    source = f"{method.plugin} {method.version}".strip()
+    print(f"plugin: {source}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check a recipe and its models without reading a weight."""
+    found = open_merge(read_recipe(options.recipe)).plan
+    print(f"{found}. Digest {identity.digest(found.recipe)}.")
+    return 0
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Show which tensors make each merged tensor, and with which parameters."""
+    found = open_merge(read_recipe(options.recipe)).plan
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return 0
+    for name, tensor in found.tensors.items():
+        shown = ", ".join(f"{key}={_plain(value)}" for key, value in tensor.parameters.items())
+        if tensor.kernel is None:
+            shown = "copied" if len(tensor.stored) == 1 else "copied: all models must agree"
+        print(f"{name} {list(tensor.shape)} {_dtype(tensor.dtype)}  {shown}")
+    return 0
+
+
+def save_merge(options: argparse.Namespace) -> int:
+    """Write the merge as a checkpoint, with tokenizer, recipe and model card."""
+    import logging
+
+    from merge_plugins.outputs.save import save
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(save(read_recipe(options.recipe), options.folder, max_shard_size=options.max_shard_size))
+    return 0
+
+
+def mount_merge(options: argparse.Namespace) -> int:
+    """Write a folder without weights that harnesses load as if it were the saved merge."""
+    from merge_plugins.outputs.mount import mount
+
+    recipe = read_recipe(options.recipe)
+    folder = mount(recipe, options.folder)
+    print(f"{folder}: {identity.label(recipe)}. Load it with trust_remote_code=True.")
+    return 0
+
+
+def _needs(method: Method) -> str:
+    low, high = method.min_experts, method.max_experts
+    count = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    models = "model" if count == "1" else "models"
+    asked = callable(method.stats) and method.needs_data is not True
+    data = f" and {'for some settings ' * asked}calibration data" if method.takes_data else ""
+    base = "a base and " if method.needs_base else "perhaps a base and " * method.takes_base
+    return f"{base}{count} {models}{data}"
+
+
+def _brief(parameter: Parameter) -> str:
+    return parameter.name + ("" if parameter.required else f"={_plain(parameter.default)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _dtype(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_json(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "paper": method.paper,
+        "aliases": dict(method.aliases),
+        "plugin": method.plugin,
+        "version": method.version or __version__,
+        "needs_base": method.needs_base,
+        "takes_base": method.needs_base or method.takes_base,
+        "min_experts": method.min_experts,
+        "max_experts": method.max_experts,
+        "takes_data": method.takes_data,
+        "parameters": [
+            {
+                "name": p.name,
+                "default": None if p.required else p.default,
+                "required": p.required,
+                "per_model": p.per_expert,
+                "alias": list(p.alias),
+                "meaning": p.doc,
+            }
+            for p in method.parameters.values()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

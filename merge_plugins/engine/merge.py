@@ -1,0 +1,304 @@
+"""Merged tensors that exist only while somebody looks at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import (
+    Branch,
+    Index,
+    Kernel,
+    Measures,
+    Prepares,
+    Region,
+    Routes,
+    Slot,
+    as_region,
+)
+from merge_plugins.engine.copied import copied, is_finite
+from merge_plugins.engine.reader import WeightReader
+from merge_plugins.engine.sources import PlannedSources
+from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.parallel import BLOCK, alone, block_size, parallel
+from merge_plugins.planning import Plan, PlannedTensor
+from merge_plugins.plugins import registry
+from merge_plugins.weights import held
+from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.stored import NAMES
+
+
+class MergedTensor:
+    """One merged tensor, computed when indexed; what a loader expects of a stored tensor.
+
+    ``tensor[...]`` merges all of it, ``tensor[a:b, c:d]`` only that box. The bits of an element do
+    not depend on the box, on the number of threads, or on the order of calls.
+    """
+
+    def __init__(self, planned: PlannedTensor, merge: Merge) -> None:
+        self.planned, self._merge = planned, merge
+        self.name, self.dtype = planned.name, planned.dtype
+        self.shape = torch.Size(planned.shape)
+        self.device = torch.device("cpu")
+        self.ndim = len(planned.shape)
+        self._lock = threading.Lock()
+
+    def get_shape(self) -> list[int]:
+        """Shape, as a safetensors slice says it."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """Dtype, as a safetensors slice says it."""
+        return NAMES[self.dtype]
+
+    def is_floating_point(self) -> bool:
+        """Whether the merged tensor holds floating-point numbers."""
+        return self.dtype.is_floating_point
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.shape.numel()
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Merge all of it and convert like `torch.Tensor.to`."""
+        return self[...].to(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"MergedTensor({self.name}, {list(self.shape)}, {self.dtype})"
+
+    def __getitem__(self, index: Index) -> Tensor:
+        region = as_region(index, self.planned.shape)
+        if self.planned.kernel is None:
+            if len(self.planned.stored) > 1:
+                return region.of(self._agreed).to(self.dtype, copy=True)
+            return copied(self.planned, region, self._merge.plan.recipe.dtype)
+        with held(self.planned.stored):
+            kernel, method = self._merge.kernel(self.planned), self._merge.plan.method
+            whole_rows = method.is_rowwise(kernel)
+            if region.numel == 0:
+                return torch.empty(region.sizes, dtype=self.dtype)
+            if whole_rows or self.is_elementwise:
+                return self._by_blocks(kernel, region, whole_rows=whole_rows)
+            if method.merges_matrices(kernel):
+                return self._by_matrices(kernel, region)
+            return region.of(self._whole(kernel)).contiguous()
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether any box of it can be merged alone."""
+        kernel = self.planned.kernel
+        return kernel is not None and self._merge.plan.method.is_elementwise(kernel, self.planned)
+
+    def ready(self) -> None:
+        """Prepare and measure, so that `box` can follow; the inputs are held."""
+        _ = self._ready
+
+    def box(self, region: Region) -> Tensor:
+        """Merge a small box where others are merged at the same time, as part of another merge."""
+        return self._merged(self._reader, self._merge.kernel(self.planned), region)
+
+    def branches(self, device: torch.device) -> Sequence[Branch]:
+        """What each expert adds to this weight; computed on ``device`` from every model's whole."""
+        prepared = self._merge.kernel(self.planned)
+        routes = prepared if isinstance(prepared, Routes) else self.planned.kernel
+        method, shared = cast(Routes, routes), self[...]
+        whole = Region.whole(self.planned.shape)
+
+        def look() -> Sequence[Branch]:
+            slot = reader.read(whole)
+            base = None if slot.maybe_base is None else slot.maybe_base.to(device)
+            experts = tuple(expert.to(device) for expert in slot.experts)
+            placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
+            found = method.branches(placed, shared.to(device))
+            reader.release(whole)
+            return found
+
+        with held(self.planned.stored):
+            reader = self._ready
+            return alone(look)
+
+    def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
+        reader = self._ready
+        size = block_size(len(self.planned.stored), self._merge.block)
+        merged = torch.empty(region.sizes, dtype=self.dtype)
+
+        def merge(block: Region) -> None:
+            wanted = block.shared(region)
+            result = self._merged(reader, kernel, block)
+            merged[wanted.within(region)] = result[wanted.within(block)]
+            reader.release(block)
+
+        read = region.rows() if whole_rows else region
+        parallel(merge, read.blocks(size, whole_rows=whole_rows))
+        reader.release(read)  # a fault maps neighbours too, also of blocks released before
+        return merged
+
+    def _by_matrices(self, kernel: Kernel, region: Region) -> Tensor:
+        reader = self._ready
+
+        def merge(matrix: Region) -> Tensor:
+            slot = reader.slot(matrix)
+            slot.map_blocks(self._check_inputs)
+            result = kernel(slot)
+            self._check(result, matrix)
+            reader.release(matrix)
+            return result.to(self.dtype)[region.shared(matrix).within(matrix)]
+
+        matrices = list(region.matrices())
+        if len(matrices) == 1:
+            return alone(functools.partial(merge, *matrices)).contiguous()
+        merged = torch.empty(region.sizes, dtype=self.dtype)
+        for matrix in matrices:
+            at = region.shared(matrix).within(region)
+            merged[at] = alone(functools.partial(merge, matrix))
+        return merged
+
+    def _merged(self, reader: WeightReader, kernel: Kernel, block: Region) -> Tensor:
+        slot = reader.read(block)
+        self._check_inputs(slot)
+        result = kernel(slot)
+        self._check(result, block)
+        return result.to(self.dtype)
+
+    def _whole(self, kernel: Kernel) -> Tensor:
+        reader, whole = self._ready, Region.whole(self.planned.shape)
+
+        def merge() -> Tensor:
+            for stored in self.planned.stored:
+                stored.view()  # computed on every core, and kept for the next line
+            result = self._merged(reader, kernel, whole)
+            reader.release(whole)
+            return result
+
+        return alone(merge)
+
+    @property
+    def _ready(self) -> WeightReader:
+        """The reader, once what the method measures of the whole weight is known."""
+        with self._lock:
+            return self._reader
+
+    @cached_property
+    def _reader(self) -> WeightReader:
+        reader = self._merge.reader(self.planned)
+        kernel = self._merge.kernel(self.planned)
+        _ = reader.statistics  # here, not in the threads that read blocks
+        if isinstance(kernel, Measures):
+            reader.measured = kernel.measure(reader.slot(Region.whole(self.planned.shape)))
+        return reader
+
+    @cached_property
+    def _agreed(self) -> Tensor:
+        """A buffer's value, on which all models agree."""
+        first, *others = self.planned.stored
+        for other in others:
+            if not torch.equal(first.view(), other.view()):
+                raise MismatchError(
+                    f"{self.name} is no weight and cannot be averaged, and it differs between "
+                    f"{first.file} and {other.file}"
+                )
+        return first.view()
+
+    def _check_inputs(self, slot: Slot) -> None:
+        """Refuse NaN and infinity, also where the method would have dropped them."""
+        bases = () if slot.maybe_base is None else (slot.maybe_base,)
+        if not all(map(is_finite, (*bases, *slot.experts))):
+            self._name_the_source()
+
+    def _check(self, result: Tensor, block: Region) -> None:
+        """Refuse a result of another shape, or one that overflowed."""
+        name = self._merge.plan.method.name
+        if result.shape != torch.Size(block.sizes):
+            raise MismatchError(
+                f"{name} returned {list(result.shape)} for {self.name} {list(block.sizes)}; "
+                "a kernel keeps the shape of its slot"
+            )
+        if not is_finite(result if self.dtype != torch.float16 else result.half()):
+            self._name_the_source()  # what was measured spoils every block of the weight
+            raise MismatchError(
+                f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
+                "finite weights; try smaller weights or out_dtype: float32"
+            )
+
+    def _name_the_source(self) -> None:
+        """Raise if a source holds NaN or infinity."""
+        for stored in self.planned.stored:
+            refuse_damage(stored)
+
+
+@dataclasses.dataclass
+class Merge:
+    """A plan being carried out."""
+
+    plan: Plan
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        self._prepared: Kernel | None = None
+        self._looked = False
+        self._lock = threading.Lock()
+        self.sources = PlannedSources(self.plan, self._slots)
+
+    def reader(self, planned: PlannedTensor) -> WeightReader:
+        """The reader of one tensor's inputs."""
+        return WeightReader(planned, self.plan, self.sources)
+
+    def _slots(self) -> Iterator[Slot]:
+        for planned in self.plan.tensors.values():
+            if planned.kernel is not None:
+                with held(planned.stored):
+                    yield self.reader(planned).slot(Region.whole(planned.shape))
+
+    def kernel(self, planned: PlannedTensor) -> Kernel:
+        """The kernel of one tensor; a method that looks at all models first does so now, once."""
+        kernel: Any = planned.kernel
+        if not isinstance(kernel, Prepares):
+            return cast(Kernel, kernel)
+        with self._lock:
+            if not self._looked:
+                self._prepared, self._looked = self._prepare(), True
+        return self._prepared or cast(Kernel, kernel)
+
+    def settled(self) -> dict[str, Any]:
+        """What the method came down to after its look at all models: a method and parameters.
+
+        It looks now, if it has not yet. Empty unless what it became is itself a registered method.
+        """
+        planned = next((t for t in self.plan.tensors.values() if t.kernel is not None), None)
+        kernel = planned and self.kernel(planned)
+        if kernel is None or kernel is not self._prepared:
+            return {}
+        for method in registry().methods.values():
+            if method.factory is type(kernel):
+                values = {p.name: getattr(kernel, p.field) for p in method.parameters.values()}
+                return {"merge_method": method.name, "parameters": values}
+        return {}
+
+    def _prepare(self) -> Kernel | None:
+        different: list[Any] = []
+        for planned in self.plan.tensors.values():
+            if planned.kernel is not None and planned.kernel not in different:
+                different.append(planned.kernel)
+        for kernel in different:
+            try:
+                with held(s for planned in self.plan.tensors.values() for s in planned.stored):
+                    prepared: Kernel | None = kernel.prepare(self.sources)
+            finally:
+                self.sources.drop()
+            if prepared is not None and len(different) > 1:
+                raise RecipeError(
+                    f"{self.plan.method.name} looks at the whole model at once, so each parameter "
+                    "needs one value for all tensors: no gradients, no filters"
+                )
+        return prepared
+
+    def tensors(self) -> dict[str, MergedTensor]:
+        """Every tensor of the merge, unread, in the donor's order."""
+        return {name: MergedTensor(t, self) for name, t in self.plan.tensors.items()}

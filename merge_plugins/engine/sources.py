@@ -1,0 +1,133 @@
+"""What a method may look at while it prepares: weights, live models, examples, statistics."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from merge_plugins.api import Batch, Example, Slot
+from merge_plugins.calibration import store
+from merge_plugins.calibration.batches import batches
+from merge_plugins.errors import RecipeError
+from merge_plugins.planning import Plan
+from merge_plugins.plugins import registry
+from merge_plugins.recipe import Data
+from merge_plugins.tokenizer import tokenizer_folder
+from merge_plugins.tokenizer.vocabulary import is_vocabulary
+from merge_plugins.weights import SourceTensor
+from merge_plugins.weights.files import tokenizer_files
+
+
+class PlannedSources:
+    """The sources of a plan, opened as they are asked for; see `merge_plugins.api.Sources`."""
+
+    def __init__(self, plan: Plan, slots: Callable[[], Iterator[Slot]]) -> None:
+        self._plan, self.slots = plan, slots
+        self._experts = plan.recipe.models
+        self.names, self.seed = tuple(str(model.ref) for model in self._experts), plan.recipe.seed
+        self._live: tuple[int, Any] | None = None
+        self._lock = threading.RLock()
+        self.stored = cache(self._stored)
+
+    def module(self, expert: int) -> nn.Module:
+        """The live expert: float32, in evaluation mode. Asking for another drops the last."""
+        with self._lock:
+            if self._live is None or self._live[0] != expert:
+                from merge_plugins.hf.experts import load  # seconds: imports transformers
+
+                self.drop()
+                self._live = expert, load(self._checkpoint(expert))
+            return self._live[1]
+
+    def drop(self) -> None:
+        """Let go of the live model."""
+        if self._live is not None:
+            self._live = None
+            gc.collect()  # modules refer to themselves
+
+    def tokenizer(self, expert: int) -> Any:
+        """The expert's own tokenizer, or that of the merge where it comes without."""
+        from merge_plugins.hf.experts import load_tokenizer
+
+        return load_tokenizer(self._tokenizer(expert))
+
+    def examples(self, expert: int) -> tuple[Example, ...]:
+        """The expert's calibration data, or an error that says how to name some."""
+        return self._data(expert).examples()
+
+    def batches(self, expert: int) -> Iterator[Batch]:
+        """The same, tokenised, on the device of the live expert, whichever that is."""
+        from merge_plugins.hf.experts import is_classifier
+
+        live = self._live[1] if self._live else self.module(expert)
+        device = next(live.parameters()).device
+        classifier, tokenizer = is_classifier(self._checkpoint(expert)), self.tokenizer(expert)
+        data = self._data(expert)
+        if tokenizer.model_max_length < data.max_length:
+            data = replace(data, max_length=tokenizer.model_max_length)
+        for batch in batches(tokenizer, data.examples(), data, classifier=classifier):
+            yield {key: tensor.to(device) for key, tensor in batch.items()}
+
+    def of_weight(self, name: str, expert: int, weight: str) -> SourceTensor | None:
+        """One weight's statistic, its rows in the merge's order; None if the model has none."""
+        found = self.stored(name, expert).get(weight)
+        plan = self._plan
+        if found is None or plan.alignment is None or not registry().statistics[name].elementwise:
+            return found
+        shape = plan.donor[weight].shape
+        if not is_vocabulary(weight, shape, plan.donor.config):
+            return found
+        aligned = plan.alignment.of_statistic(self._experts[expert].ref, found)
+        aligned.hold()  # for good: a row at most
+        return aligned
+
+    def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
+        """One calibration statistic of one expert, by checkpoint name; float32, on disk."""
+        return {key: stored.view() for key, stored in self.stored(name, expert).items()}
+
+    def _stored(self, name: str, expert: int) -> store.Stored:
+        """The same, unread."""
+        with self._lock:  # the first of several threads computes it
+            model, data = self._experts[expert], self._data(expert)
+            request = store.Request(name, model.ref, str(self._tokenizer(expert)), data)
+            return store.read(request.folder) or self._compute(request, expert)
+
+    def _compute(self, request: store.Request, expert: int) -> store.Stored:
+        from merge_plugins.hf.experts import by_checkpoint_name
+
+        checkpoint, statistic = self._checkpoint(expert), request.registered
+        store.announce(request, sum(math.prod(stored.shape) for stored in checkpoint.values()))
+        try:
+            module: Any = self.module(expert)
+            watched = store.Watched(lambda: self.batches(expert), request)
+            pieces = store.checked(statistic.function(module, watched), request)
+            renamed = (by_checkpoint_name(module, p, checkpoint, statistic) for p in pieces)
+            return store.write(request.folder, renamed)
+        finally:
+            self.drop()
+
+    def _tokenizer(self, expert: int) -> Path:
+        """The folder of the tokenizer that reads the expert's data."""
+        own = tokenizer_folder(self._experts[expert].ref)
+        return own if tokenizer_files(own) else tokenizer_folder(self._plan.recipe)
+
+    def _data(self, expert: int) -> Data:
+        model = self._experts[expert]
+        data = self._plan.recipe.data_of(model)
+        if data is None:
+            raise RecipeError(
+                f"{self._plan.method.name}: needs calibration data for {model.ref}; "
+                "add data: <texts.jsonl>"
+            )
+        return data
+
+    def _checkpoint(self, expert: int) -> Any:
+        return self._plan.checkpoints[self._experts[expert].ref]

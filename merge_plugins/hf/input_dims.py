@@ -1,0 +1,102 @@
+"""Which dimension of each weight runs over its layer's inputs: asked of the model's own code.
+
+Methods that look at the columns of a layer need to know. The modules are built on the meta device,
+where they hold no numbers: a second for any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers import AutoConfig, AutoModel
+from transformers.pytorch_utils import Conv1D
+
+from merge_plugins.errors import MismatchError
+from merge_plugins.weights.files import read_json
+
+LINEAR = -1
+"""(out, in): also of weights the modules do not know, such as experts that loading fuses."""
+TRANSPOSED = ("AriaExperts", "GptOssExperts", "Llama4TextExperts")
+"""Experts stored (expert, in, out), for releases of transformers whose modules do not say so."""
+
+
+def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None]:
+    """Return `Slot.input_dim` of every weight of a model folder, by checkpoint name.
+
+    A folder whose config names no model type holds bare matrices: linear layers. Raises
+    `MismatchError` when transformers has no code for the model type.
+    """
+    model_type = read_json(model / "config.json").get("model_type")
+    if model_type is None:
+        return dict.fromkeys(shapes, LINEAR)
+    known: dict[tuple[str, int], set[int | None]] = {}
+    for name, weight, dim in _weights(_modules(model, model_type)):
+        for tail in _tails(name):
+            known.setdefault((tail, weight.ndim), set()).add(dim)
+    return {name: _found(known, name, len(shape)) for name, shape in shapes.items()}
+
+
+def written_out(model: Path) -> dict[str, Any]:
+    """Return a model's config with everything that its class fills in; empty if it is not known."""
+    try:
+        found: dict[str, Any] = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
+    except ValueError:
+        return {}
+    return found
+
+
+def _modules(model: Path, model_type: str) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        named = (getattr(transformers, name, None) for name in config.architectures or ())
+        build: Callable[..., nn.Module] = next(filter(None, named), AutoModel.from_config)
+        with torch.device("meta"):
+            return build(config)
+    except ValueError as exc:
+        raise MismatchError(
+            f"{model}: this method looks at the columns of each layer, and transformers "
+            f"{transformers.__version__} has no code of its own for {model_type!r} that would say "
+            "which they are. Choose a method that treats all weights alike, e.g. task_arithmetic."
+        ) from exc
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int | None]]:
+    """Yield every parameter, under every name it is known by."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, weight in module.named_parameters(recurse=False):
+            name = f"{prefix}.{key}" if prefix else key
+            tied = id(weight) in embeddings  # a tied head is the embedding
+            yield name, weight, 0 if tied else _input_dim(module, key, weight)
+
+
+def _input_dim(module: nn.Module, key: str, weight: nn.Parameter) -> int | None:
+    if weight.ndim < 2 or key.endswith("bias") or isinstance(module, _ConvNd):
+        return None
+    if isinstance(module, Conv1D):
+        return -2
+    transposed = type(module).__name__ in TRANSPOSED
+    return -2 if weight.ndim > 2 and getattr(module, "is_transposed", transposed) else LINEAR
+
+
+def _found(known: Mapping[tuple[str, int], set[int | None]], name: str, n_dims: int) -> int | None:
+    """Look a name up by its longest part the modules know: loaders add, drop and move prefixes."""
+    for tail in _tails(name):
+        dims = known.get((tail, n_dims), set())
+        if len(dims) == 1:
+            return next(iter(dims))
+    return LINEAR
+
+
+def _tails(name: str) -> Iterator[str]:
+    """Yield a name without its first 0, 1, 2, ... parts, down to module and parameter."""
+    parts = name.split(".")
+    yield name
+    for start in range(1, len(parts) - 1):
+        yield ".".join(parts[start:])

@@ -1,0 +1,91 @@
+"""Identify a merge, a model or a tokenizer by content: every byte of every file counts.
+
+Harnesses cache results by name, so the digest of a merge belongs into every name they are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from merge_plugins._version import __version__
+from merge_plugins.plugins import registry
+from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
+from merge_plugins.weights.content import content
+from merge_plugins.weights.files import adapter_files, tokenizer_files, weight_files
+from merge_plugins.weights.hub import resolve
+
+IDENTIFYING = ("config.json", "generation_config.json")
+"""Files of a model folder that count beside its weights."""
+
+
+def digest(recipe: Recipe) -> str:
+    """Hash a recipe, its method's version and the content of every file it needs: 12 hex digits.
+
+    Recipes that mean the same merge have one digest. Downloads what is not here yet, and reads
+    every weight file whose hash is not known: seconds for each 10 GB, once.
+    """
+    method = registry().get(recipe.merge_method)
+    contents = {ref: model_identity(ref) for ref in recipe.references}  # all files are here now
+
+    def spelled(what: Reference | Data) -> str:
+        return what.digest if isinstance(what, Data) else contents.get(what) or model_identity(what)
+
+    written = recipe.normal(method).spelled(spelled, str)
+    readers = [tokenizer_folder(m.ref) for m in recipe.models if recipe.data_of(m)]
+    if readers:
+        written["readers"] = [tokenizer_identity(str(folder)) for folder in readers]
+    if recipe.tokenizer:
+        refs = (*recipe.references, recipe.tokenizer_donor)
+        folders = map(tokenizer_folder, refs)
+        written["vocabularies"] = [tokenizer_identity(str(folder)) for folder in folders]
+        written |= recipe.tokenizer.as_keys(tokenizer_identity)
+    if recipe.chat_template:
+        written["chat_template"] = chat_template(recipe)
+    if recipe.generation_config:
+        written["generation_config"] = generation_config(recipe)
+    written["plugin"] = [method.known_as, method.version or __version__]
+    text = json.dumps(written, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def label(recipe: Recipe) -> str:
+    """Name a merge for tables and caches: ``<method>-<digest>``."""
+    return f"{recipe.merge_method}-{digest(recipe)}"
+
+
+def model_identity(ref: Reference) -> str:
+    """Hash the weights and configuration of a model, wherever it lies: 32 hex digits.
+
+    12 for a merge: its digest. Files in the hub's cache are named after their content already;
+    others are read once, and the hash is kept until they change.
+    """
+    if isinstance(ref, str):
+        folder = resolve(ref)
+        return _hashed([*weight_files(folder), *(folder / name for name in IDENTIFYING)])
+    if isinstance(ref, Lora):
+        parts = "lora", model_identity(ref.model), _hashed(adapter_files(resolve(ref.adapter)))
+    elif isinstance(ref, Delta):
+        parts = "delta", model_identity(ref.model), model_identity(ref.delta)
+    elif isinstance(ref, Rebased):
+        parts = "base_model", model_identity(ref.model), model_identity(ref.base_model)
+    else:
+        assert isinstance(ref, Recipe), "the only other kind of reference"
+        return digest(ref)
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:32]
+
+
+def tokenizer_identity(ref: str) -> str:
+    """Hash the tokenizer files of a folder or hub id: 32 hex digits."""
+    return _hashed(tokenizer_files(resolve(ref)))
+
+
+def _hashed(files: Iterable[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            whole.update(f"{file.name}={content(file)}\n".encode())
+    return whole.hexdigest()[:32]

@@ -1,0 +1,234 @@
+"""LM-Cocktail's functions: average fine-tunes of one model, by given weights or by a few examples.
+
+The names, arguments and defaults of `LM_Cocktail` [Xiao et al. 2023, arXiv:2311.13534], on the one
+engine here: a mix is a recipe of method ``linear``, merged tensor by tensor as it loads. The recipe
+that finds the weights itself is method ``cocktail``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from merge_plugins.calibration.losses import ExampleLoss, ModelType, weigh
+from merge_plugins.engine import open_merge
+from merge_plugins.errors import ParameterError, did_you_mean
+from merge_plugins.folders import new_folder
+from merge_plugins.hf.experts import placed
+from merge_plugins.hf.versions import DTYPE
+from merge_plugins.outputs.load import load_merged
+from merge_plugins.outputs.save import save
+from merge_plugins.recipe import Recipe, data
+from merge_plugins.recipe.references import written
+from merge_plugins.tokenizer import tokenizer_folder
+
+__all__ = ["compute_weights", "mix_models", "mix_models_by_layers", "mix_models_with_data"]
+
+AUTO_CLASSES: Mapping[str, Any] = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoModel,
+    "reranker": AutoModelForSequenceClassification,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
+"""What a model of each of LM-Cocktail's types is loaded as."""
+OFF = 1e-3
+"""How far from 1 the sum of given weights may be."""
+
+
+def mix_models(
+    model_names_or_paths: Sequence[Any],
+    model_type: str,
+    weights: Sequence[float],
+    output_path: str | os.PathLike[str] | None = None,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    trust_remote_code: bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Return the weighted sum of models as a live model, in float32 on the CPU by default.
+
+    A model is a folder, a hub id, or anything else a recipe's ``model:`` may be, another `Recipe`
+    included; the first gives config and tokenizer. ``model_type`` is decoder, encoder, reranker or
+    encoder-decoder. ``weights``: one per model, with sum 1. With ``output_path``, a new folder, the
+    mix is also written there, an encoder as sentence-transformers model too. ``kwargs`` are those
+    of `load_merged` (device_map, ...).
+
+    Raises `MergeError` before any weight is read if models, weights and type do not fit together.
+    """
+    auto_class = _auto_class(model_type)
+    recipe = _mix(model_names_or_paths, weights, dtype)
+    target = None if output_path is None else new_folder(output_path)
+    kwargs = {DTYPE: "auto", "trust_remote_code": trust_remote_code, **kwargs}
+    model = load_merged(recipe, auto_class, **kwargs)
+    if target is not None:
+        is_encoder = model_type == "encoder"
+        extra = sentence_transformers_files(model.config.hidden_size) if is_encoder else {}
+        save(recipe, target, extra=extra)
+    return model
+
+
+mix_models_by_layers = mix_models
+"""The same: every mix here is made tensor by tensor, without temporary files."""
+
+
+def mix_models_with_data(
+    model_names_or_paths: Sequence[Any],
+    model_type: str,
+    example_data: Sequence[Mapping[str, Any]],
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    output_path: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | str = torch.float32,
+    trust_remote_code: bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Return `mix_models` of the weights that `compute_weights` finds."""
+    if output_path is not None:
+        new_folder(output_path)
+    weights = compute_weights(
+        model_names_or_paths,
+        model_type,
+        example_data,
+        temperature,
+        batch_size,
+        max_input_length,
+        neg_number,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    return mix_models(
+        model_names_or_paths,
+        model_type,
+        weights,
+        output_path,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        **kwargs,
+    )
+
+
+def compute_weights(
+    model_names_or_paths: Sequence[Any],
+    model_type: str,
+    example_data: Sequence[Mapping[str, Any]],
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    *,
+    seed: int = 0,
+    trust_remote_code: bool | None = None,
+) -> list[float]:
+    """Return softmax(-loss / temperature) of the models on examples: one weight each, with sum 1.
+
+    An example is ``{"input", "output"}`` for a decoder or an encoder-decoder, ``{"query", "pos":
+    [...], "neg": [...]}`` for an encoder or a reranker; ``seed`` decides which ``neg_number`` of
+    the negatives are drawn. The losses are those of `merge_plugins.calibration.losses`. One model at a time is
+    loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
+
+    Raises `MergeError` before any weight is read if models, examples and type do not fit together.
+    """
+    auto_class = _auto_class(model_type)
+    kind = cast(ModelType, model_type)
+    loss = ExampleLoss(kind, batch_size, max_input_length, neg_number, seed)
+    examples = [data.example(row, f"example {n}") for n, row in enumerate(example_data, 1)]
+    loss.check(examples)
+    models = model_names_or_paths
+    mix = _mix(models, [1 / (len(models) or 1)] * len(models), "float32")
+    open_merge(mix)
+
+    def live(index: int) -> Any:
+        gc.collect()  # the last one refers to itself
+        alone = _mix(models[index : index + 1], [1.0], "float32")
+        return placed(
+            load_merged(alone, auto_class, trust_remote_code=trust_remote_code, **{DTYPE: "auto"})
+        )
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer_folder(mix), trust_remote_code=trust_remote_code
+    )
+    names = [str(written(model.ref)) for model in mix.models]
+    return list(weigh(loss, temperature, names, live, tokenizer, examples))
+
+
+def _auto_class(model_type: str) -> Any:
+    if model_type not in AUTO_CLASSES:
+        hint = did_you_mean(str(model_type), AUTO_CLASSES)
+        raise ParameterError(
+            f"model_type is one of {', '.join(AUTO_CLASSES)}; got {model_type!r}{hint}"
+        )
+    return AUTO_CLASSES[model_type]
+
+
+def _mix(models: Sequence[Any], weights: Sequence[float], dtype: torch.dtype | str) -> Recipe:
+    """Return the recipe of a weighted sum, with not one rounding before ``dtype``."""
+    if len(weights) != len(models):
+        raise ParameterError(
+            f"{len(weights)} weights for {len(models)} models; give one for each, in their order"
+        )
+    shares = [float(weight) for weight in weights]
+    total = math.fsum(shares)
+    if models and not abs(total - 1) < OFF:
+        raise ParameterError(
+            f"weights are shares of 1, but {shares} sum to {total:g}; divide each by the sum"
+        )
+    return Recipe.from_mapping(
+        {
+            "merge_method": "linear",
+            "models": [
+                {"model": _named(model), "parameters": {"weight": share}}
+                for model, share in zip(models, shares, strict=True)
+            ],
+            "parameters": {"normalize": False},
+            "out_dtype": str(dtype),
+        }
+    )
+
+
+def _named(model: Any) -> Any:
+    """Return a model as a recipe's ``model:`` names it."""
+    if isinstance(model, Recipe):
+        return model.as_dict()
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
+def sentence_transformers_files(width: int) -> dict[str, str]:
+    """Return what makes an encoder's folder a sentence-transformers model: texts by path.
+
+    A text's embedding is the state of its first token, ``width`` numbers, L2-normalised: what
+    LM-Cocktail's loss and its encoders use.
+    """
+    pooling = {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": True,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+    steps = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
+        for i, (step, path) in enumerate(steps)
+    ]
+    return {
+        "modules.json": json.dumps(modules, indent=2) + "\n",
+        "1_Pooling/config.json": json.dumps(pooling, indent=2) + "\n",
+    }

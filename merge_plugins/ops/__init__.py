@@ -1,0 +1,1 @@
+"""Maths on blocks of weights that several merge methods share."""

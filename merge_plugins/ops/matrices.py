@@ -1,0 +1,163 @@
+"""Merge linear layers as matrices, one at a time and read in pieces, and average other weights.
+
+What methods on matrices need besides the model is [n, n], n the inputs or the smaller side: they
+measure that of all rows, and then know each merged row from the same rows of the experts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Region, Slot, Sources, holds_matrices
+from merge_plugins.ops.arithmetic import weighted_sum
+from merge_plugins.parallel import return_memory
+
+PIECE = 1 << 18
+"""Elements read at once, 2 MiB in float64: enough for products with an [n, n] at full speed, little
+beside it, and little of what malloc keeps after each."""
+
+
+logger = logging.getLogger(__name__)
+
+
+Rows: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+"""From N experts' task vectors of some rows to the merged one's: float64 [rows, columns]."""
+
+
+class Deltas(Sequence[Tensor]):
+    """Task vectors of some rows, each made when it is looked at: float64 [rows, columns]."""
+
+    def __init__(self, base: Tensor, experts: Sequence[Tensor]) -> None:
+        self._base, self._experts = base, experts
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __getitem__(self, expert: int) -> Tensor:  # type: ignore[override]
+        """Return expert minus base: the caller's own."""
+        return self._experts[expert].to(torch.float64, copy=True).sub_(self._base)
+
+
+class Piece(NamedTuple):
+    """Some rows of a matrix."""
+
+    region: Region
+    """Where they are stored."""
+    base: Tensor
+    """The base model's: [rows, columns], as stored."""
+    deltas: Deltas
+    """N task vectors."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Base and task vectors of one linear layer. Rows are its outputs, columns its inputs."""
+
+    slot: Slot
+    region: Region
+    turned: bool = False
+    """Rows are its inputs, columns its outputs."""
+
+    @property
+    def n_experts(self) -> int:
+        """Number of task vectors."""
+        return len(self.slot.experts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+        rows, columns = self.region.sizes[-2:]
+        return (rows, columns) if self._row_dim == -2 else (columns, rows)
+
+    @property
+    def upright(self) -> Matrix:
+        """The same matrix with at least as many rows as columns, turned if need be."""
+        rows, columns = self.shape
+        return self if rows >= columns else replace(self, turned=not self.turned)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read some rows after others; what was read before is forgotten."""
+        for part in self.slot.walk(self._regions()):
+            base = self.oriented(part.base)
+            yield Piece(part.box, base, Deltas(base, [*map(self.oriented, part.experts)]))
+        return_memory()  # of the pieces, before an [n, n] is made among their holes
+
+    def oriented(self, stored: Tensor) -> Tensor:
+        """View some of the weight as stored as rows and columns."""
+        matrix = stored[(0,) * (stored.ndim - 2)]
+        return matrix if self._row_dim == -2 else matrix.mT
+
+    @property
+    def _row_dim(self) -> int:
+        """The dimension that runs over the rows."""
+        return -2 if (self.slot.input_dim == -1) != self.turned else -1
+
+    def _regions(self) -> Iterator[Region]:
+        rows, columns = self.shape
+        step = max(1, PIECE // columns)
+        for start in range(0, rows, step):
+            bounds = list(self.region.bounds)
+            bounds[self._row_dim] = (start, min(start + step, rows))
+            yield Region(self.region.shape, tuple(bounds))
+
+
+def by_matrix(
+    slot: Slot, scale: float, merge: Callable[[Matrix], Rows], *, upright: bool = False
+) -> Tensor:
+    """Return base + scale * merged task vector: [*shape] in the slot's ``rounds_to``.
+
+    ``merge`` looks at one matrix and returns how its rows are merged; ``upright``: at
+    `Matrix.upright`. Weights that are no matrices of linear layers get the mean task vector.
+    """
+    if not holds_matrices(slot):
+        return averaged(slot, scale)
+    result = torch.empty(slot.shape, dtype=slot.rounds_to, device=slot.base.device)
+    for region in slot.box.matrices():
+        matrix = Matrix(slot, region)
+        matrix = matrix.upright if upright else matrix
+        rows = merge(matrix)
+        for piece in matrix.pieces():
+            target = matrix.oriented(result[piece.region.within(slot.box)])
+            target.copy_(rows(piece.deltas).mul_(scale).add_(piece.base))
+    return result
+
+
+def total(deltas: Sequence[Tensor]) -> Tensor:
+    """Return the sum of task vectors: float64 [rows, columns]."""
+    return functools.reduce(Tensor.add_, deltas)
+
+
+def averaged(slot: Slot, scale: float) -> Tensor:
+    """Return base + scale * mean task vector: float32 [*shape], without holding a task vector."""
+    share = scale / len(slot.experts)
+    return weighted_sum((slot.base, *slot.experts), (1 - scale, *[share] * len(slot.experts)))
+
+
+def announce(
+    sources: Sources, method: str, what: str, cost: Callable[[int, int, int], float]
+) -> None:
+    """Log how many matrices will be worked on, and how much work that is.
+
+    ``cost(outputs, inputs, experts)``: floating-point operations of one matrix.
+    """
+    n_matrices, n_averaged, total = 0, 0, 0.0
+    for slot in sources.slots():
+        if not holds_matrices(slot):
+            n_averaged += 1
+            continue
+        regions = list(slot.box.matrices())
+        outputs, inputs = Matrix(slot, regions[0]).shape
+        n_matrices += len(regions)
+        total += len(regions) * cost(outputs, inputs, len(slot.experts))
+    logger.info(
+        "%s: %s of %d matrices, one at a time; about %.3g TFLOP (%.3g minutes at 100 GFLOP/s); "
+        "the other %d weights are averaged",
+        *(method, what, n_matrices, total / 1e12, total / 1e11 / 60, n_averaged),
+    )

@@ -1,0 +1,285 @@
+"""Exact order statistics of magnitudes, in one pass, without sorting or a full-size temporary.
+
+A strided sample brackets the k-th largest magnitude; one pass over the blocks counts what lies
+above the bracket and collects the few percent inside it, where the answer is found exactly
+[Floyd & Rivest 1975]. Magnitudes are compared as integers: the bits of |x| sort like |x|. Should
+the sample mislead, the bracket widens and the pass repeats: never a wrong answer, only a slow one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from merge_plugins.api import Region, Slot
+
+SAMPLE = 1 << 14
+RUN = 64  # neighbours sampled together: one page read serves them all
+ALL = 1 << 62
+"""As ``last``: keep every entry at the threshold."""
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""What the bits of a float of so many bytes are."""
+
+Keys = NDArray[np.integer]
+Vectors = Callable[[Slot], Sequence[Tensor]]
+Wanted = tuple[int, int]  # row, count
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where to cut to keep exactly so many of the largest magnitudes.
+
+    Keeps entries above ``threshold``, and those at it up to flat position ``last``: of equal
+    magnitudes the first in memory win. ``last`` is -1 for none of them, `ALL` for all.
+    """
+
+    threshold: float
+    last: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one block says about one bracket (low, high)."""
+
+    above: int
+    at_high: int
+    inside: Keys
+    at_low: int
+
+
+def cuts(
+    slots: Sequence[Slot], vectors: Vectors, counts: Sequence[Sequence[int]]
+) -> list[list[Cut]]:
+    """Return, for each row of ``vectors``, the cut that keeps each count of largest magnitudes.
+
+    ``slots``: whole weights, taken as one long vector per row; ``vectors(slot)``: rows of
+    [*slot.shape] (task vectors, usually); ``counts``: per row, how many entries to keep.
+    """
+    search = _Search(slots, vectors)
+    total = search.total
+    found = {
+        (row, count): Cut(math.inf, -1) if count <= 0 else Cut(0.0, ALL)
+        for row, wanted in enumerate(counts)
+        for count in wanted
+        if count <= 0 or count >= total
+    }
+    search.find([(r, c) for r, wanted in enumerate(counts) for c in wanted if 0 < c < total], found)
+    return [[found[row, count] for count in wanted] for row, wanted in enumerate(counts)]
+
+
+def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
+    """Return cuts as tensors ``threshold`` (float64) and ``last`` (int64), both [rows, counts]."""
+    thresholds = [[cut.threshold for cut in row] for row in found]
+    return {
+        "threshold": torch.tensor(thresholds, dtype=torch.float64),
+        "last": torch.tensor([[cut.last for cut in row] for row in found]),
+    }
+
+
+def order_statistics(slot: Slot, vector: Callable[[Slot], Tensor], ranks: Sequence[int]) -> Tensor:
+    """Return the values at some ranks, 0 for the smallest, of one signed vector: [len(ranks)].
+
+    ``vector(block)``: [*shape]; the result has its dtype.
+    """
+    n = math.prod(slot.shape)
+    if len(slot.blocks()) == 1:  # also where a rank is the first or the last of very few
+        (ordered,) = slot.map_blocks(lambda block: vector(block).reshape(-1).sort().values)
+        return ordered[list(ranks)]
+
+    def sides(block: Slot) -> Sequence[Tensor]:
+        values = vector(block)
+        return values.clamp(min=0), values.neg().clamp_(min=0)
+
+    counts = [[n - rank for rank in ranks], [rank + 1 for rank in ranks]]
+    positive, negative = cuts([slot], sides, counts)
+    values = [
+        above.threshold - below.threshold for above, below in zip(positive, negative, strict=True)
+    ]
+    return torch.tensor(values, dtype=vector(_thinned(slot, n)).dtype)
+
+
+@dataclass(frozen=True)
+class _Sample(Region):
+    """Runs of neighbours at even steps of a flattened weight: no box, but it has positions."""
+
+    run: int
+    step: int
+
+    @property
+    def span(self) -> None:
+        """It lies in many pieces."""
+
+    def index(self) -> Tensor:
+        first = torch.arange(self.numel // self.run) * self.step
+        return (first[:, None] + torch.arange(self.run)).view(-1)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        return values.reshape(-1)[self.index() // self.shape[-1]] if self.shape else values
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Rows of magnitudes over all blocks of all slots."""
+
+    slots: Sequence[Slot]
+    vectors: Vectors
+
+    @property
+    def total(self) -> int:
+        """Length of a row."""
+        return sum(math.prod(slot.shape) for slot in self.slots)
+
+    def find(self, wanted: Sequence[Wanted], found: dict[Wanted, Cut]) -> None:
+        """Add the cut of every (row, count); one pass over the blocks unless a bracket misses."""
+        samples = self.samples() if wanted else []
+        margin = 0.0
+        while wanted:
+            margin = 4 * margin or 4 / math.sqrt(len(samples[0]))
+            brackets = [
+                (row, *_bracket(samples[row], count / self.total, margin)) for row, count in wanted
+            ]
+            look = functools.partial(self.survey, brackets)
+            surveys = [blocks for slot in self.slots for blocks in slot.map_blocks(look)]
+            missed = []
+            for i, (row, count) in enumerate(wanted):
+                cut = self.resolve(brackets[i], [blocks[i] for blocks in surveys], count)
+                if cut is None:
+                    missed.append((row, count))
+                else:
+                    found[row, count] = cut
+            wanted = missed
+
+    def survey(self, brackets: Sequence[tuple[int, int, int]], block: Slot) -> list[_Block]:
+        """Look at one block once."""
+        keys = [_keys(vector) for vector in self.vectors(block)]
+        return [_surveyed(keys[row], low, high) for row, low, high in brackets]
+
+    def resolve(
+        self, bracket: tuple[int, int, int], blocks: Sequence[_Block], count: int
+    ) -> Cut | None:
+        """Find the threshold in the bracket, and which of the entries equal to it are kept."""
+        row, low, high = bracket
+        wanted = count - sum(block.above for block in blocks)
+        inside = np.concatenate([block.inside for block in blocks])
+        at_high, at_low = (sum(b.at_high for b in blocks), sum(b.at_low for b in blocks))
+        if not 0 < wanted <= at_high + len(inside) + at_low:
+            return None
+        if wanted <= at_high:
+            key, ties = high, [block.at_high for block in blocks]
+        elif wanted <= at_high + len(inside):
+            nth = len(inside) - (wanted - at_high)
+            key = int(np.partition(inside, nth)[nth])
+            wanted -= at_high + int(np.count_nonzero(inside > key))
+            ties = [int(np.count_nonzero(block.inside == key)) for block in blocks]
+        else:
+            key, ties = low, [block.at_low for block in blocks]
+            wanted -= at_high + len(inside)
+        last = ALL if wanted == sum(ties) else self.position(row, key, ties, wanted)
+        return Cut(_magnitude(key, self.dtype), last)
+
+    def position(self, row: int, key: int, ties: Sequence[int], nth: int) -> int:
+        """Flat position of the nth entry equal to ``key``; ``ties``: how many each block holds."""
+        at = int(np.searchsorted(np.cumsum(ties), nth))
+        nth -= sum(ties[:at])
+        start = 0
+        for slot in self.slots:
+            regions = slot.blocks()
+            if at < len(regions):
+                block = slot.part(regions[at])
+                equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
+                return start + int(block.index().reshape(-1)[int(equal[nth - 1])])
+            at, start = at - len(regions), start + math.prod(slot.shape)
+        raise AssertionError("a block beyond the last one")
+
+    def samples(self) -> list[Keys]:
+        """Keys of a strided sample of each row, sorted downwards."""
+        size = SAMPLE if len(self.slots) == 1 else 16 * SAMPLE  # one long row: narrower brackets
+        step = max(1, self.total // size)
+
+        def thinned(slot: Slot) -> list[Tensor]:
+            vectors = list(self.vectors(_thinned(slot, step)))
+            if slot.reader is not None:  # a page was read for each run, and its neighbours with it
+                slot.reader.release(Region.whole(slot.shape))
+            return vectors
+
+        rows = zip(*map(thinned, self.slots), strict=True)
+        return [-np.sort(-np.concatenate([_keys(vector) for vector in row])) for row in rows]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the rows; one for all slots."""
+        dtypes = {
+            vector.dtype for slot in self.slots for vector in self.vectors(_thinned(slot, 1 << 62))
+        }
+        assert len(dtypes) == 1, f"rows of different dtypes cannot be ranked together: {dtypes}"
+        return dtypes.pop()
+
+
+def _keys(vector: Tensor) -> Keys:
+    """Bits of |x| as integers that sort like |x|."""
+    bits: Keys = vector.reshape(-1).view(INTEGERS[vector.dtype.itemsize]).numpy()
+    return np.bitwise_and(bits, np.iinfo(bits.dtype).max)
+
+
+def _magnitude(key: int, dtype: torch.dtype) -> float:
+    """The |x| of a key."""
+    return float(torch.tensor(key, dtype=INTEGERS[dtype.itemsize]).view(dtype))
+
+
+def _surveyed(keys: Keys, low: int, high: int) -> _Block:
+    at_low, at_high = (int(np.count_nonzero(keys == bound)) for bound in (low, high))
+    inside = keys[(keys > low) & (keys < high)]
+    return _Block(int(np.count_nonzero(keys > high)), at_high, inside, at_low)
+
+
+def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
+    """Keys around rank ``share`` (0: largest, 1: smallest) of a sample sorted downwards."""
+    n = len(sample)
+    first, last = math.floor((share - margin) * n), math.ceil((share + margin) * n)
+    high = int(sample[first]) if first >= 0 else int(np.iinfo(sample.dtype).max)
+    return int(sample[last]) if last < n else -1, high
+
+
+def _thinned(slot: Slot, step: int) -> Slot:
+    """Return a slot of runs of neighbours: one element in ``step`` of the original."""
+    total = math.prod(slot.shape)
+    runs, run, stride = total // (step * RUN), RUN, step * RUN
+    if step == 1 or runs == 0:
+        runs, run, stride = -(-total // step), 1, step
+    region = _Sample(tuple(slot.shape), ((0, runs * run),), run, stride)
+
+    def thin(tensor: Tensor) -> Tensor:
+        flat = tensor.reshape(-1)
+        some = flat.as_strided((runs, run), (stride, 1), flat.storage_offset()).reshape(-1)
+        return slot.reader.convert(some) if slot.reader else some
+
+    base = None if slot.maybe_base is None else thin(slot.maybe_base)
+    experts = tuple(thin(expert) for expert in slot.experts)
+    thinned = Slot(slot.name, base, experts, seed=slot.seed, region=region)
+    return slot.through(thinned) if slot.through else thinned
+
+
+def by_rank(x: Tensor, values: Tensor) -> Tensor:
+    """Give each entry the value at its rank in its row: ``values[0]`` for the largest |x|.
+
+    x: any float [*shape, n], ranked as float32 at most; values: [n]; the result has x's shape and
+    the dtype of ``values``. Of equal magnitudes the first in memory counts as the largest, as it
+    does in `merge_plugins.ops.selection`.
+    """
+    ranked = x.contiguous() if x.dtype.itemsize < 8 else x.float()
+    bits = ranked.view(INTEGERS[ranked.dtype.itemsize])
+    size = max(1, (x.shape[-1] - 1).bit_length())
+    pairs = torch.int32 if bits.dtype.itemsize == 2 and size <= 16 else torch.int64
+    downwards = bits.bitwise_not().bitwise_and_(torch.iinfo(bits.dtype).max).to(pairs)
+    downwards.bitwise_left_shift_(size).bitwise_or_(torch.arange(x.shape[-1], dtype=pairs))
+    downwards.numpy().sort(axis=-1)
+    order = downwards.bitwise_and_((1 << size) - 1).to(torch.int64)
+    return torch.empty_like(x, dtype=values.dtype).scatter_(-1, order, values.expand(x.shape))

@@ -1,0 +1,130 @@
+"""From a recipe to a live transformers model, with no checkpoint in between.
+
+transformers' own loader is handed lazy tensors as its state dict: it renames, fuses, quantises,
+shards and places each as it would a stored one, and merging happens inside its request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from packaging.version import Version
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from merge_plugins.engine import Merge, open_merge
+from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.hf.versions import LAZY, VERSION, adapt
+from merge_plugins.recipe import Recipe
+from merge_plugins.recipe.references import home
+from merge_plugins.routing import model as routed
+from merge_plugins.sources.models import model_folder
+from merge_plugins.tokenizer import generation_config
+
+logger = logging.getLogger(__name__)
+
+
+NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
+"""Arguments that say which files to read; a recipe has said that already."""
+
+
+def load_merged(
+    recipe: Recipe,
+    auto_class: Any = AutoModelForCausalLM,
+    *,
+    config: Any = None,
+    trust_remote_code: bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Return the merge as a live model, in evaluation mode.
+
+    ``auto_class`` is a transformers Auto class or a model class; ``kwargs`` are those of its
+    ``from_pretrained`` (dtype, device_map, quantization_config, tp_plan, ...). Without ``dtype``
+    the model has the dtype of the merge. Raises `MergeError` before any weight is read when the
+    recipe, its models and the class do not fit together.
+    """
+    for name in NEEDS_PATH:
+        if kwargs.pop(name, None):
+            raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")
+    merge = open_merge(recipe)
+    plan = merge.plan
+    donor = str(model_folder(recipe.donor))
+    logger.info("%s, while it loads", plan)
+    config = config or AutoConfig.from_pretrained(donor, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        raise RecipeError("config= is of a quantised model; merge full-precision weights")
+    adapt(config, plan.config, plan.donor.path)
+    model_class = _model_class(auto_class, config, donor, trust_remote_code)
+    if plan.method.is_routed:
+        routed.check(plan, model_class, config, kwargs)
+    settled = merge.settled()  # a method that runs its models does so before this one is built
+    model = _load(model_class, config, merge, kwargs)
+    model.merge_settled = settled  # type: ignore[assignment]
+    if plan.method.is_routed:
+        routed.route(model, merge)
+    generation = generation_config(recipe)
+    if model.can_generate() and generation is not None:
+        model.generation_config = GenerationConfig.from_dict(generation)
+    model.config._name_or_path = model.name_or_path = home(recipe.donor)
+    return model
+
+
+def _model_class(auto_class: Any, config: Any, donor: str, trust_remote_code: bool | None) -> Any:
+    if isinstance(auto_class, type) and issubclass(auto_class, PreTrainedModel):
+        return auto_class
+    remote = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
+    if remote and trust_remote_code:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(remote, donor)
+    try:
+        found = auto_class._model_mapping[type(config)]
+    except KeyError:
+        hint = " Its code comes with the model: pass trust_remote_code=True." if remote else ""
+        raise RecipeError(
+            f"{auto_class.__name__} knows no model for {type(config).__name__}.{hint}"
+        ) from None
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def _load(
+    model_class: Any, config: Any, merge: Merge, kwargs: Mapping[str, Any]
+) -> PreTrainedModel:
+    arguments = {**kwargs, "config": config, "output_loading_info": True}
+    tensors: Mapping[str, Any] = merge.tensors()
+    if not LAZY:
+        tensors = {name: tensor[...] for name, tensor in tensors.items()}
+    if Version("4.49") > VERSION and arguments.get("device_map") is not None:
+        model, info = _load_then_dispatch(model_class, arguments, tensors)
+    else:
+        model, info = model_class.from_pretrained(None, state_dict=tensors, **arguments)
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise MismatchError(
+            f"{model_class.__name__} needs {len(absent)} weights the merge does not have, first "
+            f"{absent[0]}; transformers would have filled them with random numbers"
+        )
+    return model
+
+
+def _load_then_dispatch(
+    model_class: Any, arguments: dict[str, Any], tensors: Mapping[str, Any]
+) -> tuple[PreTrainedModel, Any]:
+    """Load on the CPU, place afterwards: transformers < 4.49 cannot do both from a state dict."""
+    import accelerate
+
+    device_map, max_memory, folder = (
+        arguments.pop(name, None) for name in ("device_map", "max_memory", "offload_folder")
+    )
+    arguments.pop("low_cpu_mem_usage", None)
+    model, info = model_class.from_pretrained(None, state_dict=tensors, **arguments)
+    if isinstance(device_map, str):
+        device_map = accelerate.infer_auto_device_map(
+            model, max_memory, no_split_module_classes=model._no_split_modules
+        )
+    if len(set(device_map.values())) == 1:
+        model.to(next(iter(device_map.values())))
+    else:
+        model = accelerate.dispatch_model(model, device_map, offload_dir=folder)
+    return model, info

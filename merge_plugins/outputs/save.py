@@ -1,0 +1,99 @@
+"""Write a merge as an ordinary checkpoint, for publishing the winner.
+
+Tensors go to disk one at a time as they are merged. The folder appears under its name only when it
+is complete; a run that fails or is interrupted leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from tqdm.auto import tqdm
+
+from merge_plugins.engine import Merge, MergedTensor, open_merge
+from merge_plugins.folders import complete_or_nothing, new_folder
+from merge_plugins.outputs.card import model_card, portable
+from merge_plugins.outputs.model_files import copy_companions, write_configs
+from merge_plugins.recipe import Recipe, files
+
+logger = logging.getLogger(__name__)
+
+
+def save(
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    *,
+    max_shard_size: int | str = "5GB",
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
+
+    ``extra``: texts of further files, by their path in the folder.
+
+    Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
+    """
+    target = new_folder(folder)
+    found = open_merge(recipe).plan
+    found.refuse_routing("checkpoint")
+    logger.info("%s, into %s", found, target)
+    with complete_or_nothing(target, found.bytes_merged) as unfinished:
+        merge = Merge(found)
+        _write_weights(merge, unfinished, max_shard_size)
+        write_configs(recipe, found.config, unfinished)
+        copy_companions(found, unfinished)
+        for name, text in (extra or {}).items():
+            (unfinished / name).parent.mkdir(exist_ok=True)
+            (unfinished / name).write_text(text, encoding="utf-8")
+        (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
+        card = model_card(found, target.name, merge.settled())
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> None:
+    tensors = merge.tensors()
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.numel() * tensor.dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with tqdm(total=merge.plan.bytes_merged, unit="B", unit_scale=True, desc="Merging") as progress:
+        for file, names in split.filename_to_tensors.items():
+            _write_shard(folder / file, [tensors[name] for name in names], progress)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any]) -> None:
+    """Write the safetensors format: its header is known before any tensor is merged."""
+    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # keeps all aligned
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.numel() * tensor.dtype.itemsize
+        header[tensor.name] = {
+            "dtype": tensor.get_dtype(),
+            "shape": tensor.get_shape(),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)
+            handle.write(raw.numpy().data)
+            progress.update(raw.numel())
+        handle.flush()
+        os.fsync(handle.fileno())

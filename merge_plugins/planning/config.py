@@ -1,0 +1,125 @@
+"""What the config of a stack of layers says: how many there are, and what kind each of them is.
+
+A layer keeps its kind wherever it goes. Kinds are in lists with an entry per layer (layer_types),
+in lists of layers' numbers (mlp_only_layers), or follow from a rule that only the model's code
+knows (every sixth layer is global); for the last, transformers is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from merge_plugins.errors import RecipeError
+from merge_plugins.planning.names import Names
+from merge_plugins.recipe import Recipe, Reference
+from merge_plugins.recipe.depth import depth_key
+from merge_plugins.recipe.parts import WHOLE, section_and_keys
+from merge_plugins.recipe.slices import is_stack
+from merge_plugins.sources import Source
+from merge_plugins.tokenizer import Alignment
+from merge_plugins.tokenizer.vocabulary import with_vocabulary_size
+
+
+def merged_config(
+    recipe: Recipe,
+    checkpoints: Mapping[Reference, Source],
+    names: Names,
+    alignment: Alignment | None,
+) -> dict[str, Any]:
+    """Return the merge's ``config.json``: the donor's, with the merge's depth, vocabulary, dtype."""
+    config = dict(names.donor.config)
+    stacks = {part: pieces for part, pieces in recipe.parts.items() if is_stack(pieces)}
+    if stacks:
+        kinds = {ref: with_kinds(source.config, source.path) for ref, source in checkpoints.items()}
+        config = dict(kinds[recipe.donor])
+        for part, pieces in stacks.items():
+            layers = [(kinds[ref], at) for ref, at in names.layers(pieces)]
+            config = with_depth(config, layers, part)
+    if alignment is not None:
+        config = with_vocabulary_size(config, len(alignment.rows))
+        config = alignment.renumbered(config, recipe.donor)
+    dtype = recipe.out_dtype or recipe.dtype
+    if dtype and config:  # one key for transformers 5, one for those before 4.56
+        config |= {"dtype": dtype, "torch_dtype": dtype}
+    return config
+
+
+Origins: TypeAlias = "Sequence[tuple[Mapping[str, Any], int]]"
+"""For each layer of a stack, the config of the model it comes from, and its number there."""
+NO_KINDS = ("architectures", "_token_id", "_token_ids")
+"""Endings of keys whose lists are as long as a model is deep only by accident."""
+
+
+def with_depth(config: Mapping[str, Any], layers: Origins, part: str = WHOLE) -> dict[str, Any]:
+    """Return a donor's config for a stack of these layers, in one part of the model."""
+    section, keys = section_and_keys(part)
+    if not section and depth_key(config, keys) is None and depth_key(config.get("text_config", {})):
+        section = "text_config"
+    if section:
+        parts = [(each.get(section, each), layer) for each, layer in layers]
+        return {**config, section: _with_depth(config.get(section, {}), parts, keys)}
+    return _with_depth(config, layers, keys)
+
+
+def _with_depth(
+    config: Mapping[str, Any], layers: Origins, keys: Sequence[str] | None
+) -> dict[str, Any]:
+    key = depth_key(config, keys)
+    if key is None and keys:
+        raise RecipeError(f"the config has none of {', '.join(keys)}, so no depth can be changed")
+    if key is None:
+        return dict(config)
+    found = dict(config)
+    for name, value in config.items():
+        if _is_per_layer(name, value, config[key]):
+            found[name] = [_of_layer(each, name, layer, value) for each, layer in layers]
+        elif _is_numbers(name, value, config[key]):
+            found[name] = [
+                i for i, (each, layer) in enumerate(layers) if layer in each.get(name, value)
+            ]
+    if config.get("use_sliding_window") and "layer_types" not in config:
+        found |= _windows(config, layers)
+    return {**found, key: len(layers)}
+
+
+def with_kinds(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return a model's config with the kinds of its layers that only its code knows, if any."""
+    key = depth_key(config)
+    if key is None or "model_type" not in config:
+        return config
+    from merge_plugins.hf.input_dims import written_out  # seconds: imports transformers
+
+    whole = written_out(folder)
+    kinds = {name: v for name, v in whole.items() if _is_per_layer(name, v, config[key])}
+    return {**kinds, **config}
+
+
+def _is_per_layer(name: str, value: Any, depth: int) -> bool:
+    """Whether a key of a config has an entry for each layer."""
+    is_list = isinstance(value, list) and len(value) == depth and not name.endswith(NO_KINDS)
+    return is_list and not _is_numbers(name, value, depth)
+
+
+def _is_numbers(name: str, value: Any, depth: int) -> bool:
+    """Whether a key of a config lists some layers by number."""
+    named = "layer" in name or "idx" in name
+    if not named or not isinstance(value, list) or not all(type(n) is int for n in value):
+        return False
+    return all(0 <= n < depth for n in value) and value == sorted(set(value))
+
+
+def _of_layer(config: Mapping[str, Any], name: str, layer: int, donors: Sequence[Any]) -> Any:
+    """Return what the model that a layer comes from says of it; the donor if it says nothing."""
+    values = config.get(name)
+    values = values if isinstance(values, list) and layer < len(values) else donors
+    return values[layer] if layer < len(values) else values[-1]
+
+
+def _windows(config: Mapping[str, Any], layers: Origins) -> dict[str, Any]:
+    """Return Qwen2's rule, full attention below max_window_layers, for layers in another order."""
+    first = config.get("max_window_layers", 0)
+    slides = [layer >= each.get("max_window_layers", first) for each, layer in layers]
+    kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    return {"layer_types": kinds, "max_window_layers": slides.count(False)}

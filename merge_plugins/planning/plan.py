@@ -1,0 +1,200 @@
+"""Which stored tensors make each merged tensor, with which parameters. Reads headers only.
+
+Everything that can be wrong with a merge is found here, before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.identity import digest
+from merge_plugins.planning import parameters
+from merge_plugins.planning.config import merged_config
+from merge_plugins.planning.names import DERIVED, Names, Origin
+from merge_plugins.plugins import Method
+from merge_plugins.recipe import Recipe, Reference
+from merge_plugins.sources import Source
+from merge_plugins.tokenizer import Alignment, aligned
+from merge_plugins.tokenizer.vocabulary import vocabulary_size
+from merge_plugins.weights import SourceTensor
+
+MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the merge: where it comes from and what is done."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """What the merged tensor is rounded to."""
+    base: SourceTensor | None
+    experts: tuple[SourceTensor, ...]
+    kernel: Any | None
+    """The method, built for this tensor; None: copied, because the recipe excludes it, because the
+    method leaves it as it is, or because it is a buffer on which all models agree."""
+    models: tuple[Reference, ...]
+    """The model of each of `stored`."""
+    parameters: Mapping[str, Any]
+    input_dim: int | None = -1
+    """`Slot.input_dim`, where the method asks for it."""
+
+    @property
+    def stored(self) -> tuple[SourceTensor, ...]:
+        """Every input, the base first."""
+        return (*(() if self.base is None else (self.base,)), *self.experts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated merge."""
+
+    recipe: Recipe
+    method: Method
+    checkpoints: Mapping[Reference, Source]
+    tensors: Mapping[str, PlannedTensor]
+    config: Mapping[str, Any]
+    """What the merge's ``config.json`` says."""
+    alignment: Alignment | None = None
+    """How rows that are tokens are put in the merge's order; None: all models have it."""
+
+    @property
+    def donor(self) -> Source:
+        """The model that gives config and generation config, and names the tensors."""
+        return self.checkpoints[self.recipe.donor]
+
+    @property
+    def experts(self) -> tuple[Reference, ...]:
+        """References of the models that are merged, in the user's order, each once."""
+        return tuple(dict.fromkeys(model.ref for model in self.recipe.models))
+
+    def refuse_routing(self, what: str) -> None:
+        """Raise `RecipeError` for a routed merge, which ``what`` cannot hold."""
+        if self.method.is_routed:
+            raise RecipeError(
+                f"{self.method.name} weighs its experts for each input, which no {what} can hold. "
+                "Use merge_plugins.load_merged or lm_eval --model merged; the shared expert alone "
+                "is a recipe of its own method"
+            )
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes of all sources."""
+        return sum(_bytes(s.shape, s.dtype) for t in self.tensors.values() for s in t.stored)
+
+    @cached_property
+    def bytes_merged(self) -> int:
+        """Bytes of the merge."""
+        return sum(_bytes(t.shape, t.dtype) for t in self.tensors.values())
+
+    def __str__(self) -> str:
+        """What is merged and what it costs, in one line."""
+        n = len(self.experts)
+        return (
+            f"{self.method.name} of {n} model{'s' * (n != 1)}: {len(self.tensors)} tensors, "
+            f"{_size(self.bytes_merged)} merged from {_size(self.bytes_read)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return inputs and resolved parameters of every merged tensor, for JSON."""
+        return {
+            "recipe": self.recipe.as_dict(),
+            "digest": digest(self.recipe),
+            "tensors": {
+                name: {
+                    "shape": list(tensor.shape),
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "inputs": [
+                        {"model": str(model), "tensor": stored.name, "file": stored.file.name}
+                        for model, stored in zip(tensor.models, tensor.stored, strict=True)
+                    ],
+                    "parameters": dict(tensor.parameters),
+                }
+                for name, tensor in self.tensors.items()
+            },
+        }
+
+
+def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source]) -> Plan:
+    """Decide how each tensor of a merge is made, or raise `MergeError`.
+
+    ``sources``: the models of ``recipe.references``, opened.
+    """
+    alignment = aligned(recipe, {ref: source.config for ref, source in sources.items()})
+    names = Names(sources, recipe, alignment)
+    unmatched = parameters.unmatched_filters(recipe, names.spellings)
+    if unmatched:
+        raise RecipeError(
+            f"filter {unmatched[0]!r} is part of no tensor's name. Names look like "
+            f"{next(iter(names))!r}; run 'merge-plugins plan' without the filter to see all."
+        )
+    tensors = {name: _planned(recipe, method, names, origin) for name, origin in names.items()}
+    if alignment is not None:
+        alignment.warn({ref: vocabulary_size(s.config) for ref, s in sources.items()})
+    tensors.update(_laid_out(tensors, method, sources[recipe.donor].path))
+    config = merged_config(recipe, sources, names, alignment)
+    return Plan(recipe, method, sources, tensors, config, alignment)
+
+
+def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
+    given, name, piece = recipe.out_dtype or recipe.dtype or "", origin.name, origin.piece
+    if recipe.is_excluded(name):
+        namer = names.namer(piece)
+        return _copied(name, names.stored(origin, namer), namer.ref, given)
+    if parameters.is_only_base(piece, method):
+        return _copied(name, names.stored(origin, piece.inputs[0]), piece.inputs[0].ref, given)
+    refs = tuple(model.ref for model in piece.inputs)
+    inputs = tuple(names.stored(origin, model) for model in piece.inputs)
+    n_bases = len(inputs) - len(piece.models)
+    base, experts = (inputs[0] if n_bases else None), inputs[n_bases:]
+    first = inputs[0]
+    if not first.dtype.is_floating_point or name.endswith(DERIVED):
+        return PlannedTensor(name, first.shape, first.dtype, base, experts, None, refs, {})
+    for stored in inputs:
+        if stored.dtype not in MERGEABLE:
+            raise MismatchError(f"{stored.file}: {name} is {stored.dtype}, which cannot be merged")
+    dtype = getattr(torch, given, first.dtype)
+    own = [origin.name_in(model) for model in piece.models]
+    kernel, resolved = parameters.build(method, piece, name, origin.t, own)
+    kernel = None if method.is_copy(kernel) else kernel
+    return PlannedTensor(name, first.shape, dtype, base, experts, kernel, refs, resolved)
+
+
+def _copied(name: str, kept: SourceTensor, ref: Reference, given: str) -> PlannedTensor:
+    """Return a tensor of one model as it is, in the dtype that the recipe asks for."""
+    dtype = getattr(torch, given, kept.dtype) if kept.dtype in MERGEABLE else kept.dtype
+    return PlannedTensor(name, kept.shape, dtype, None, (kept,), None, (ref,), {})
+
+
+def _laid_out(
+    tensors: Mapping[str, PlannedTensor], method: Method, donor: Path
+) -> dict[str, PlannedTensor]:
+    """Return the tensors whose kernels ask for the layout of their layers, with that layout."""
+    asking = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.kernel is not None and method.needs_layout(tensor.kernel)
+    }
+    if not asking:
+        return {}
+    from merge_plugins.hf.input_dims import input_dims  # seconds: imports transformers
+
+    dims = input_dims(donor, {name: tensor.shape for name, tensor in asking.items()})
+    return {name: replace(tensor, input_dim=dims[name]) for name, tensor in asking.items()}

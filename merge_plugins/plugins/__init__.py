@@ -1,0 +1,7 @@
+"""Register merge methods and statistics: the hooks, the facts, the registry."""
+
+from merge_plugins.plugins.hookspecs import hookimpl
+from merge_plugins.plugins.method import Method, Parameter
+from merge_plugins.plugins.registry import Registry, registry
+
+__all__ = ["Method", "Parameter", "Registry", "hookimpl", "registry"]

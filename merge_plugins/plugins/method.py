@@ -1,0 +1,147 @@
+"""A registered merge method or statistic, and what its plugin stated about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from merge_plugins.api import Statistic, Weight, holds_matrices
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method, as a recipe may set it."""
+
+    name: str
+    field: str
+    type: Any
+    default: Any
+    doc: str
+    per_expert: bool
+    alias: tuple[str, ...]
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must set it."""
+        return self.default is dataclasses.MISSING
+
+
+def told(fact: T | Callable[[Any], T], kernel: Any) -> T:
+    """Return a fact that a plugin stated, or that its function says of a built kernel."""
+    return fact(kernel) if callable(fact) else fact
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method and the facts its plugin stated about it."""
+
+    name: str
+    factory: Callable[..., Any]
+    plugin: str
+    version: str = ""
+    known_as: str = ""
+    """What digests call the plugin: its name at its first release."""
+    elementwise: bool | Callable[[Any], bool] = False
+    rowwise: bool | Callable[[Any], bool] = False
+    matrices: bool | Callable[[Any], bool] = False
+    layout: bool | Callable[[Any], bool] = False
+    copies: Callable[[Any], bool] | None = None
+    needs_base: bool = False
+    takes_base: bool = False
+    merges_base: bool = False
+    min_experts: int = 1
+    max_experts: int | None = None
+    stats: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    needs_data: bool | Callable[[Any], bool] = False
+    paper: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters by canonical name, in the order of the dataclass."""
+        hints = typing.get_type_hints(self.factory)
+        found = {}
+        for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
+            name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
+            per_expert = typing.get_args(hints[f.name])[1:] == (...,)  # PerExpert and the like
+            alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
+            found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
+        return found
+
+    @cached_property
+    def spellings(self) -> Mapping[str, Parameter]:
+        """Parameters by every spelling a recipe may use."""
+        return {word: p for p in self.parameters.values() for word in (p.name, *p.alias)}
+
+    @property
+    def summary(self) -> str:
+        """First line of the method's docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+    def is_elementwise(self, kernel: Any, weight: Weight) -> bool:
+        """Whether this built kernel may be called on any region of that weight."""
+        always = told(self.elementwise, kernel)
+        return always or (self.merges_matrices(kernel) and not holds_matrices(weight))
+
+    def merges_matrices(self, kernel: Any) -> bool:
+        """Whether this built kernel works on matrices of linear layers, and else by element."""
+        return told(self.matrices, kernel)
+
+    def is_rowwise(self, kernel: Any) -> bool:
+        """Whether this built kernel may be called on any whole rows of a weight."""
+        return told(self.rowwise, kernel)
+
+    def statistics(self, kernel: Any) -> tuple[str, ...]:
+        """Names of the calibration statistics that this built kernel reads."""
+        return told(self.stats, kernel)
+
+    def reads_data(self, kernel: Any) -> bool:
+        """Whether this built kernel needs calibration data."""
+        return told(self.needs_data, kernel) or bool(self.statistics(kernel))
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the method weighs its experts for each input: see `merge_plugins.api.Routes`."""
+        return hasattr(self.factory, "branches")
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether some setting of the method needs calibration data."""
+        return bool(self.stats) or bool(self.needs_data)
+
+    def works_from(self, base: object | None) -> bool:
+        """Whether that base model is received apart, and not one of the experts."""
+        return base is not None and (self.needs_base or self.takes_base)
+
+    def is_copy(self, kernel: Any) -> bool:
+        """Whether this built kernel returns its only expert as it is."""
+        return self.copies is not None and self.copies(kernel)
+
+    def needs_layout(self, kernel: Any) -> bool:
+        """Whether this built kernel asks which dimension of a weight runs over its inputs."""
+        return told(self.layout, kernel) or self.merges_matrices(kernel)
+
+
+@dataclass(frozen=True)
+class RegisteredStatistic:
+    """A calibration statistic and the plugin it comes from."""
+
+    name: str
+    function: Statistic
+    plugin: str
+    version: str = ""
+    known_as: str = ""
+    """What cache keys call the plugin: its name at its first release."""
+    elementwise: bool = False
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]

@@ -1,0 +1,137 @@
+"""Which merge methods exist: ours and everyone's, loaded one plugin at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from merge_plugins.api import Statistic
+from merge_plugins.errors import UnknownMethodError, did_you_mean
+from merge_plugins.plugins import hookspecs
+from merge_plugins.plugins.method import Method, RegisteredStatistic
+
+BUILTIN = "merge_plugins.methods"
+BRIDGES = "merge_plugins.bridges"
+"""Entry points in this group lead to another program's plugins: see `Registry.load_bridges`."""
+
+
+@dataclass
+class Registry:
+    """Methods and statistics of every plugin that loaded, and why the others did not."""
+
+    methods: dict[str, Method] = field(default_factory=dict)
+    statistics: dict[str, RegisteredStatistic] = field(default_factory=dict)
+    broken: dict[str, Exception] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+    bridges: list[EntryPoint] = field(default_factory=list)
+    """Those not crossed yet."""
+
+    def __post_init__(self) -> None:
+        self._loading = ("", "", "")
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        # Historic and called while no plugin is registered yet: each later register() then runs
+        # that plugin's hooks alone, so a broken one cannot stop the next.
+        hook = self._manager.hook
+        hook.register_merge_methods.call_historic(kwargs={"register": self._add_method})
+        hook.register_statistics.call_historic(kwargs={"register": self._add_statistic})
+
+    def _add_method(self, name: str, factory: Callable[..., Any], **facts: Any) -> None:
+        for word in (name, *facts.get("aliases", ())):
+            if word in self.named:
+                raise ValueError(f"{word!r} is already registered by {self.named[word].plugin}")
+        if not (dataclasses.is_dataclass(factory) and callable(factory)):
+            raise TypeError(f"{name!r}: a merge method is a frozen dataclass, got {factory!r}")
+        method = Method(name, factory, *self._loading, **facts)
+        _ = method.spellings  # a field whose type cannot be read fails here, not in a merge
+        self.methods[name] = method
+
+    def _add_statistic(self, name: str, function: Statistic, **facts: Any) -> None:
+        if name in self.statistics:
+            raise ValueError(f"statistic {name!r} is already registered")
+        self.statistics[name] = RegisteredStatistic(name, function, *self._loading, **facts)
+
+    def load(
+        self, plugin: str, version: str, importer: Callable[[], Any], *, known_as: str = ""
+    ) -> None:
+        """Register one plugin; if anything in it fails, keep the error and none of its methods.
+
+        ``known_as``: what digests call it, if not ``plugin``.
+        """
+        self._loading = (plugin, version, known_as or plugin)
+        before = dict(self.methods), dict(self.statistics)
+        try:
+            self._manager.register(importer(), name=plugin)
+            self._manager.check_pending()
+        except Exception as exc:  # the one place: a plugin is a guest and may fail in any way
+            self.broken[plugin] = exc
+            self.methods, self.statistics = before
+            if self._manager.has_plugin(plugin):
+                self._manager.unregister(name=plugin)
+        else:
+            self.plugins[plugin] = version
+
+    def load_builtin(self) -> None:
+        """Register our own methods, through the hooks that everyone's go through."""
+        room = import_module(BUILTIN)
+        for family in room.FAMILIES:
+            name, first_name = (
+                f"{BUILTIN}.{n}" for n in (family, room.RENAMED.get(family, family))
+            )
+            self.load(name, "", partial(import_module, name), known_as=first_name)
+
+    def load_bridges(self) -> None:
+        """Load what plugins of other programs register: slow, so only for a name nobody here has.
+
+        A bridge is a function that yields label, version and importer of one plugin after another;
+        an importer has run by the time the next plugin is asked for.
+        """
+        while self.bridges:
+            bridge = self.bridges.pop(0)
+            try:
+                for plugin, version, importer in bridge.load()():
+                    self.load(plugin, version, importer)
+            except Exception as exc:  # the other program is a guest too
+                self.broken[bridge.name] = exc
+
+    @property
+    def named(self) -> dict[str, Method]:
+        """Methods by every name a recipe may use."""
+        return {word: m for m in self.methods.values() for word in (m.name, *m.aliases)}
+
+    def get(self, name: str) -> Method:
+        """Return the method of that name or alias, or an error that names the nearest one."""
+        if name not in self.named:
+            self.load_bridges()
+        named = self.named
+        if name in named:
+            return named[name]
+        for plugin, exc in self.broken.items():
+            if plugin.partition(":")[2] == name:
+                raise UnknownMethodError(f"{plugin} failed to load: {exc}") from exc
+        raise UnknownMethodError(
+            f"no merge method {name!r}{did_you_mean(name, named) or '.'} "
+            "Run 'merge-plugins list' to see them."
+        )
+
+
+@cache
+def registry() -> Registry:
+    """Return the process's registry: built-in methods first, then every installed plugin."""
+    found = Registry()
+    found.load_builtin()
+    if found.broken:  # ours must never be: do not hide it behind 'no such method'
+        raise next(iter(found.broken.values()))
+    for point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda p: p.name):
+        dist = point.dist
+        label = f"{dist.name}:{point.name}" if dist else point.name
+        found.load(label, dist.version if dist else "", point.load)
+    found.bridges += entry_points(group=BRIDGES)
+    return found

@@ -1,0 +1,18 @@
+"""What a user writes: a recipe file or the short form, read, checked and made canonical."""
+
+from merge_plugins.recipe.data import Data
+from merge_plugins.recipe.recipe import Recipe, read_recipe
+from merge_plugins.recipe.references import Delta, Lora, Rebased, Reference
+from merge_plugins.recipe.slices import Entry, Slice
+
+__all__ = [
+    "Data",
+    "Delta",
+    "Lora",
+    "Entry",
+    "Rebased",
+    "Recipe",
+    "Reference",
+    "Slice",
+    "read_recipe",
+]

@@ -1,0 +1,235 @@
+"""How a recipe names a model: stored somewhere, or computed from stored ones as it is read.
+
+    path, org/name[@revision]           a folder or a hub id: a plain `str`
+    model+adapter, {model, lora}        a model with a LoRA adapter added: `Lora`
+    {model, delta}                      a model published as its difference from another: `Delta`
+    merge.yaml, {merge_method, …}       a merge: another `Recipe`; also the name of a document
+    {model, base_model}                 an expert fine-tuned from another base: `Rebased`
+
+The parts of the mappings are references themselves, or mergekit's ``{path, revision}``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from merge_plugins.errors import RecipeError
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
+RECIPE_FILES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A model with a LoRA adapter added to its weights; mergekit's ``model+adapter``."""
+
+    model: Reference
+    adapter: str
+    """Folder or hub id of a PEFT adapter."""
+
+    def __str__(self) -> str:
+        return f"{self.model}+{self.adapter}"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A model published as weights to add to another model's, as WizardLM-7B-V1.0 was."""
+
+    model: Reference
+    delta: str
+    """Folder or hub id of the differences."""
+
+    def __str__(self) -> str:
+        return f"{self.model} plus {self.delta}"
+
+
+@dataclass(frozen=True)
+class Rebased:
+    """An expert whose task vector is what it added to a base of its own.
+
+    Its weights are those of the recipe's base plus that task vector.
+    """
+
+    model: Reference
+    base_model: Reference
+
+    def __str__(self) -> str:
+        return f"{self.model} (from {self.base_model})"
+
+
+class Nested(Protocol):
+    """A merge in place of a model: what references need of a `Recipe`."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def donor(self) -> Reference:
+        """The model that gives config and tensor names."""
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Every distinct model whose weights are read."""
+
+    def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return the recipe as its YAML holds it."""
+
+
+Reference: TypeAlias = "str | Lora | Delta | Rebased | Nested"
+"""Hashable; two spellings of one model are equal."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model reference that has been read already, relative to another folder than the rest."""
+
+    ref: Reference
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What paths and names mean in the recipe that is being read."""
+
+    folder: Path
+    """Where relative paths start."""
+    load: Callable[[Path, Reading], Nested]
+    """Reads a recipe file that stands in place of a model."""
+    nested: Callable[[Mapping[str, Any], Reading], Nested]
+    """Reads a recipe that stands in place of a model."""
+    documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The named documents of the recipe file."""
+    within: tuple[tuple[Path, str], ...] = ()
+    """Files, and documents by name, that are being read: this one is last."""
+
+    def inside(self, file: Path, document: str = "") -> Reading:
+        """Return the reading of a file or of one of its documents; refuse one that is under way."""
+        within = (*self.within, (file, document))
+        if within[-1] in self.within:
+            way = " → ".join(name or str(file) for file, name in within)
+            raise RecipeError(f"a recipe cannot be a model of itself: {way}")
+        return replace(self, within=within)
+
+
+def reference(given: Any, reading: Reading) -> Reference:
+    """Read what stands in a recipe's ``model:``."""
+    if isinstance(given, Resolved):
+        return given.ref
+    if isinstance(given, Mapping):
+        return _of_mapping(given, reading)
+    if not isinstance(given, str) or not given:
+        raise RecipeError(
+            f"a model is a path or a hub id, in quotes if it is a number; got {given!r}"
+        )
+    if given in reading.documents:
+        file, _ = reading.within[-1]
+        return _of_mapping(reading.documents[given], reading.inside(file, given))
+    path = _path(given, reading.folder)
+    if path.is_dir():
+        return str(path)
+    if path.suffix in RECIPE_FILES:
+        return reading.load(path, reading)
+    model, plus, adapter = given.partition("+")
+    if path.exists() or not plus:
+        return stored(given, reading.folder)
+    if "+" in adapter:
+        raise RecipeError(f"{given}: one '+' adds an adapter; write {{model: …, lora: …}} for more")
+    return Lora(reference(model, reading), stored(adapter, reading.folder))
+
+
+def stored(given: Any, folder: Path) -> str:
+    """Return a reference to files: an absolute path, or a hub id as written.
+
+    A path that exists wins over a hub id of the same name; it may hold any character.
+    """
+    if isinstance(given, Mapping):
+        _check_keys(given, ("path", "revision"))
+        revision = given.get("revision")
+        given = given.get("path") if revision is None else f"{given.get('path')}@{revision}"
+    if not isinstance(given, str) or not given:
+        raise RecipeError(
+            f"a model is a path or a hub id, in quotes if it is a number; got {given!r}"
+        )
+    path = _path(given, folder)
+    if path.exists():
+        return str(path)
+    name, _, revision = given.partition("@")
+    if "@" in revision:
+        raise RecipeError(f"{given}: a model reference has one '@', before its revision")
+    if revision and _path(name, folder).exists():
+        raise RecipeError(f"{given}: a local folder has no revision; write {name}")
+    return given if HUB_ID.fullmatch(given) else str(path)
+
+
+def _of_mapping(given: Mapping[str, Any], reading: Reading) -> Reference:
+    if "merge_method" in given:
+        return reading.nested(given, reading)
+    if "path" in given:
+        return stored(given, reading.folder)
+    _check_keys(given, ("model", "lora", "delta", "base_model"))
+    model = reference(given.get("model"), reading)
+    added = {key: stored(given[key], reading.folder) for key in ("lora", "delta") if given.get(key)}
+    if len(added) > 1:
+        raise RecipeError("a model has lora: or delta:, not both; nest one in the other's model:")
+    for key, ref in added.items():
+        model = Lora(model, ref) if key == "lora" else Delta(model, ref)
+    if not given.get("base_model"):
+        return model
+    base = reference(given["base_model"], reading)
+    if model == base:
+        raise RecipeError(f"{model} is given as its own base_model; name what it was tuned from")
+    return Rebased(model, base)
+
+
+def _check_keys(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    refused = [str(key) for key in given if key not in known]
+    if refused:
+        raise RecipeError(
+            f"{min(refused)} of a model: not supported; a model is a path, a hub id, "
+            "{path, revision}, {model, lora}, {model, delta}, {model, base_model} or a whole "
+            "recipe {merge_method, …}"
+        )
+
+
+def _path(text: str, folder: Path) -> Path:
+    path = Path(text).expanduser() if Path(text).parts[:1] == ("~",) else Path(text)
+    return Path(os.path.normpath(Path.cwd() / folder / path))
+
+
+def written(ref: Reference, shown: Callable[[str], str] = str) -> Any:
+    """Return a reference as YAML holds it, every path and hub id in it as ``shown`` says it."""
+    if isinstance(ref, str):
+        return shown(ref)
+    if isinstance(ref, Delta):
+        return {"model": written(ref.model, shown), "delta": shown(ref.delta)}
+    if isinstance(ref, Lora):
+        model, adapter = written(ref.model, shown), shown(ref.adapter)
+        if isinstance(model, str) and "+" not in model + adapter:
+            return f"{model}+{adapter}"
+        return {"model": model, "lora": adapter}
+    if isinstance(ref, Rebased):
+        own = written(ref.base_model, shown)
+        return {"model": written(ref.model, shown), "base_model": own}
+    return ref.as_dict(shown)
+
+
+def files(ref: Reference) -> tuple[str, ...]:
+    """Return every folder and hub id whose files a model is made of, in order, each once."""
+    if isinstance(ref, str):
+        return (ref,)
+    if isinstance(ref, Lora | Delta):
+        return (*files(ref.model), ref.adapter if isinstance(ref, Lora) else ref.delta)
+    inner = (ref.model, ref.base_model) if isinstance(ref, Rebased) else ref.references
+    return tuple(dict.fromkeys(file for one in inner for file in files(one)))
+
+
+def home(ref: Reference) -> str:
+    """Return the folder or hub id that has a model's configuration and code."""
+    if isinstance(ref, str):
+        return ref
+    if isinstance(ref, Lora | Rebased):
+        return home(ref.model)
+    return ref.delta if isinstance(ref, Delta) else home(ref.donor)

@@ -1,0 +1,217 @@
+"""One setting of a recipe: a constant, a gradient over the layers, or rules by tensor name.
+
+The language is mergekit's, so that a recipe means the same in both. A setting is read once, with
+each scalar converted to its parameter's type, and is then one of three kinds, each spelled in the
+one shortest way: two settings that mean the same compare equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING as MISSING
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from merge_plugins.errors import ParameterError, did_you_mean
+from merge_plugins.plugins import Method
+from merge_plugins.plugins.values import Scalar, is_number, scalar
+
+Convert: TypeAlias = Callable[[Any], Scalar]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value for every tensor."""
+
+    value: Scalar
+
+    def at(self, tensor: str, t: float) -> Scalar:
+        """Return the value."""
+        return self.value
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """Every value written in the setting, in order."""
+        return (self.value,)
+
+    def as_yaml(self) -> Any:
+        """Return the setting as a recipe file holds it."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Two or more values at even distances over the layers; numbers are interpolated linearly."""
+
+    values: tuple[Scalar, ...]
+
+    def at(self, tensor: str, t: float) -> Scalar:
+        """Return the value at position ``t`` in [0, 1]: 0 is the first layer, 1 the last."""
+        position = t * (len(self.values) - 1)
+        below = int(position)
+        numbers = [value for value in self.values if is_number(value)]
+        if len(numbers) < len(self.values):
+            return self.values[below]
+        above, share = min(below + 1, len(numbers) - 1), position - below
+        return (1 - share) * numbers[below] + share * numbers[above]
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """Every value written in the setting, in order."""
+        return self.values
+
+    def as_yaml(self) -> Any:
+        """Return the setting as a recipe file holds it."""
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A value for tensors whose names contain ``filter``, a plain substring; None: for all."""
+
+    filter: str | None
+    value: Constant | Gradient
+
+    def matches(self, tensor: str) -> bool:
+        """Whether the rule applies to a tensor of this name."""
+        return self.filter is None or self.filter in tensor
+
+    def as_yaml(self) -> dict[str, Any]:
+        """Return the rule as a recipe file holds it."""
+        value = self.value.as_yaml()
+        return {"value": value} if self.filter is None else {"filter": self.filter, "value": value}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules of which the first that matches decides; only the last may lack a filter."""
+
+    rules: tuple[Rule, ...]
+
+    def at(self, tensor: str, t: float) -> Any:
+        """Return the value for one tensor at position ``t``; MISSING when no rule matches it."""
+        rule = next((rule for rule in self.rules if rule.matches(tensor)), None)
+        return MISSING if rule is None else rule.value.at(tensor, t)
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """Every value written in the setting, in order."""
+        return tuple(scalar for rule in self.rules for scalar in rule.value.scalars)
+
+    def as_yaml(self) -> Any:
+        """Return the setting as a recipe file holds it."""
+        return [rule.as_yaml() for rule in self.rules]
+
+
+Setting: TypeAlias = Constant | Gradient | Rules
+Settings: TypeAlias = Mapping[str, Setting]
+"""Settings of one scope, by the canonical names of their parameters."""
+
+
+def filters(setting: Setting) -> tuple[str, ...]:
+    """Return every filter of a setting, in the order written."""
+    rules = setting.rules if isinstance(setting, Rules) else ()
+    return tuple(rule.filter for rule in rules if rule.filter is not None)
+
+
+def over(inner: Setting | None, outer: Setting | None) -> Setting | None:
+    """Combine two scopes: `inner` wins; `outer` applies where none of `inner`'s filters match."""
+    if inner is None or outer is None:
+        return inner or outer
+    if not isinstance(inner, Rules) or inner.rules[-1].filter is None:
+        return inner
+    return Rules(
+        (*inner.rules, *(outer.rules if isinstance(outer, Rules) else [Rule(None, outer)]))
+    )
+
+
+def combined(inner: Settings, outer: Settings) -> dict[str, Setting]:
+    """Combine all settings of two scopes; see `over`."""
+    names = dict.fromkeys((*inner, *outer))
+    found = {name: over(inner.get(name), outer.get(name)) for name in names}
+    return {name: setting for name, setting in found.items() if setting is not None}
+
+
+def without(settings: Settings, others: Settings) -> dict[str, Setting]:
+    """Return the settings of one scope that another one does not have."""
+    return {name: setting for name, setting in settings.items() if name not in others}
+
+
+def as_yaml(settings: Settings) -> dict[str, Any]:
+    """Return the settings of one scope as a recipe file holds them."""
+    return {name: setting.as_yaml() for name, setting in settings.items()}
+
+
+def read_settings(
+    method: Method, parameters: Mapping[str, Any], model: str = ""
+) -> dict[str, Setting]:
+    """Read what stands under one ``parameters:``, or raise `ParameterError`.
+
+    ``model`` names the entry it stands in; empty: it is a slice's, or the recipe's.
+    """
+    found: dict[str, Setting] = {}
+    for word, given in parameters.items():
+        parameter = method.spellings.get(word)
+        if parameter is None:
+            hint = did_you_mean(word, method.spellings) or "."
+            raise ParameterError(
+                f"{method.name}: no parameter {word!r}{hint} "
+                f"Run 'merge-plugins show {method.name}' to see them."
+            )
+        if parameter.name in found:
+            words = " and ".join((parameter.name, *parameter.alias))
+            raise ParameterError(f"{method.name}: {words} are one parameter; write it once")
+        if model and not parameter.per_expert:
+            raise ParameterError(
+                f"{method.name}: {word} is one setting for the whole merge, not per model; move it "
+                f"from the entry of {model} to the recipe's own parameters:"
+            )
+        found[parameter.name] = read_setting(method, parameter.name, given)
+    return found
+
+
+def read_setting(method: Method, name: str, given: Any) -> Setting:
+    """Read the setting of one parameter, or raise `ParameterError`."""
+    parameter = method.parameters[name]
+    return parsed(given, lambda value: scalar(method, parameter, value))
+
+
+def parsed(given: Any, convert: Convert) -> Setting:
+    """Read a setting, in the shortest of its spellings; each scalar is passed to ``convert``."""
+    items = [given] if isinstance(given, Mapping) else given
+    if not isinstance(items, list | tuple):
+        return Constant(convert(given))
+    n_rules = sum(isinstance(item, Mapping) for item in items)
+    if not n_rules or n_rules < len(items):
+        return _sequence(items, convert)
+    rules = []
+    for item in items:
+        rules.append(_rule(item, convert))
+        if rules[-1].filter is None:  # later rules are never read
+            break
+    return Rules(tuple(rules)) if len(rules) > 1 or rules[0].filter else rules[0].value
+
+
+def _sequence(items: Sequence[Any], convert: Convert) -> Constant | Gradient:
+    """Read a gradient, or a list of one value, which is a constant."""
+    if not items or any(isinstance(item, Mapping) for item in items):
+        raise ParameterError(
+            f"a list holds numbers (a gradient over the layers) or only {{filter, value}} "
+            f"rules; got {items!r}"
+        )
+    values = tuple(convert(item) for item in items)
+    return Gradient(values) if len(values) > 1 else Constant(values[0])
+
+
+def _rule(item: Mapping[str, Any], convert: Convert) -> Rule:
+    pattern, value = item.get("filter"), item.get("value", MISSING)
+    is_list = isinstance(value, list | tuple)
+    nested = isinstance(value, Mapping) or (is_list and any(isinstance(v, Mapping) for v in value))
+    known = set(item) <= {"filter", "value"} and isinstance(pattern, str | None)
+    if value is MISSING or nested or not known:
+        raise ParameterError(
+            "a rule is {filter: <part of a tensor name>, value: <number or gradient>}; "
+            f"got {dict(item)!r}"
+        )
+    read = _sequence(value, convert) if is_list else Constant(convert(value))
+    return Rule(None if pattern in ("*", "") else pattern, read)

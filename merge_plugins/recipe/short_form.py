@@ -1,0 +1,244 @@
+"""The short form of a recipe: ``method=ties,base=B,models=a:0.6+b:0.4,density=0.5``.
+
+It survives every parser of lm-eval's ``--model_args``, which may hand us text, numbers (a path can
+arrive as an int, ``0.5+0.5j`` as a complex), JSON values or None:
+
+    method=NAME                     required unless in config; alias merge_method
+    base=MODEL                      aliases base_model, pretrained
+    models=MODEL[:WEIGHT]+…         ':' counts only before a number; a MODEL is a path, a hub id, a
+                                    recipe file or MODEL++ADAPTER; also a list of such, a list of
+                                    {model, weight} or {model, parameters}, a mapping model → weight
+    weights=0.6+0.4                 or a list, one per model; or one number for all
+    <parameter>=0.5                 any parameter of the method; per model: 0.5+0.3 or a JSON list
+    params={…}                      the recipe's parameters as in YAML: gradients and filters
+    data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
+    exclude=head+bias               parts of tensor names that are not merged
+    seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=
+    config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
+
+A list for a per-model parameter is always one value per model; a gradient of one needs params= or
+config=. Paths are relative to the current folder, those in the file to the file's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from merge_plugins.errors import ParameterError, RecipeError, did_you_mean
+from merge_plugins.plugins import Method, Parameter, registry
+from merge_plugins.recipe import fields, files
+from merge_plugins.recipe import short_form_values as values
+from merge_plugins.recipe.data import Data
+from merge_plugins.recipe.references import Reading
+from merge_plugins.recipe.settings import read_setting
+from merge_plugins.recipe.slices import Entry
+from merge_plugins.recipe.tokenizer import is_template
+
+CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor")
+"""Keys that take a model or a word."""
+KEYS = {
+    "method": "merge_method",
+    "merge_method": "merge_method",
+    "base": "base_model",
+    "base_model": "base_model",
+    "pretrained": "base_model",
+    "weights": "weight",
+    **{key: key for key in ("models", "params", "config", "data")},
+    **{key: key for key in ("seed", "out_dtype", "exclude", *CHOSEN)},
+}
+HARNESS = ("dtype", "tokenizer")  # lm-eval's own, even if a method had a parameter of that name
+
+
+class ShortForm:
+    """A harness's arguments, of which some are a recipe; a recipe file they name is read once.
+
+    ``reading``: of the current folder. Raises `RecipeError` where no method is named.
+    """
+
+    def __init__(self, args: Mapping[str, Any], reading: Reading) -> None:
+        strays = [key for key, value in args.items() if value == "" or not str(key).isidentifier()]
+        if strays:
+            raise RecipeError(
+                f"cannot read {strays[0]!r} in model_args: lists need '+', JSON or config=; "
+                "a bare ',' separates arguments"
+            )
+        self._here, self._inner, self._file = reading, reading, _file(args.get("config"))
+        self._written: Mapping[str, Any] = {}
+        with self._naming():
+            if self._file:
+                self._written, self._inner = from_file(self._file, reading)
+            self.method = self._method(args)
+        words = {*KEYS, *self.method.spellings} - {*HARNESS}
+        self.ours = {key: value for key, value in args.items() if key in words}
+        """The arguments that make the recipe."""
+        self.rest = {key: value for key, value in args.items() if key not in words}
+        """Those that are the harness's."""
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return files.naming(self._file) if self._file else nullcontext()
+
+    def _method(self, args: Mapping[str, Any]) -> Method:
+        """Return the method these arguments name, or else their config= file."""
+        named = [args.get("method"), args.get("merge_method"), self._written.get("merge_method")]
+        given = next((name for name in named if values.is_set(name)), None)
+        if given is None:
+            raise RecipeError("no merge method given; add method=<name> or config=<merge.yaml>")
+        return registry().get(values.text(given))
+
+    def refuse_rest(self) -> None:
+        """Raise `RecipeError` for an argument that is no part of a recipe."""
+        for key in self.rest:
+            hint = did_you_mean(key, {*KEYS, *self.method.spellings})
+            raise RecipeError(f"{self.method.name}: no setting or parameter {key!r}{hint}")
+
+    def fields(self) -> dict[str, Any]:
+        """Return the recipe's fields, as `merge_plugins.recipe.fields` does for a file."""
+        method, given = self.method, _by_name(self.ours, self.method)
+        given.pop("config", None)
+        top = {**self._written, **_settings(given, self._written, self._here)}
+        if "tokenizer_source" in given:
+            top.pop("tokenizer", None)
+        if "models" in given:
+            top = {key: value for key, value in top.items() if key not in ("slices", "modules")}
+        with self._naming():
+            found = fields.fields(top, self._inner)
+        for name in (name for name in given if name not in KEYS.values() or name == "weight"):
+            _set_parameter(found, method, name, given)
+        if "data" in given:
+            _set_data(found, method, values.data(given["data"]))
+        return found
+
+
+def from_file(file: Path, reading: Reading) -> tuple[Mapping[str, Any], Reading]:
+    """Return what a recipe file holds, and how to read it."""
+    inside = reading.inside(file.resolve())
+    documents = files.read(file)
+    return documents.main, replace(inside, folder=file.parent, documents=documents.named)
+
+
+def _file(given: Any) -> Path | None:
+    if not values.is_set(given):
+        return None
+    return files.find(Path(values.text(given)).expanduser())
+
+
+def _by_name(ours: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    """Return what is set, by the name of recipe key or parameter whatever its spelling."""
+    found: dict[str, Any] = {}
+    for key, value in ours.items():
+        name = KEYS.get(key) or method.spellings[key].name
+        if name in found and found[name] != value:
+            raise RecipeError(f"{name} is given twice: {found[name]!r} and {key}={value!r}")
+        found |= {name: value} if values.is_set(value) else {}
+    return found
+
+
+def _settings(
+    given: Mapping[str, Any], written: Mapping[str, Any], reading: Reading
+) -> dict[str, Any]:
+    """Return the recipe keys that the arguments set, models resolved against the cwd."""
+    found = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
+    if "base_model" in given:
+        found["base_model"] = values.reference(given["base_model"], reading)
+    for key in (key for key in CHOSEN if key in given):
+        is_word = given[key] in ("base", "union") or is_template(given[key])
+        found[key] = given[key] if is_word else values.reference(given[key], reading)
+    if "exclude" in given:
+        parts = values.parsed(given["exclude"])
+        found["exclude"] = parts if isinstance(parts, list) else values.text(parts).split("+")
+    if "models" in given:
+        found["models"] = values.models(given["models"], reading)
+    if "params" in given:
+        params = values.parsed(given["params"])
+        if not isinstance(params, Mapping):
+            raise RecipeError(f"params is a mapping, {{density: 0.5}}; got {params!r}")
+        found["parameters"] = {**(written.get("parameters") or {}), **params}
+    return found
+
+
+def _set_parameter(
+    found: dict[str, Any], method: Method, name: str, given: Mapping[str, Any]
+) -> None:
+    """Set a parameter in every scope: the user typed it, so nothing else may win."""
+    parameter = method.parameters.get(name)
+    if parameter is None:  # only weights= of a method without
+        raise ParameterError(f"{method.name}: no parameter 'weight'; it takes no weights")
+    slices, value = found["slices"], _value(parameter, given[name])
+    own = _experts(found, method)
+    if "models" in given and any(name in model.parameters for model in own):
+        raise RecipeError(f"{name} is given twice: in models= and as {name}={given[name]!r}")
+    one_each = parameter.per_expert and isinstance(value, list | tuple) and not _holds_rules(value)
+    if one_each and len(value) != len(own):
+        raise ParameterError(
+            f"{method.name}: {name} has {len(value)} values for {len(own)} models; write one each, "
+            "in the order of models=, or one for all (a gradient needs params= or config=)"
+        )
+    shared = not parameter.per_expert or any(name in slice_.parameters for slice_ in slices)
+    settings = [read_setting(method, name, one) for one in (value if one_each else [value])]
+    each = iter(settings) if one_each else itertools.repeat(settings[0])
+    outer = {name: settings[0]} if shared and not one_each else {}
+
+    def with_value(model: Entry) -> Entry:
+        kept = {key: setting for key, setting in model.parameters.items() if key != name}
+        return replace(model, parameters=kept if outer else {**kept, name: next(each)})
+
+    found["slices"] = tuple(
+        replace(
+            slice_,
+            parameters={k: v for k, v in slice_.parameters.items() if k != name} | outer,
+            models=tuple(with_value(m) if m in own else m for m in slice_.models),
+        )
+        for slice_ in slices
+    )
+
+
+def _set_data(found: dict[str, Any], method: Method, given: list[Data | None]) -> None:
+    """Set what calibrates the models, one for all or one each, in place of the file's."""
+    own = _experts(found, method)
+    if len(given) not in (1, len(own)):
+        raise RecipeError(
+            f"data has {len(given)} values for {len(own)} models; write one each, in the order "
+            "of models=, or one for all"
+        )
+    each: Iterator[Data | None]
+    shared, each = (given[0], iter(())) if len(given) == 1 else (None, iter(given))
+    found["slices"] = tuple(
+        replace(
+            piece,
+            models=tuple(
+                replace(model, data=next(each, None) if model in own else None)
+                for model in piece.models
+            ),
+        )
+        for piece in found["slices"]
+    )
+    found["data"] = shared
+
+
+def _experts(found: Mapping[str, Any], method: Method) -> list[Entry]:
+    """Return the models of every slice, without a base that is listed with them."""
+    return [
+        model
+        for piece in found["slices"]
+        for model in piece.models
+        if not method.works_from(base := piece.base.ref if piece.base else found["base_model"])
+        or model.ref != base
+    ]
+
+
+def _value(parameter: Parameter, given: Any) -> Any:
+    value = values.parsed(given)
+    if isinstance(value, complex):
+        value = values.text(value)
+    if parameter.per_expert and isinstance(value, str) and "+" in value[1:]:
+        return value.split("+")
+    return value
+
+
+def _holds_rules(value: Any) -> bool:
+    return any(isinstance(item, Mapping) for item in value)

@@ -1,0 +1,84 @@
+"""One value of the short form of a recipe, whatever a parser of lm-eval made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_plugins.errors import RecipeError
+from merge_plugins.recipe import files, references
+from merge_plugins.recipe.data import Data, from_setting
+from merge_plugins.recipe.references import Reading, Resolved
+
+SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
+"""Between models; two together are between a model and an adapter."""
+WEIGHTED = re.compile(r"(.+):(-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?)")
+
+
+def models(given: Any, reading: Reading) -> list[dict[str, Any]]:
+    """Return the entries of models=, in any of its forms."""
+    given = parsed(given)
+    if isinstance(given, Mapping) and "model" not in given:
+        own = {ref: v if isinstance(v, Mapping) else {"weight": v} for ref, v in given.items()}
+        given = [{"model": ref, "parameters": parameters} for ref, parameters in own.items()]
+    if isinstance(given, list | tuple):
+        return [_entry(item, reading) for item in given]
+    items = [given] if isinstance(given, Mapping) else SEPARATOR.split(text(given))
+    return [_entry(item, reading) for item in items]
+
+
+def _entry(item: Any, reading: Reading) -> dict[str, Any]:
+    """Return one model as a recipe's entry: text with an optional weight, or a mapping."""
+    if isinstance(item, Mapping):
+        kept = ("model", "base_model", "parameters", "data")
+        own = {key: value for key, value in item.items() if key not in kept}
+        parameters = {**(item.get("parameters") or {}), **own}
+        calibrated = from_setting(item.get("data"), Path())
+        named = {"model": reference(item.get("model"), reading), "parameters": parameters}
+        if item.get("base_model") is not None:
+            named["base_model"] = reference(item["base_model"], reading)
+        return {**named, "data": calibrated} if calibrated else named
+    item = text(item)
+    if not item:
+        raise RecipeError("an item of models= is empty; write models=a+b or models=a:0.6+b:0.4")
+    weighted = WEIGHTED.fullmatch(item)
+    path, weight = weighted.groups() if weighted else (item, None)
+    return {"model": reference(path, reading), "parameters": {"weight": weight} if weight else {}}
+
+
+def data(given: Any) -> list[Data | None]:
+    """Return what data= names: one for all models, or one for each; relative to the cwd."""
+    given = parsed(given)
+    if isinstance(given, str) and "+" in given and not Path(given).expanduser().exists():
+        given = given.split("+")
+    each = list(given) if isinstance(given, list | tuple) else [given]
+    return [from_setting(one, Path()) for one in each]
+
+
+def reference(given: Any, reading: Reading) -> Resolved:
+    """Read a model; ``reading``: of the current folder."""
+    if isinstance(given, int | float | complex | str):
+        given = text(given)
+        model, plus, adapter = given.partition("++")
+        if plus and not Path(given).expanduser().exists():
+            given = {"model": model, "lora": adapter}
+    return Resolved(references.reference(given, reading))
+
+
+def parsed(given: Any) -> Any:
+    """Return the value of text that is JSON or a YAML list or mapping; anything else as it is."""
+    if isinstance(given, str) and given.strip()[:1] in ("[", "{"):
+        return files.from_yaml(given)
+    return given
+
+
+def text(given: Any) -> str:
+    """Return a name or path as the user typed it, whatever a parser made of it."""
+    return repr(given).strip("()") if isinstance(given, complex) else str(given).strip()
+
+
+def is_set(given: Any) -> bool:
+    """Whether an argument says anything; older lm-eval leaves None as text."""
+    return given is not None and given != "None"

@@ -1,0 +1,156 @@
+"""What a recipe says of the merge's vocabulary: mergekit's ``tokenizer_source`` and ``tokenizer``.
+
+    tokenizer_source: base      the base's tokens; or union; or a model
+    tokenizer:                  the same, and more
+        source: union           union if left out
+        tokens:
+            <|im_start|>:
+                source: MODEL   whose row this token gets in the models that lack it
+                force: true     in the others too
+            <|new|>: {source: {kind: zero}}
+            <|other|>: {source: {kind: model_token, model: MODEL, token: <s>}}    or token_id: 0
+        pad_to_multiple_of: 64  rows without a token, up to a round number
+
+A recipe without either key merges row by row, and its models must have as many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from merge_plugins.errors import RecipeError, did_you_mean
+from merge_plugins.recipe.chat_templates import TEMPLATES
+from merge_plugins.recipe.references import Reading, Reference, reference, written
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Where one token's row comes from."""
+
+    token: str
+    model: Reference | None = None
+    """Whose row; None: zeros, or what any other token would get if `kind` is empty too."""
+    other: str | int | None = None
+    """Another token of that model, or its id, whose row is taken."""
+    kind: str = ""
+    """``zero``, ``model_token`` or nothing."""
+    force: bool = False
+    """Also in models that have a row for this token."""
+
+    def as_dict(self, shown: Callable[[str], str]) -> dict[str, Any]:
+        """Return the token's entry as YAML holds it."""
+        model = None if self.model is None else written(self.model, shown)
+        source: Any = model
+        if self.kind:
+            word = "token_id" if isinstance(self.other, int) else "token"
+            source = {"kind": self.kind, "model": model, word: self.other}
+            source = {key: value for key, value in source.items() if value is not None}
+        held = {"source": source, "force": self.force}
+        return {key: value for key, value in held.items() if value not in (None, False)}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The merge's tokens, and how many rows its embedding has."""
+
+    source: Reference
+    """A model, or the word ``base`` or ``union``."""
+    tokens: tuple[TokenRow, ...] = ()
+    pad_to_multiple_of: int | None = None
+
+    def as_keys(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return the recipe key that says this, as YAML holds it."""
+        source = self.source if self.source in ("base", "union") else written(self.source, shown)
+        if not self.tokens and not self.pad_to_multiple_of:
+            return {"tokenizer_source": source}
+        held = {
+            "source": source,
+            "tokens": {row.token: row.as_dict(shown) for row in self.tokens},
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+        }
+        return {"tokenizer": {key: value for key, value in held.items() if value}}
+
+
+def from_keys(
+    given: Mapping[str, Any], base: Reference | None, reading: Reading
+) -> Tokenizer | None:
+    """Read ``tokenizer_source`` or ``tokenizer``; None when the recipe has neither."""
+    if "tokenizer" in given and "tokenizer_source" in given:
+        raise RecipeError("tokenizer and tokenizer_source say the same; keep one")
+    if "tokenizer_source" in given:
+        return Tokenizer(_source("tokenizer_source", given["tokenizer_source"], base, reading))
+    if "tokenizer" not in given:
+        return None
+    held = _mapping("tokenizer", given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"))
+    tokens = held.get("tokens") or {}
+    if not isinstance(tokens, Mapping):
+        raise RecipeError(f"tokenizer: tokens maps each token to {{source, force}}; got {tokens!r}")
+    return Tokenizer(
+        _source("tokenizer: source", held.get("source", "union"), base, reading),
+        tuple(_row(str(token), entry, reading) for token, entry in tokens.items()),
+        _multiple(held.get("pad_to_multiple_of")),
+    )
+
+
+def template(given: Any, reading: Reading) -> Reference | None:
+    """Read ``chat_template``: auto, a known name, a template (it has braces), or a model."""
+    if given is None or is_template(given):
+        return given  # type: ignore[no-any-return]
+    return reference(given, reading)
+
+
+def is_template(given: Any) -> bool:
+    """Whether a value of ``chat_template`` says it without a model."""
+    return isinstance(given, str) and (given == "auto" or given in TEMPLATES or "{" in given)
+
+
+def _source(key: str, given: Any, base: Reference | None, reading: Reading) -> Reference:
+    if given == "base" and base is None:
+        raise RecipeError(f"{key}: base needs base_model: <model>; or name a model")
+    if given in ("base", "union"):
+        return str(given)
+    ref = reference(given, reading)
+    return "base" if ref == base else ref
+
+
+def _row(token: str, given: Any, reading: Reading) -> TokenRow:
+    where = f"tokenizer: tokens: {token}"
+    held = _mapping(where, given, ("source", "force"))
+    force, source = held.get("force") or False, held.get("source")
+    if not isinstance(force, bool):
+        raise RecipeError(f"{where}: force is true or false; got {force!r}")
+    if source is None:
+        return TokenRow(token, force=force)
+    if not isinstance(source, Mapping) or "kind" not in source:
+        return TokenRow(token, reference(source, reading), force=force)
+    kind = source["kind"]
+    if kind == "zero":
+        _mapping(f"{where}: source", source, ("kind",))
+        return TokenRow(token, kind="zero", force=force)
+    if kind != "model_token":
+        raise RecipeError(f"{where}: kind is zero or model_token; got {kind!r}")
+    source = _mapping(f"{where}: source", source, ("kind", "model", "token", "token_id"))
+    other = [source[key] for key in ("token", "token_id") if source.get(key) is not None]
+    if len(other) != 1 or "model" not in source:
+        raise RecipeError(f"{where}: model_token needs model and one of token, token_id")
+    return TokenRow(token, reference(source["model"], reading), other[0], "model_token", force)
+
+
+def _mapping(where: str, given: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"{where} holds {', '.join(known)}; got {given!r}")
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            raise RecipeError(f"{where}: no key {key!r}{hint}")
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _multiple(given: Any) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise RecipeError(f"pad_to_multiple_of is a whole number, 1 or more; got {given!r}")
+    return given

@@ -1,0 +1,227 @@
+"""LoRA adapters in PEFT's format, added to a model's weights as these are read.
+
+Hu et al. 2021, section 4.1: W + s·B·A, with s = alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA
+(Kalajdzievski 2023). Weight-decomposed adapters (DoRA, Liu et al. 2024, eq. 5) scale each row of
+that to a learnt norm. The sum is kept in float32; rounded to W's dtype it is what PEFT's
+merge_and_unload saves. Factors stay factors: a full weight is only made where a method asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import LowRank, Region
+from merge_plugins.errors import CheckpointError, MismatchError
+from merge_plugins.recipe import Lora
+from merge_plugins.sources.models import ComputedCheckpoint, Source
+from merge_plugins.tokenizer.vocabulary import vocabulary_size, with_vocabulary_size
+from merge_plugins.weights import ComputedTensor, SourceTensor, StoredTensor
+from merge_plugins.weights.files import adapter_files, read_json
+from merge_plugins.weights.stored import read_header
+
+PANEL = 64
+"""Rows of B·A computed at once, on a fixed grid: the bits do not depend on what is asked for."""
+FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
+    r"(?:\.weight)?"
+)
+PREFIX = "base_model.model."
+REFUSED = (
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias"),
+    *("monteclora_config", "target_parameters", "use_bdlora", "use_qalora"),
+)
+"""Settings of PEFT that make something else of the factors than W + s·B·A."""
+PLAIN = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the model's own weights as they are."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to one weight: scale · left · right, shaped like the weight."""
+
+    left: Tensor
+    """[rows, r]"""
+    right: Tensor
+    """[r, columns]"""
+    scale: float
+    magnitude: Tensor | None = None
+    """Norm of every row of the result, for DoRA: [rows]."""
+
+
+def with_adapter(ref: Lora, model: Source, adapter: Path) -> ComputedCheckpoint:
+    """Add a LoRA adapter's updates to an opened model."""
+    tensors = Adapter(adapter).added_to(model)
+    return ComputedCheckpoint(ref, model.path, _resized(model, tensors), tensors)
+
+
+class Adapter:
+    """A PEFT adapter: updates and replacements by module path and tensor name."""
+
+    def __init__(self, path: Path) -> None:
+        config, *weights = adapter_files(path)
+        self.path, self.config = path, read_json(config)
+        _refuse(path, self.config)
+        self.factors: dict[str, dict[str, StoredTensor]] = {}
+        self.replaced: dict[str, StoredTensor] = {}
+        for key, tensor in (item for file in weights for item in read_header(file).items()):
+            key = key.removeprefix(PREFIX).replace(".default", "")
+            found = FACTOR.fullmatch(key)
+            if found:
+                self.factors.setdefault(found["module"], {})[found["kind"]] = tensor
+            elif "lora_" in key or "trainable_tokens" in key:
+                raise CheckpointError(f"{path}: {key} {MERGE_FIRST}")
+            else:
+                whole = key.replace(".modules_to_save", "").replace(".base_layer", "")
+                self.replaced[whole] = tensor
+        if not self.factors and not self.replaced:
+            raise CheckpointError(f"{path}: the adapter holds no weights. Download it again.")
+
+    def added_to(self, model: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+        """Return the model's weights with the adapter in them, in the model's order."""
+        tensors = dict(model)
+        for name, tensor in self.replaced.items():
+            tensors[_stored_name(name, model, self.path, optional=True)] = tensor
+        updated = {f"{module}.weight": factors for module, factors in self.factors.items()}
+        names = {name: _stored_name(name, model, self.path) for name in updated}
+        flag = bool(self.config.get("fan_in_fan_out")) or any(
+            _is_transposed(factors, tensors[names[name]]) for name, factors in updated.items()
+        )
+        for name, factors in updated.items():
+            weight = tensors[names[name]]
+            update = self._update(name.removesuffix(".weight"), factors, weight, flag)
+            tensors[names[name]] = _added(weight, update)
+        return tensors
+
+    def _update(
+        self, module: str, factors: Mapping[str, StoredTensor], weight: SourceTensor, flag: bool
+    ) -> Update:
+        kind = "embedding_" if "lora_embedding_A" in factors else ""
+        try:
+            a, b = factors[f"lora_{kind}A"].view(), factors[f"lora_{kind}B"].view()
+        except KeyError as exc:
+            raise CheckpointError(
+                f"{self.path}: {module} has no {exc}. Download it again."
+            ) from exc
+        if a.ndim != 2 or b.ndim != 2 or len(weight.shape) != 2:
+            raise CheckpointError(f"{self.path}: {module} is no linear layer: it {MERGE_FIRST}")
+        scale = self._scale(module, len(a))
+        magnitude = factors.get("lora_magnitude_vector")
+        turned = (a.shape[1], b.shape[0]) == weight.shape
+        if kind or (turned and (weight.shape[0] != weight.shape[1] or flag)):
+            if magnitude is not None:
+                raise CheckpointError(
+                    f"{self.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
+                )
+            update = Update(a.T, b.T, scale)
+        else:
+            norms = None if magnitude is None else magnitude.view().reshape(-1)
+            update = Update(b, a, scale, norms)
+        shape = (update.left.shape[0], update.right.shape[1])
+        if shape != weight.shape or update.left.shape[1] != update.right.shape[0]:
+            raise MismatchError(
+                f"{self.path}: the adapter's {module} is {list(shape)}, {weight.name} is "
+                f"{list(weight.shape)} in {weight.file.parent}. Is it an adapter of this model?"
+            )
+        return update
+
+    def _scale(self, module: str, rank: int) -> float:
+        """Return s: the first pattern that is the end of the module's path decides alpha."""
+        patterns = self.config.get("alpha_pattern") or {}
+        fitting = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", module))
+        alpha = float(next(fitting, self.config.get("lora_alpha", 8)))
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+MERGE_FIRST = (
+    "is more than a low-rank product. Merge the adapter into its model first "
+    "(peft: merge_and_unload, save_pretrained) and name that folder."
+)
+
+
+def _refuse(path: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: an adapter of type {kind} {MERGE_FIRST}")
+    for key in REFUSED:
+        if config.get(key):
+            raise CheckpointError(f"{path}: an adapter with {key} {MERGE_FIRST}")
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN:
+        raise CheckpointError(
+            f"{path}: init_lora_weights={start!r} also changed the model's own weights. Convert it "
+            "(peft: save_pretrained with path_initial_model_for_weight_conversion) and name that."
+        )
+
+
+def _stored_name(
+    wanted: str, model: Mapping[str, SourceTensor], path: Path, *, optional: bool = False
+) -> str:
+    """Return what a checkpoint calls a live model's weight; a prefix may be there or not."""
+    if wanted in model:
+        return wanted
+    close = [n for n in model if n.endswith(f".{wanted}") or wanted.endswith(f".{n}")]
+    if len(close) == 1:
+        return close[0]
+    if optional:
+        return wanted
+    raise MismatchError(
+        f"{path}: the adapter changes {wanted}, which the model has not; its weights look like "
+        f"{next(iter(model), None)!r}. Is it an adapter of this model?"
+    )
+
+
+def _is_transposed(factors: Mapping[str, StoredTensor], weight: SourceTensor) -> bool:
+    """Whether a weight shows by its shape that it is stored (in, out), as GPT-2's Conv1D is."""
+    a, b = factors.get("lora_A"), factors.get("lora_B")
+    if a is None or b is None:
+        return False
+    turned = (*a.shape[1:], *b.shape[:1])
+    return turned == weight.shape and turned[0] != turned[-1]
+
+
+def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
+    n_rows, n_columns = weight.shape
+
+    def compute(region: Region) -> Tensor:
+        (start, stop), (left, right) = region.bounds
+        made = torch.empty(region.sizes, dtype=torch.float32)
+        a = update.right.float().contiguous()
+        for top in range(start - start % PANEL, stop, PANEL):
+            bottom = min(top + PANEL, n_rows)
+            first, last = max(start, top), min(stop, bottom)
+            b = update.left[top:bottom].float().contiguous()
+            delta = (b @ a).mul_(update.scale)[first - top : last - top]
+            if update.magnitude is None:
+                own = weight.read(Region(weight.shape, ((first, last), (left, right))))
+                made[first - start : last - start] = own + delta[:, left:right]
+                continue
+            own = weight.read(Region(weight.shape, ((first, last), (0, n_columns))))
+            whole = own.float() + delta
+            norm = torch.linalg.vector_norm(whole, dim=1)
+            whole *= (update.magnitude[first:last].float() / norm)[:, None]
+            made[first - start : last - start] = whole[:, left:right]
+        return made
+
+    made = ComputedTensor(weight.name, weight.file, weight.dtype, weight.shape, (weight,), compute)
+    if update.magnitude is None:
+        made.factors = LowRank(update.left, update.right, update.scale)
+    return made
+
+
+def _resized(model: Source, tensors: Mapping[str, SourceTensor]) -> Mapping[str, Any]:
+    """Return a model's config, with the rows of an embedding that an adapter replaced."""
+    rows = vocabulary_size(model.config)
+    grown = {
+        tensors[name].shape[0]
+        for name, tensor in model.items()
+        if tensor.shape[:1] == (rows,) and tensors[name].shape != tensor.shape
+    }
+    return with_vocabulary_size(model.config, grown.pop()) if len(grown) == 1 else model.config

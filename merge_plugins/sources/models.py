@@ -1,0 +1,58 @@
+"""The models of a merge, opened: mappings from tensor name to an unread weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from merge_plugins.errors import RecipeError
+from merge_plugins.recipe import Reference
+from merge_plugins.recipe.references import home
+from merge_plugins.weights import Checkpoint, SourceTensor
+from merge_plugins.weights.hub import resolve
+
+
+def model_folder(ref: Reference) -> Path:
+    """Return the local folder with a model's config and code, or `RecipeError` if it has none."""
+    folder = resolve(home(ref))
+    if folder.is_file():
+        raise RecipeError(
+            f"{folder} is a file of tensors without config.json, so no live model is built of "
+            "them: 'merge-plugins save' writes their merge; or name a model folder as base_model:"
+        )
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedCheckpoint(Mapping[str, SourceTensor]):
+    """A model some of whose weights are computed; what `Checkpoint` is for stored ones."""
+
+    ref: Reference
+    path: Path
+    """The folder that has its code, and most of its configuration."""
+    config: Mapping[str, Any]
+    """What its ``config.json`` would say."""
+    tensors: Mapping[str, SourceTensor]
+
+    def __getitem__(self, name: str) -> SourceTensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+Source: TypeAlias = Checkpoint | ComputedCheckpoint
+
+
+def tied_to(name: str, shape: Sequence[int], source: Source) -> SourceTensor | None:
+    """Return the embedding that a head of that name and shape is tied to, if the model ties it."""
+    config = {**source.config.get("text_config", {}), **source.config}
+    if not config.get("tie_word_embeddings") or tuple(shape[:1]) != (config.get("vocab_size"),):
+        return None
+    alike = [t for n, t in source.items() if t.shape == tuple(shape) and n != name]
+    return alike[0] if len(alike) == 1 else None

@@ -1,0 +1,214 @@
+"""What a model has beside weights: tokenizer, chat template, generation config.
+
+A merge takes each from the model its recipe names. Where that is a file as it is, it is used where
+it lies; a tokenizer that exists nowhere (a union, another chat template) is written to our cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
+from merge_plugins.folders import cache_folder
+from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, references
+from merge_plugins.recipe.chat_templates import TEMPLATES
+from merge_plugins.recipe.tokenizer import is_template
+from merge_plugins.tokenizer.alignment import Alignment, Vocabulary, merged_vocabulary
+from merge_plugins.tokenizer.vocabulary import vocabulary, vocabulary_size
+from merge_plugins.weights.content import content
+from merge_plugins.weights.files import read_json, tokenizer_files
+from merge_plugins.weights.hub import resolve
+
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+
+def tokenizer_folder(ref: Reference) -> Path:
+    """Return a folder with a model's tokenizer; for a merge, the one its recipe asks for.
+
+    An adapter or delta that comes with a tokenizer brings its own.
+    """
+    if isinstance(ref, str):
+        return resolve(ref)
+    if isinstance(ref, Rebased):
+        return tokenizer_folder(ref.model)
+    if isinstance(ref, Lora | Delta):
+        own = resolve(ref.adapter if isinstance(ref, Lora) else ref.delta)
+        return own if tokenizer_files(own) else tokenizer_folder(ref.model)
+    assert isinstance(ref, Recipe), "the only other kind of reference"
+    folder = tokenizer_folder(ref.tokenizer_donor)
+    changes = _added_tokens(ref, folder) | _templated(ref, folder)
+    return _written(folder, changes) if changes else folder
+
+
+def generation_config(ref: Reference) -> dict[str, Any] | None:
+    """Return a model's generation config; for a merge, of the model its recipe names."""
+    if not isinstance(ref, Recipe):
+        file = resolve(references.home(ref)) / "generation_config.json"
+        return read_json(file) if file.is_file() else None
+    donor = ref.generation_donor
+    found, alignment = generation_config(donor), aligned(ref)
+    return alignment.renumbered(found, donor) if found and alignment else found
+
+
+def aligned(
+    recipe: Recipe, configs: Mapping[Reference, Mapping[str, Any]] | None = None
+) -> Alignment | None:
+    """Return how the rows of a merge's models go together; None if its recipe leaves them alone.
+
+    A model without tokenizer files has the tokens of the tokenizer's donor, if ``configs``, where
+    they are given, say it has as many rows.
+    """
+    if recipe.tokenizer is None:
+        return None
+    donor = recipe.tokenizer_donor
+    refs = dict.fromkeys((*recipe.references, donor, recipe.generation_donor))
+    found = {ref: vocabulary(tokenizer_folder(ref)) for ref in refs}
+    if not found[donor]:
+        raise MismatchError(
+            f"{donor} has no tokenizer files, so rows cannot be aligned by token; set "
+            "tokenizer_source to a model that has them, or leave it out"
+        )
+    rows = {ref: vocabulary_size(config) for ref, config in (configs or {}).items()}
+    for ref in [ref for ref, tokens in found.items() if not tokens]:
+        if rows.get(ref) != rows.get(donor):
+            raise MismatchError(
+                f"{ref} has no tokenizer files and {rows.get(ref)} rows, {donor} has "
+                f"{rows.get(donor)}: copy the tokenizer it was trained with into its folder"
+            )
+        found[ref] = found[donor]
+    known = {ref: found[ref] for ref in (donor, *recipe.references)}
+    tokens = merged_vocabulary(recipe.tokenizer, donor, known)
+    return Alignment(recipe.tokenizer, recipe.base_model, tokens, found)
+
+
+def _added_tokens(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Return the tokenizer files to change so that the merge's tokens are all there."""
+    alignment = aligned(recipe)
+    if alignment is None:
+        return {}
+    known = alignment.vocabularies
+    own = known[recipe.tokenizer_donor]
+    new = {token: row for token, row in alignment.tokens.items() if token not in own}
+    if not new:
+        return {}
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json to add {next(iter(new))!r} to; write one with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    held, added = read_json(file), _added_entries(known)
+    for token, row in new.items():
+        in_model = any(token in tokens for tokens in known.values()) and token not in added
+        if not in_model:
+            entry = added.get(token, {**PLAIN_TOKEN, "content": token})
+            held.setdefault("added_tokens", []).append({**entry, "id": row})
+        elif isinstance(held["model"]["vocab"], dict):
+            held["model"]["vocab"][token] = row
+        else:
+            raise MismatchError(
+                f"tokenizer_source: {token!r} is no added token, and the unigram tokenizer of "
+                f"{folder} takes no other; set tokenizer_source to base or a model"
+            )
+    return {"tokenizer.json": json.dumps(held, ensure_ascii=False, indent=2)}
+
+
+PLAIN_TOKEN = {
+    "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False,
+}  # fmt: skip
+"""How tokenizers adds a token of which only the text is known."""
+
+
+def _added_entries(known: Mapping[Reference, Vocabulary]) -> dict[str, dict[str, Any]]:
+    """Return what tokenizer.json says of every added token of any model; the first one counts."""
+    entries: dict[str, dict[str, Any]] = {}
+    for ref in known:
+        file = tokenizer_folder(ref) / "tokenizer.json"
+        for entry in read_json(file).get("added_tokens", []) if file.is_file() else []:
+            entries.setdefault(entry["content"], entry)
+    return entries
+
+
+def _templated(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Return the tokenizer files to change so that the chat template is the recipe's."""
+    template = chat_template(recipe)
+    if template is None:
+        return {}
+    config = folder / "tokenizer_config.json"
+    held = read_json(config) if config.is_file() else {}
+    return {  # in both places: transformers before 4.43 reads only the first
+        "tokenizer_config.json": json.dumps({**held, "chat_template": template}, indent=2),
+        "chat_template.jinja": template,
+    }
+
+
+def chat_template(recipe: Recipe) -> str | None:
+    """Return the chat template that a recipe asks for; None: that of the tokenizer."""
+    given = recipe.chat_template
+    if given is None:
+        return None
+    if given == "auto":
+        found = Counter(filter(None, map(template_of, recipe.references)))
+        if not found:
+            raise RecipeError("chat_template: auto: none of the models has a template; name one")
+        return found.most_common(1)[0][0]
+    if isinstance(given, str) and is_template(given):
+        return TEMPLATES.get(given, given)
+    template = template_of(given)
+    if template is None:
+        raise RecipeError(
+            f"chat_template: {given} has none; write auto, {', '.join(TEMPLATES)}, a model that "
+            "has one, or the template itself"
+        )
+    return template
+
+
+def template_of(ref: Reference) -> str | None:
+    """Return a model's chat template, if it has one."""
+    folder = tokenizer_folder(ref)
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        held = read_json(folder / name) if (folder / name).is_file() else {}
+        template = held.get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {each["name"]: each["template"] for each in template}
+            template = named.get("default")
+        if template:
+            return str(template)
+    return None
+
+
+def _written(folder: Path, changes: Mapping[str, str]) -> Path:
+    """Return a folder in our cache with the tokenizer of another one, but for these files."""
+    kept = [
+        file
+        for file in tokenizer_files(folder)
+        if file.name not in changes
+        and not ("chat_template.jinja" in changes and file.name in TEMPLATE_FILES)
+    ]
+    parts = {**{file.name: content(file) for file in kept}, **changes}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    target = cache_folder() / "tokenizers" / digest
+    if target.is_dir():
+        return target
+    unfinished = target.with_name(f"{digest}.{os.getpid()}")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    for file in kept:
+        shutil.copyfile(file, unfinished / file.name)
+    for name, text in changes.items():
+        (unfinished / name).write_text(text, encoding="utf-8")
+    try:
+        unfinished.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(unfinished)
+        if not target.is_dir():
+            raise
+    return target

@@ -1,0 +1,14 @@
+"""Tensors on disk, unread: stored in files, or computed from stored ones as they are read."""
+
+from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
+from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held
+from merge_plugins.weights.stored import StoredTensor
+
+__all__ = [
+    "Checkpoint",
+    "ComputedTensor",
+    "SourceTensor",
+    "StoredTensor",
+    "held",
+    "open_checkpoint",
+]

@@ -1,0 +1,88 @@
+"""Find the files of a model folder: weights, index, tokenizer, adapter; read JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from merge_plugins.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model", "*.tiktoken", "chat_template.*",
+)  # fmt: skip
+
+
+def index_file(path: Path) -> Path | None:
+    """Return the index of a sharded checkpoint, if it is one."""
+    names = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+    plain = ("model.safetensors", "pytorch_model.bin")
+    for name, single in zip(names, plain, strict=True):
+        if (path / single).is_file():
+            return None
+        if (path / name).is_file():
+            return path / name
+    return None
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return which file holds which tensor."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{index} has no weight_map. Download the model again.")
+    return found
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return a checkpoint's weight files as transformers would choose them; all must exist."""
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder")
+    index = index_file(path)
+    if index is not None:
+        files = [path / name for name in dict.fromkeys(weight_map(index).values())]
+    else:
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+        files = [file for file in files if file.is_file()][:1]
+    if not files:
+        files = sorted(path.glob("*.safetensors"))
+        files = [file for file in files if not file.name.startswith("adapter_")]
+    if not files:
+        raise CheckpointError(f"{path} has no weights: no *.safetensors, no pytorch_model.bin")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{path}: shard {file.name} is missing. Download the model again."
+            )
+    return tuple(files)
+
+
+def adapter_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of a PEFT adapter: its configuration, then its weights."""
+    config = path / "adapter_config.json"
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    weights = [path / name for name in names if (path / name).is_file()]
+    if not config.is_file() or not weights:
+        raise CheckpointError(
+            f"{path} is no LoRA adapter: it needs adapter_config.json and {names[0]}"
+        )
+    return config, weights[0]
+
+
+def tokenizer_files(path: Path) -> list[Path]:
+    """Return the files a tokenizer is made of."""
+    found = (file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
+    return sorted({file for file in found if file.is_file()})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object, or say which file is not one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as exc:
+        raise CheckpointError(f"{file} is not readable JSON: {exc}") from exc
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(found).__name__}")
+    return found

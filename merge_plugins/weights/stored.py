@@ -1,0 +1,170 @@
+"""Tensors in safetensors and ``.bin`` files: headers are read, data is memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import Region
+from merge_plugins.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Dtype names of the safetensors format."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor in one file, not read yet."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    _tensor: Tensor | None = None
+    _map: mmap.mmap | None = None
+    _offset: int = 0
+
+    @property
+    def read_as(self) -> torch.dtype:
+        """Its dtype."""
+        return self.dtype
+
+    def view(self) -> Tensor:
+        """Return the whole tensor without reading it: pages come in as elements are touched."""
+        if self._tensor is not None:
+            return self._tensor
+        count = math.prod(self.shape)
+        if self._map is None or count == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        if self._offset % self.dtype.itemsize:
+            return self._aligned
+        flat = torch.frombuffer(self._map, dtype=self.dtype, count=count, offset=self._offset)
+        return flat.view(self.shape)
+
+    @cached_property
+    def _aligned(self) -> Tensor:
+        """A copy: the format does not promise alignment, and torch asks for it."""
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        raw = bytearray((self._map or b"")[self._offset : self._offset + n_bytes])
+        return torch.frombuffer(raw, dtype=self.dtype).view(self.shape)
+
+    def private(self) -> Tensor:
+        """Return the whole tensor, as unread, in memory of its own: writing to it is seen nowhere.
+
+        A map of its own where the format allows it: pages nobody writes to are the file's.
+        """
+        if self._map is None or not math.prod(self.shape) or self._offset % self.dtype.itemsize:
+            return self.view().clone()
+        stop = self._offset + math.prod(self.shape) * self.dtype.itemsize
+        mapped = torch.from_file(str(self.file), shared=False, size=stop, dtype=torch.uint8)
+        own = torch.from_numpy(mapped.numpy()[self._offset :])  # a storage no larger than it
+        return own.view(self.dtype).view(self.shape)
+
+    def read(self, region: Region) -> Tensor:
+        """Return a box of the tensor, as unread as the whole."""
+        return region.of(self.view())
+
+    def hold(self) -> None:
+        """Nothing to make ready; see `computed.SourceTensor`."""
+
+    def forget(self) -> None:
+        """Nothing was kept; see `computed.SourceTensor`."""
+
+    def release(self, start: int = 0, stop: int | None = None) -> None:
+        """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        size, page = self.dtype.itemsize, mmap.PAGESIZE
+        stop = math.prod(self.shape) if stop is None else stop
+        first = (self._offset + start * size) // page * page
+        last = (self._offset + stop * size) // page * page  # a page shared with what follows stays
+        if last > first:
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """List the tensors of one weight file."""
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+
+
+def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"header of {length} bytes in a file of {size}")
+            header = json.loads(handle.read(length))
+            header.pop("__metadata__", None)
+            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+            # Private and writable only so that torch can wrap it; nothing ever writes.
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (ValueError, OSError, AttributeError, KeyError, TypeError) as exc:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file: {exc}. Download it again."
+        ) from exc
+    start, tensors = 8 + length, {}
+    for name, entry in entries:
+        first, last = entry["data_offsets"]
+        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        if dtype is None:
+            raise CheckpointError(
+                f"{file}: {name} has dtype {entry['dtype']}, which we cannot merge"
+            )
+        if start + last > size:
+            raise CheckpointError(
+                f"{file} is truncated: {name} ends at byte {start + last}, the file at {size}. "
+                "Download it again."
+            )
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(
+                f"{file}: {name} {list(shape)} does not fill {last - first} bytes"
+            )
+        tensors[name] = StoredTensor(name, file, dtype, shape, None, mapped, start + first)
+    return tensors
+
+
+def _read_bin(file: Path) -> dict[str, StoredTensor]:
+    try:
+        try:
+            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as exc:  # torch's old format cannot be memory-mapped
+            if "mmap" not in str(exc):
+                raise
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
+        raise CheckpointError(
+            f"{file} is damaged or a pickle of more than plain tensors, which could run code: "
+            f"{str(exc).splitlines()[0]}. Use a safetensors version of this model."
+        ) from exc
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
+    tensors = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: {name} is a {type(value).__name__}, not a tensor")
+        tensors[name] = StoredTensor(name, file, value.dtype, tuple(value.shape), value)
+    return tensors
