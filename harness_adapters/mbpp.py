@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _execution, _generation
+from harness_adapters import execution, generation
 from harness_adapters.tasks.scoring.code import mbpp_program, mbpp_prompt
 from merge_plugins import identity
 from merge_plugins.errors import DataError
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness_adapters.mbpp", description=main.__doc__
     )
-    _generation.add_arguments(parser, max_new_tokens=2048)
+    generation.add_arguments(parser, max_new_tokens=2048)
     parser.add_argument(
         "--data", required=True, type=Path, metavar="JSONL", help="rows of MBPP's test split"
     )
     parser.add_argument("--prompt", choices=STYLES, default="alpaca", help="(alpaca)")
-    _execution.add_arguments(parser)
+    execution.add_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="seconds per program, Python's start included (5)",
     )
     options = parser.parse_args(argv)
-    _execution.check_consent(options)
-    generator = _generation.generator(options)
+    execution.check_consent(options)
+    generator = generation.generator(options)
     results = options.out.with_name(f"{options.out.stem}_results.json")
     if options.score:
-        _generation.new_file(results)
+        generation.new_file(results)
     rows = read(options.data)[: options.limit]
     style = STYLES[options.prompt]
     answers = generator.complete(
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         task="mbpp",
     )
     programs = [style.program(row, answer) for row, answer in zip(rows, answers, strict=True)]
-    _generation.write(options.out, json.dumps([[program] for program in programs]))
+    generation.write(options.out, json.dumps([[program] for program in programs]))
     print(f"{options.out}: {len(programs)} programs of {identity.label(generator.recipe)}")
     if options.score:
         passed = score(rows, programs, options.timeout)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "prompt": options.prompt,
             "passed": {str(row["task_id"]): ok for row, ok in zip(rows, passed, strict=True)},
         }
-        _generation.write(results, json.dumps(found, indent=2) + "\n")
+        generation.write(results, json.dumps(found, indent=2) + "\n")
         print(f"pass@1: {share:.4f} ({sum(passed)} of {len(rows)}), {results}")
     return 0
 
@@ -119,8 +119,8 @@ def score(rows: Sequence[Row], programs: Sequence[str], seconds: float) -> list[
     tested = [
         "\n".join((program, *row["test_list"])) for row, program in zip(rows, programs, strict=True)
     ]
-    return _execution.run_all(tested, seconds)
+    return execution.run_all(tested, seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(_generation.exit_status(main))
+    sys.exit(generation.exit_status(main))

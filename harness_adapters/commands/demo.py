@@ -13,14 +13,13 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins.demo import family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
@@ -145,7 +144,3 @@ def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[st
 def _row(wide: int, wider: int, name: str, parameters: str, cells: Sequence[str]) -> None:
     start = f"|{name:{wide}}|{parameters:{wider}}|"
     print(start + "".join(f"{cell:>6}|" for cell in cells), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness_adapters._report_table import FORMATS, Table, plot
-from harness_adapters._results import ReportError, Results, Task, read
+from harness_adapters.commands.report_table import FORMATS, Table, plot
+from harness_adapters.commands.results import ReportError, Results, Task, read
 from merge_plugins.errors import did_you_mean
 
 SHOWN: Mapping[str, str] = {

@@ -28,7 +28,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from harness_adapters._bigcode import Harness, complete, named, of_task, prompted, write
+from harness_adapters.bigcode.harness import Harness, complete, named, of_task, prompted, write
 from merge_plugins import identity
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.hf.versions import DTYPE
@@ -192,7 +192,3 @@ def load_tokenizer(recipe: Recipe, args: argparse.Namespace) -> Any:
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.bos_token
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _generation
+from harness_adapters import generation
 from harness_adapters.tasks.scoring import code
 from merge_plugins.errors import DataError, MergeError, RecipeError
 
@@ -126,7 +126,7 @@ def of_task(path: str, task: str) -> str:
 
 def write(file: Path, held: Any, indent: int | None = None) -> None:
     """Write JSON, whole or not at all; by default as the harness spells it."""
-    _generation.write(file, json.dumps(held, indent=indent, default=str))
+    generation.write(file, json.dumps(held, indent=indent, default=str))
 
 
 def complete(evaluator: type) -> type:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from harness_adapters._samples import Row, Verdicts, read_samples
+from harness_adapters.commands.samples import Row, Verdicts, read_samples
 from merge_plugins.errors import MergeError
 
 SYSTEM = (
