@@ -15,7 +15,7 @@ from torch import Tensor
 
 Tokens = tuple[int, ...]
 Scored = tuple[Any, list[int], list[int]]
-"""A request that lm-eval scores: text (None for a window of a longer text), prompt, continuation."""
+"""A request as lm-eval scores it: text (None for a window of a text), prompt, continuation."""
 
 
 class RoutedRequests:
@@ -92,7 +92,7 @@ class RoutedRequests:
             return call(inps, *args, **options)  # type: ignore[no-any-return]
 
     def _row(self, request: Scored) -> Tokens:
-        """Return the model's input for a request: all tokens but the last, truncated on the left."""
+        """Compute the model's input for a request: all tokens but the last, cut on the left."""
         _, prompt, continuation = request
         return (*prompt, *continuation)[-(self.max_length + 1) : -1]  # type: ignore[attr-defined]
 
