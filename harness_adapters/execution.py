@@ -42,7 +42,7 @@ def check_consent(options: argparse.Namespace) -> None:
 
 
 def run_all(programs: Sequence[str], seconds: float) -> list[bool]:
-    """Run each program in a process of its own; True for those that exit with 0 in time."""
+    """Run each program in a process of its own; True for those that reach their end in time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         passed = pool.map(lambda program: runs(program, seconds), programs)
         return list(tqdm(passed, total=len(programs), desc="Running", unit="program", delay=2))
