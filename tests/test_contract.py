@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import field_formulas as field
+import in_memory
 import mergekit_formulas as mergekit
 import pytest
 import torch
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import Example, Measures, Prepares, Region, method
+from merge_plugins.api import Example, Prepares, Region, Weight
+from merge_plugins.api import slot as slot_module
 from merge_plugins.calibration.batches import batches
 from merge_plugins.calibration.losses import ExampleLoss
 from merge_plugins.engine import Merge, open_merge
@@ -216,13 +218,11 @@ class Case:
         kernel = self.kernel(**changes)
         if isinstance(kernel, Prepares):
             kernel = kernel.prepare(InMemory(slots)) or kernel
-        measure = kernel.measure if isinstance(kernel, Measures) else lambda _: {}
-        return [kernel(dataclasses.replace(slot, measured=measure(slot))) for slot in slots]
+        return [in_memory.merged(kernel, slot) for slot in slots]
 
     def measured(self, slot: Slot) -> Mapping[str, Tensor]:
         """What the method measures of a whole weight."""
-        kernel = self.kernel()
-        return kernel.measure(slot) if isinstance(kernel, Measures) else {}
+        return in_memory.measured(self.kernel(), slot)
 
     def slot(self, base: Tensor, *experts: Tensor, name: str = "w", seed: int = 0) -> Slot:
         maybe_base, experts = base if self.has_base else None, experts[: self.n_experts]
@@ -250,8 +250,8 @@ class InMemory:
         self.seed = slots[0].seed
         self.names = tuple(f"expert {i}" for i, _ in enumerate(slots[0].experts))
 
-    def slots(self) -> Iterator[Slot]:
-        return iter(self._slots)
+    def slots(self) -> Iterator[Weight]:
+        return (slot.weight() for slot in self._slots)
 
     def module(self, expert: int) -> Any:
         return copy.deepcopy(live_model(expert))  # the method's own to change
@@ -525,7 +525,7 @@ def test_a_weight_of_many_blocks_is_measured_as_a_whole(
     base, *_ = weights(1, (50, 60))
     slot = case.slot(base, *near(base, 3))
     (expected,) = case.merge(slot)
-    monkeypatch.setattr(method, "block_size", lambda n_inputs: 64)
+    monkeypatch.setattr(slot_module, "block_size", lambda n_inputs: 64)
     (merged,) = case.merge(slot)
     assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
 
@@ -1125,13 +1125,14 @@ def test_a_kernel_may_be_called_on_a_region_of_a_slot() -> None:
     base, *experts = weights(4)
     slot = Slot("w", base, tuple(experts))
     region = Region((13, 29), ((3, 9), (4, 20)))
-    part = slot.part(region)
+    weight = slot.weight()
+    part = weight.part(region)
     assert torch.equal(part.base, base[3:9, 4:20])
     assert torch.equal(part.index(), torch.arange(13 * 29).view(13, 29)[3:9, 4:20])
     assert part.deltas().shape == (3, 6, 16)
-    inner = part.part(Region((13, 29), ((4, 9), (10, 12))))
+    inner = part.weight().part(Region((13, 29), ((4, 9), (10, 12))))
     assert torch.equal(inner.experts[2], experts[2][4:9, 10:12])
-    boxes = part.map_blocks(lambda block: block.base.sum())
+    boxes = part.weight().map_blocks(lambda block: block.base.sum())
     assert torch.stack(boxes).sum() == pytest.approx(float(base[3:9, 4:20].sum()), rel=1e-5)
 
 

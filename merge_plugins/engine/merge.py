@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import (
+    ELEMENT,
+    MATRIX,
+    ROW,
     Branch,
+    Granularity,
     Index,
     Kernel,
     Measures,
+    MergesMatrices,
     Prepares,
     Region,
     Routes,
     Slot,
+    Weight,
     as_region,
+    holds_matrices,
 )
 from merge_plugins.engine.copied import copied, is_finite
 from merge_plugins.engine.reader import WeightReader
@@ -30,6 +37,7 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.parallel import BLOCK, alone, block_size, parallel
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.plugins import registry
+from merge_plugins.plugins.method import granularity_of
 from merge_plugins.weights import held
 from merge_plugins.weights.computed import refuse_damage
 from merge_plugins.weights.stored import NAMES
@@ -80,21 +88,29 @@ class MergedTensor:
                 return region.of(self._agreed).to(self.dtype, copy=True)
             return copied(self.planned, region, self._merge.plan.recipe.dtype)
         with held(self.planned.stored):
-            kernel, method = self._merge.kernel(self.planned), self._merge.plan.method
-            whole_rows = method.is_rowwise(kernel)
+            kernel = self._merge.kernel(self.planned)
             if region.numel == 0:
                 return torch.empty(region.sizes, dtype=self.dtype)
-            if whole_rows or self.is_elementwise:
-                return self._by_blocks(kernel, region, whole_rows=whole_rows)
-            if method.merges_matrices(kernel):
-                return self._by_matrices(kernel, region)
+            granularity = self.granularity
+            if granularity in (ELEMENT, ROW):
+                return self._by_blocks(kernel, region, whole_rows=granularity is ROW)
+            if granularity is MATRIX:
+                return self._by_matrices(cast(MergesMatrices, kernel), region)
             return region.of(self._whole(kernel)).contiguous()
+
+    @property
+    def granularity(self) -> Granularity:
+        """Into which parts this weight may be cut: what the method declares, if it is merged.
+
+        A method on matrices takes any other weight element by element.
+        """
+        declared = granularity_of(self.planned.kernel)
+        return ELEMENT if declared is MATRIX and not holds_matrices(self.planned) else declared
 
     @property
     def is_elementwise(self) -> bool:
         """Whether any box of it can be merged alone."""
-        kernel = self.planned.kernel
-        return kernel is not None and self._merge.plan.method.is_elementwise(kernel, self.planned)
+        return self.planned.kernel is not None and self.granularity is ELEMENT
 
     def ready(self) -> None:
         """Prepare and measure, so that `box` can follow; the inputs are held."""
@@ -140,13 +156,13 @@ class MergedTensor:
         reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
 
-    def _by_matrices(self, kernel: Kernel, region: Region) -> Tensor:
+    def _by_matrices(self, kernel: MergesMatrices, region: Region) -> Tensor:
         reader = self._ready
 
         def merge(matrix: Region) -> Tensor:
-            slot = reader.slot(matrix)
-            slot.map_blocks(self._check_inputs)
-            result = kernel(slot)
+            weight = reader.weight(matrix)
+            weight.map_blocks(self._check_inputs)
+            result = kernel.merge_matrix(weight)
             self._check(result, matrix)
             reader.release(matrix)
             return result.to(self.dtype)[region.shared(matrix).within(matrix)]
@@ -191,7 +207,7 @@ class MergedTensor:
         kernel = self._merge.kernel(self.planned)
         _ = reader.statistics  # here, not in the threads that read blocks
         if isinstance(kernel, Measures):
-            reader.measured = kernel.measure(reader.slot(Region.whole(self.planned.shape)))
+            reader.measured = kernel.measure(reader.weight(Region.whole(self.planned.shape)))
         return reader
 
     @cached_property
@@ -244,17 +260,17 @@ class Merge:
         self._prepared: Kernel | None = None
         self._looked = False
         self._lock = threading.Lock()
-        self.sources = PlannedSources(self.plan, self._slots)
+        self.sources = PlannedSources(self.plan, self._weights)
 
     def reader(self, planned: PlannedTensor) -> WeightReader:
         """The reader of one tensor's inputs."""
         return WeightReader(planned, self.plan, self.sources)
 
-    def _slots(self) -> Iterator[Slot]:
+    def _weights(self) -> Iterator[Weight]:
         for planned in self.plan.tensors.values():
             if planned.kernel is not None:
                 with held(planned.stored):
-                    yield self.reader(planned).slot(Region.whole(planned.shape))
+                    yield self.reader(planned).weight(Region.whole(planned.shape))
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
         """The kernel of one tensor; a method that looks at all models first does so now, once."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from merge_plugins.api import Batch, Example, Slot
+from merge_plugins.api import Batch, Example, Weight
 from merge_plugins.calibration import store
 from merge_plugins.calibration.batches import batches
 from merge_plugins.errors import RecipeError
@@ -29,7 +29,7 @@ from merge_plugins.weights.files import tokenizer_files
 class PlannedSources:
     """The sources of a plan, opened as they are asked for; see `merge_plugins.api.Sources`."""
 
-    def __init__(self, plan: Plan, slots: Callable[[], Iterator[Slot]]) -> None:
+    def __init__(self, plan: Plan, slots: Callable[[], Iterator[Weight]]) -> None:
         self._plan, self.slots = plan, slots
         self._experts = plan.recipe.models
         self.names, self.seed = tuple(str(model.ref) for model in self._experts), plan.recipe.seed
