@@ -119,8 +119,11 @@ class Slot:
         For methods that take whole tensors. One whose granularity is ELEMENT draws from
         `merge_plugins.ops.random.keep_at_random`, which also agrees between regions.
         """
-        digest = hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator().manual_seed(int.from_bytes(self.stream(expert)[:7], "big"))
+
+    def stream(self, expert: int) -> bytes:
+        """Hash seed, weight and expert: 32 bytes that no other stream of random numbers has."""
+        return hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
 
     def weight(self) -> Weight:
         """Return this slot as a `Weight` whose parts are views of the tensors here."""

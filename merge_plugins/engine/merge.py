@@ -1,4 +1,4 @@
-"""Merged tensors that exist only while somebody looks at them."""
+"""Lazy merged tensors: each is computed when it is indexed, block by block, and never stored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from merge_plugins.weights.stored import NAMES
 
 
 class MergedTensor:
-    """One merged tensor, computed when indexed; what a loader expects of a stored tensor.
+    """One merged tensor, computed when indexed; loaders take it for a stored tensor.
 
     ``tensor[...]`` merges all of it, ``tensor[a:b, c:d]`` only that box. The bits of an element do
     not depend on the box, on the number of threads, or on the order of calls.
@@ -59,11 +59,11 @@ class MergedTensor:
         self._lock = threading.Lock()
 
     def get_shape(self) -> list[int]:
-        """Shape, as a safetensors slice says it."""
+        """Return the shape, as a safetensors slice does."""
         return list(self.shape)
 
     def get_dtype(self) -> str:
-        """Dtype, as a safetensors slice says it."""
+        """Return the name of the dtype, as a safetensors slice does."""
         return NAMES[self.dtype]
 
     def is_floating_point(self) -> bool:
@@ -71,7 +71,7 @@ class MergedTensor:
         return self.dtype.is_floating_point
 
     def numel(self) -> int:
-        """Number of elements."""
+        """Count the elements."""
         return self.shape.numel()
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -113,32 +113,32 @@ class MergedTensor:
         return self.planned.kernel is not None and self.granularity is ELEMENT
 
     def ready(self) -> None:
-        """Prepare and measure, so that `box` can follow; the inputs are held."""
+        """Prepare and measure, so that `box` may be called; the inputs are held."""
         _ = self._ready
 
     def box(self, region: Region) -> Tensor:
-        """Merge a small box where others are merged at the same time, as part of another merge."""
+        """Merge a small box of a weight that another merge reads, from inside its threads."""
         return self._merged(self._reader, self._merge.kernel(self.planned), region)
 
     def branches(self, device: torch.device) -> Sequence[Branch]:
-        """What each expert adds to this weight; computed on ``device`` from every model's whole."""
+        """Compute each expert's branch of this weight, on ``device``, from the whole weight."""
         prepared = self._merge.kernel(self.planned)
         routes = prepared if isinstance(prepared, Routes) else self.planned.kernel
         method, shared = cast(Routes, routes), self[...]
         whole = Region.whole(self.planned.shape)
 
-        def look() -> Sequence[Branch]:
+        def compute() -> Sequence[Branch]:
             slot = reader.read(whole)
             base = None if slot.maybe_base is None else slot.maybe_base.to(device)
             experts = tuple(expert.to(device) for expert in slot.experts)
             placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
-            found = method.branches(placed, shared.to(device))
+            branches = method.branches(placed, shared.to(device))
             reader.release(whole)
-            return found
+            return branches
 
         with held(self.planned.stored):
             reader = self._ready
-            return alone(look)
+            return alone(compute)
 
     def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
         reader = self._ready
@@ -197,7 +197,7 @@ class MergedTensor:
 
     @property
     def _ready(self) -> WeightReader:
-        """The reader, once what the method measures of the whole weight is known."""
+        """The reader, after the method has measured the whole weight."""
         with self._lock:
             return self._reader
 
@@ -212,7 +212,7 @@ class MergedTensor:
 
     @cached_property
     def _agreed(self) -> Tensor:
-        """A buffer's value, on which all models agree."""
+        """The value of a buffer, which must be the same in all models."""
         first, *others = self.planned.stored
         for other in others:
             if not torch.equal(first.view(), other.view()):
@@ -223,7 +223,7 @@ class MergedTensor:
         return first.view()
 
     def _check_inputs(self, slot: Slot) -> None:
-        """Refuse NaN and infinity, also where the method would have dropped them."""
+        """Refuse NaN and infinity in the inputs, even where the method would drop them."""
         bases = () if slot.maybe_base is None else (slot.maybe_base,)
         if not all(map(is_finite, (*bases, *slot.experts))):
             self._name_the_source()
@@ -237,33 +237,33 @@ class MergedTensor:
                 "a kernel keeps the shape of its slot"
             )
         if not is_finite(result if self.dtype != torch.float16 else result.half()):
-            self._name_the_source()  # what was measured spoils every block of the weight
+            self._name_the_source()  # a NaN that was measured spoils every block of the weight
             raise MismatchError(
                 f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
                 "finite weights; try smaller weights or out_dtype: float32"
             )
 
     def _name_the_source(self) -> None:
-        """Raise if a source holds NaN or infinity."""
+        """Raise an error that names the source with NaN or infinity, if there is one."""
         for stored in self.planned.stored:
             refuse_damage(stored)
 
 
 @dataclasses.dataclass
 class Merge:
-    """A plan being carried out."""
+    """A plan being carried out: its tensors, and what they share."""
 
     plan: Plan
     block: int = BLOCK
 
     def __post_init__(self) -> None:
         self._prepared: Kernel | None = None
-        self._looked = False
+        self._has_prepared = False
         self._lock = threading.Lock()
         self.sources = PlannedSources(self.plan, self._weights)
 
     def reader(self, planned: PlannedTensor) -> WeightReader:
-        """The reader of one tensor's inputs."""
+        """Return a reader of one tensor's inputs."""
         return WeightReader(planned, self.plan, self.sources)
 
     def _weights(self) -> Iterator[Weight]:
@@ -273,19 +273,20 @@ class Merge:
                     yield self.reader(planned).weight(Region.whole(planned.shape))
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
-        """The kernel of one tensor; a method that looks at all models first does so now, once."""
+        """Return the kernel of one tensor; a method that prepares does so now, once for all."""
         kernel: Any = planned.kernel
         if not isinstance(kernel, Prepares):
             return cast(Kernel, kernel)
         with self._lock:
-            if not self._looked:
-                self._prepared, self._looked = self._prepare(), True
+            if not self._has_prepared:
+                self._prepared, self._has_prepared = self._prepare(), True
         return self._prepared or cast(Kernel, kernel)
 
     def settled(self) -> dict[str, Any]:
-        """What the method came down to after its look at all models: a method and parameters.
+        """Return the method and parameters that a method came down to after it prepared.
 
-        It looks now, if it has not yet. Empty unless what it became is itself a registered method.
+        It prepares now, if it has not yet. Empty unless the prepared kernel is itself a registered
+        method, as LM-Cocktail's is ``linear``.
         """
         planned = next((t for t in self.plan.tensors.values() if t.kernel is not None), None)
         kernel = planned and self.kernel(planned)
@@ -316,5 +317,5 @@ class Merge:
         return prepared
 
     def tensors(self) -> dict[str, MergedTensor]:
-        """Every tensor of the merge, unread, in the donor's order."""
+        """Return every tensor of the merge, not merged yet, in the donor's order."""
         return {name: MergedTensor(t, self) for name, t in self.plan.tensors.items()}

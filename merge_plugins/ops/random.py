@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -57,7 +56,7 @@ def _words(slot: Slot, expert: int, device: torch.device) -> Tensor:
 
 def _key(slot: Slot, expert: int) -> list[int]:
     """Hash seed, weight and expert to three words: one stream of random numbers for each."""
-    key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
+    key = slot.stream(expert)
     return [int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)]
 
 

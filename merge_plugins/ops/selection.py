@@ -109,7 +109,7 @@ def order_statistics(
 
 @dataclass(frozen=True)
 class _Search:
-    """Rows of magnitudes over all blocks of all slots."""
+    """Search rows of magnitudes over all blocks of all weights."""
 
     weights: Sequence[Weight]
     vectors: Vectors
@@ -191,7 +191,7 @@ class _Search:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Dtype of the rows; one for all slots."""
+        """Dtype of the rows; one for all weights."""
         dtypes = {
             vector.dtype
             for weight in self.weights
@@ -227,7 +227,7 @@ def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
 
 
 def by_rank(x: Tensor, values: Tensor) -> Tensor:
-    """Give each entry the value at its rank in its row: ``values[0]`` for the largest |x|.
+    """Assign each entry the value at its rank in its row: ``values[0]`` for the largest |x|.
 
     x: any float [*shape, n], ranked as float32 at most; values: [n]; the result has x's shape and
     the dtype of ``values``. Of equal magnitudes the first in memory counts as the largest, as it
