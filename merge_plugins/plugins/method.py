@@ -98,7 +98,7 @@ class Method:
 
     @property
     def is_routed(self) -> bool:
-        """Whether the method weighs its experts for each request: see `merge_plugins.api.Routes`."""
+        """Whether the method weighs its experts for each request: see `api.Routes`."""
         return hasattr(self.factory, "branches")
 
     @property

@@ -52,10 +52,11 @@ class Registry:
         if not (dataclasses.is_dataclass(factory) and callable(factory)):
             raise TypeError(f"{name!r}: a merge method is a frozen dataclass, got {factory!r}")
         for fact in facts.keys() & FORMER_FACTS.keys():
+            line = f"granularity = {FORMER_FACTS[fact]}"
             raise TypeError(
                 f"{name!r}: {fact}= is now declared beside the maths. In class "
-                f"{getattr(factory, '__name__', 'Method')} write  granularity = {FORMER_FACTS[fact]}"
-                f"  (from merge_plugins import {FORMER_FACTS[fact]}) and delete {fact}= here"
+                f"{getattr(factory, '__name__', 'Method')} write  {line}  "
+                f"(from merge_plugins import {FORMER_FACTS[fact]}) and delete {fact}= here"
             )
         method = Method(name, factory, *self._loading, **facts)
         _ = method.spellings  # a field whose type cannot be read fails here, not in a merge
