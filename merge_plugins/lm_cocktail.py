@@ -141,8 +141,8 @@ def compute_weights(
 
     An example is ``{"input", "output"}`` for a decoder or an encoder-decoder, ``{"query", "pos":
     [...], "neg": [...]}`` for an encoder or a reranker; ``seed`` decides which ``neg_number`` of
-    the negatives are drawn. The losses are those of `merge_plugins.calibration.losses`. One model at a time is
-    loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
+    the negatives are drawn. For the losses, see `merge_plugins.calibration.losses`. One model at
+    a time is loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
 
     Raises `MergeError` before any weight is read if models, examples and type do not fit together.
     """

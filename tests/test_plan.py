@@ -14,7 +14,7 @@ from merge_plugins import identity
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
 from merge_plugins.planning import Plan
-from merge_plugins.planning.names import depth, layer_of
+from merge_plugins.planning.names import gradient_position, layer_of
 
 Write = Callable[..., str]
 Spell = Callable[..., Any]
@@ -83,8 +83,8 @@ def test_a_tensors_layer_is_the_first_number_in_its_name(name: str, layer: int |
 
 
 def test_gradients_run_from_the_first_layer_to_the_last(planned: Any) -> None:
-    assert [depth(i, 5) for i in (None, 0, 1, 4)] == [0, 0, 0.25, 1]
-    assert depth(0, 1) == 1.0  # mergekit's rule
+    assert [gradient_position(i, 5) for i in (None, 0, 1, 4)] == [0, 0, 0.25, 1]
+    assert gradient_position(0, 1) == 1.0  # mergekit's rule
     found = planned(model(3), model(3), weight=[0.0, 1.0])
     read = [found.tensors[f"model.layers.{i}.mlp.up_proj.weight"].parameters for i in range(3)]
     assert [parameters["weight"] for parameters in read] == [(0.0,), (0.5,), (1.0,)]

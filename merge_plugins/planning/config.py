@@ -28,14 +28,14 @@ def merged_config(
     names: Names,
     alignment: Alignment | None,
 ) -> dict[str, Any]:
-    """Return the merge's ``config.json``: the donor's, with the merge's depth, vocabulary, dtype."""
+    """Build the merge's ``config.json``: the donor's, with depth, vocabulary, dtype."""
     config = dict(names.donor.config)
-    stacks = {part: pieces for part, pieces in recipe.parts.items() if is_stack(pieces)}
+    stacks = {part: slices for part, slices in recipe.parts.items() if is_stack(slices)}
     if stacks:
         kinds = {ref: with_kinds(source.config, source.path) for ref, source in checkpoints.items()}
         config = dict(kinds[recipe.donor])
-        for part, pieces in stacks.items():
-            layers = [(kinds[ref], at) for ref, at in names.layers(pieces)]
+        for part, slices in stacks.items():
+            layers = [(kinds[ref], at) for ref, at in names.layers(slices)]
             config = with_depth(config, layers, part)
     if alignment is not None:
         config = with_vocabulary_size(config, len(alignment.rows))

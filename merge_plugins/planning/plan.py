@@ -154,15 +154,15 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
 
 
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
-    given, name, piece = recipe.out_dtype or recipe.dtype or "", origin.name, origin.piece
+    given, name, slice_ = recipe.out_dtype or recipe.dtype or "", origin.name, origin.slice_
     if recipe.is_excluded(name):
-        namer = names.namer(piece)
+        namer = names.namer(slice_)
         return _copied(name, names.stored(origin, namer), namer.ref, given)
-    if parameters.is_only_base(piece, method):
-        return _copied(name, names.stored(origin, piece.inputs[0]), piece.inputs[0].ref, given)
-    refs = tuple(model.ref for model in piece.inputs)
-    inputs = tuple(names.stored(origin, model) for model in piece.inputs)
-    n_bases = len(inputs) - len(piece.models)
+    if parameters.is_only_base(slice_, method):
+        return _copied(name, names.stored(origin, slice_.inputs[0]), slice_.inputs[0].ref, given)
+    refs = tuple(model.ref for model in slice_.inputs)
+    inputs = tuple(names.stored(origin, model) for model in slice_.inputs)
+    n_bases = len(inputs) - len(slice_.models)
     base, experts = (inputs[0] if n_bases else None), inputs[n_bases:]
     first = inputs[0]
     if not first.dtype.is_floating_point or name.endswith(DERIVED):
@@ -171,8 +171,8 @@ def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> Pl
         if stored.dtype not in MERGEABLE:
             raise MismatchError(f"{stored.file}: {name} is {stored.dtype}, which cannot be merged")
     dtype = getattr(torch, given, first.dtype)
-    own = [origin.name_in(model) for model in piece.models]
-    kernel, resolved = parameters.build(method, piece, name, origin.t, own)
+    own = [origin.name_in(model) for model in slice_.models]
+    kernel, resolved = parameters.build(method, slice_, name, origin.t, own)
     kernel = None if method.is_copy(kernel) else kernel
     return PlannedTensor(name, first.shape, dtype, base, experts, kernel, refs, resolved)
 

@@ -11,6 +11,7 @@ from merge_plugins.errors import RecipeError
 from merge_plugins.recipe import Reference
 from merge_plugins.recipe.references import home
 from merge_plugins.weights import Checkpoint, SourceTensor
+from merge_plugins.weights.files import text_config
 from merge_plugins.weights.hub import resolve
 
 
@@ -51,7 +52,7 @@ Source: TypeAlias = Checkpoint | ComputedCheckpoint
 
 def tied_to(name: str, shape: Sequence[int], source: Source) -> SourceTensor | None:
     """Return the embedding that a head of that name and shape is tied to, if the model ties it."""
-    config = {**source.config.get("text_config", {}), **source.config}
+    config = text_config(source.config)
     if not config.get("tie_word_embeddings") or tuple(shape[:1]) != (config.get("vocab_size"),):
         return None
     alike = [t for n, t in source.items() if t.shape == tuple(shape) and n != name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, references
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.recipe.tokenizer import is_template
@@ -197,18 +196,10 @@ def _written(folder: Path, changes: Mapping[str, str]) -> Path:
     parts = {**{file.name: content(file) for file in kept}, **changes}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     target = cache_folder() / "tokenizers" / digest
-    if target.is_dir():
-        return target
-    unfinished = target.with_name(f"{digest}.{os.getpid()}")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    for file in kept:
-        shutil.copyfile(file, unfinished / file.name)
-    for name, text in changes.items():
-        (unfinished / name).write_text(text, encoding="utf-8")
-    try:
-        unfinished.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(unfinished)
-        if not target.is_dir():
-            raise
+    if not target.is_dir():
+        with complete_or_nothing(target, shared=True) as unfinished:
+            for file in kept:
+                shutil.copyfile(file, unfinished / file.name)
+            for name, text in changes.items():
+                (unfinished / name).write_text(text, encoding="utf-8")
     return target

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import CheckpointError
-from merge_plugins.weights.files import read_json
+from merge_plugins.weights.files import read_json, text_config
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
@@ -21,7 +21,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     """Return how many rows a model's embedding has, by its config."""
-    found: int | None = {**config.get("text_config", {}), **config}.get("vocab_size")
+    found: int | None = text_config(config).get("vocab_size")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(found).__name__}")
     return found
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the ``text_config`` section of a multimodal model's config into its top level.
+
+    Keys at the top level take precedence.
+    """
+    return {**config.get("text_config", {}), **config}
