@@ -17,7 +17,7 @@ from merge_plugins.errors import MergeError
 
 
 def cache_folder() -> Path:
-    """Return where we keep what is costly to compute: $MERGE_PLUGINS_CACHE, or the user's cache."""
+    """Return the folder of what is costly to compute: $MERGE_PLUGINS_CACHE, or the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("MERGE_PLUGINS_CACHE") or f"{root}/merge-plugins").expanduser()
 
@@ -35,8 +35,8 @@ def complete_or_nothing(target: Path, size: int = 0, *, shared: bool = False) ->
     """Yield a hidden folder beside the target; rename it on success, delete it on any failure.
 
     ``size``: bytes that will be written, so that a disk too small is noticed at once.
-    ``shared``: the target is named after all that it depends on. If another process was faster,
-    its folder stays; otherwise a target that holds files by then is an error.
+    ``shared``: the target is named after its content, so that another process may write the same.
+    Whoever is first wins; without ``shared``, a target that holds files by then is an error.
     """
     unfinished = _beside(target)
     try:

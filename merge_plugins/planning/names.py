@@ -1,4 +1,4 @@
-"""Which tensors a merge has, and what each is called in the models it comes from.
+"""List the tensors of a merge, and match each to the names it has in the models.
 
 Whole models: the names of the donor, which every model must have. A stack of layers: each slice's
 layers, numbered anew, between the weights outside any layer; of those, the embedding comes from
@@ -33,13 +33,13 @@ BEFORE = re.compile(r"embed(?!_out)|\bwte\b|\bwpe\b|project_in")
 
 
 def layer_of(name: str) -> int | None:
-    """Return the layer a tensor belongs to: the first number in its name, if it has one."""
+    """Parse the layer a tensor belongs to: the first number in its name, if it has one."""
     found = NUMBER.search(name)
     return int(found[0]) if found else None
 
 
 def stack_of(name: str) -> str:
-    """Return what the names of a tensor's stack of layers begin with; "" outside any layer."""
+    """Return the prefix that names of a tensor's stack of layers share; "" outside any layer."""
     found = NUMBER.search(name)
     return name[: found.start()] if found else ""
 
@@ -57,17 +57,17 @@ def gradient_position(layer: int | None, layers: int) -> float:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one tensor of a merge comes from."""
+    """The slice and layer that one tensor of a merge comes from."""
 
     name: str
     slice_: Slice
     t: float
-    """Where gradients are read, in [0, 1]."""
+    """Position in gradients, in [0, 1]."""
     layer: int | None = None
-    """Of a stack: the layer within the slice; None: the name is the same in every model."""
+    """The layer within the slice of a stack; None: the name is the same in every model."""
 
     def name_in(self, model: Entry) -> str:
-        """Return what a model of the slice calls it."""
+        """Return the tensor's name in a model of the slice."""
         if self.layer is None:
             return self.name
         first = model.layers[0] if model.layers else 0
@@ -75,7 +75,7 @@ class Origin:
 
 
 class Names(Mapping[str, Origin]):
-    """Every tensor of a merge; checked against the headers of all models when made."""
+    """Every tensor of a merge by name, checked against the headers of all models when built."""
 
     def __init__(
         self,
@@ -113,13 +113,13 @@ class Names(Mapping[str, Origin]):
 
     @property
     def spellings(self) -> set[str]:
-        """Every name a filter may ask for: the merge's, those of the models, and a tied head."""
+        """Every name that a filter may match: the merge's, those of the models, and a tied head."""
         origins = self._origins.values()
         tied = {"lm_head.weight"} if self.donor.config.get("tie_word_embeddings") else set()
         return {*self, *(o.name_in(model) for o in origins for model in o.slice_.inputs), *tied}
 
     def layers(self, slices: Sequence[Slice]) -> list[tuple[Reference, int]]:
-        """For each layer of a stack, the model that names its weights, and its number there."""
+        """List the layers of a stack: the model that names each one's weights, its number there."""
         found = []
         for slice_ in slices:
             namer = self.namer(slice_)
@@ -128,11 +128,11 @@ class Names(Mapping[str, Origin]):
         return found
 
     def namer(self, slice_: Slice) -> Entry:
-        """The model that says which weights a slice has."""
+        """Return the model that names the weights of a slice."""
         return slice_.inputs[0] if slice_.part in self._stacks else Entry(self._recipe.donor)
 
     def inputs(self, origin: Origin) -> tuple[Entry, ...]:
-        """The models one tensor is read from: one, if it is not merged."""
+        """Return the models that a tensor is read from: one, if it is not merged."""
         namer = self.namer(origin.slice_)
         if self._recipe.is_excluded(origin.name):
             return (namer,)
@@ -142,7 +142,7 @@ class Names(Mapping[str, Origin]):
         return tuple(map(Entry, dict.fromkeys((namer.ref, *others))))
 
     def stored(self, origin: Origin, model: Entry) -> SourceTensor:
-        """One model's tensor, with the merge's rows if its rows are tokens."""
+        """Find a model's tensor, with the merge's rows if its rows are tokens."""
         name, alignment, donor = origin.name, self._alignment, self.donor
         if alignment is None or origin.layer is not None or name not in donor:
             return self._own(origin, model)
@@ -190,9 +190,9 @@ class Names(Mapping[str, Origin]):
         yield from (Origin(name, last, 0.0) for name in outside if name not in before)
 
     def _last_of(self, part: str) -> Slice:
-        """The last slice of a part, as the final norm and the head see it.
+        """Return the slice that merges the final norm and the head of a part.
 
-        mergekit pairs it with the first: a model without a partner there takes no part in them.
+        It is the last one; mergekit pairs its models with those of the first, and drops the rest.
         """
         first, *_, last = (*self._parts[part][:1], *self._parts[part])
         n_models = len(first.models)
@@ -209,15 +209,15 @@ class Names(Mapping[str, Origin]):
         return replace(last, models=last.models[:n_models])
 
     def _length(self, slice_: Slice) -> int:
-        """The number of layers that each model of a slice gives, or an error."""
+        """Count the layers that each model of a slice gives, or raise `MismatchError`."""
         lengths = {}
         for model in slice_.inputs:
-            held = len(self._by_layer(model.ref, slice_.part))
-            first, stop = model.layers or (0, held)
-            if stop > held:
+            n_layers = len(self._by_layer(model.ref, slice_.part))
+            first, stop = model.layers or (0, n_layers)
+            if stop > n_layers:
                 raise MismatchError(
-                    f"layer_range [{first}, {stop}] of {model.ref}, which has {held} layers: "
-                    f"it ends at {held} at most"
+                    f"layer_range [{first}, {stop}] of {model.ref}, which has {n_layers} layers: "
+                    f"it ends at {n_layers} at most"
                 )
             lengths[model.ref] = stop - first
         if len(set(lengths.values())) > 1:
@@ -226,7 +226,7 @@ class Names(Mapping[str, Origin]):
         return max(lengths.values())
 
     def _layers_of(self, ref: Reference, part: str) -> dict[int, list[str]]:
-        """Return a model's tensors of a part by layer, which must be one stack from 0."""
+        """Group a model's tensors of a part by layer: one stack, numbered from 0."""
         layers: dict[int, list[str]] = {}
         stacks: dict[str, None] = {}
         for name in self._checkpoints[ref]:
@@ -244,7 +244,7 @@ class Names(Mapping[str, Origin]):
         return layers
 
     def _own(self, origin: Origin, model: Entry) -> SourceTensor:
-        """One model's tensor as it is; a tied head reads the embedding it is tied to."""
+        """Find a model's tensor as it is; a tied head is the embedding it is tied to."""
         checkpoint, name = self._checkpoints[model.ref], origin.name_in(model)
         if name in checkpoint:
             return checkpoint[name]
@@ -259,7 +259,7 @@ class Names(Mapping[str, Origin]):
         )
 
     def _named(self, origin: Origin) -> SourceTensor:
-        """The tensor that gives the merged one its name."""
+        """Return the tensor that gives the merged one its name."""
         if origin.layer is None:
             return self.donor[origin.name]
         namer = self.namer(origin.slice_)
@@ -295,7 +295,7 @@ class Names(Mapping[str, Origin]):
                 )
 
     def _check_extra(self, ref: Reference, used: set[str]) -> None:
-        """Refuse what a model has and the merge would leave out."""
+        """Refuse tensors of a model that the merge would leave out."""
         for name, stored in self._checkpoints[ref].items():
             if name in used or name.endswith(DERIVED) or self._recipe.is_excluded(name):
                 continue
@@ -311,7 +311,7 @@ class Names(Mapping[str, Origin]):
             )
 
     def _takes(self, ref: Reference, name: str) -> bool:
-        """Whether the merge takes weights of the part and the layer that a model's weight is in."""
+        """Whether the merge includes the part and the layer that a model's weight is in."""
         part, layer = self._part_of(name), layer_of(name)
         slices = self._parts.get(part or WHOLE, ())
         if part not in self._stacks:

@@ -1,4 +1,4 @@
-"""What a recipe's settings come to for one tensor, and whether a method can take them at all.
+"""Resolve a recipe's settings for one tensor; refuse settings that a method cannot take.
 
 A per-expert parameter is read from the model's entry, then from its slice's own parameters, then
 from the method's default; a shared one from the slice's own parameters, then the default.
@@ -20,10 +20,10 @@ from merge_plugins.recipe.settings import MISSING, Constant, Setting, filters
 def resolved(
     method: Method, slice_: Slice, tensor: str, t: float, own: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return every parameter's value for one tensor at depth ``t`` in [0, 1], by canonical name.
+    """Resolve every parameter for one tensor at position ``t`` in [0, 1], by canonical name.
 
-    A per-expert parameter is a tuple, one value per model of the slice. ``own``: what each of them
-    calls the tensor, if it is another layer there: filters of per-expert parameters ask for that.
+    A per-expert parameter is a tuple, one value per model of the slice. ``own``: the
+    tensor's names in those models, which filters of per-expert parameters match.
     """
     names = own or [tensor] * len(slice_.models)
     values: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def resolved(
 def build(
     method: Method, slice_: Slice, tensor: str, t: float, own: Sequence[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the method's dataclass for one tensor, and what is `resolved`, or `ParameterError`."""
+    """Build the method's dataclass for one tensor; return it with its `resolved` parameters."""
     values = resolved(method, slice_, tensor, t, own)
     try:
         fields = {method.parameters[name].field: value for name, value in values.items()}
@@ -54,7 +54,9 @@ def build(
 
 
 def validate(method: Method, recipe: Recipe) -> None:
-    """Raise for everything that is wrong whatever the tensors are called."""
+    """Raise `RecipeError` for everything that is wrong whatever the tensors are called.
+
+    ``recipe``: in its normal form, as reading makes it."""
     kernels: list[Any] = []
     for slice_ in recipe.slices:
         if recipe.is_stack and is_only_base(slice_, method):
@@ -83,7 +85,7 @@ def is_only_base(slice_: Slice, method: Method) -> bool:
 
 
 def _check_stack(method: Method, recipe: Recipe, kernels: Sequence[Any]) -> None:
-    """Refuse layers of models where a method looks at models, not at one weight at a time."""
+    """Refuse stacks of layers with a method that reads whole models, not one weight at a time."""
     looks = any(method.reads_data(k) or method.needs_layout(k) for k in kernels)
     if recipe.is_stack and (method.is_routed or looks or hasattr(method.factory, "prepare")):
         raise RecipeError(
@@ -110,7 +112,7 @@ def _check_data(method: Method, recipe: Recipe, is_read: bool) -> None:
 
 
 def unmatched_filters(recipe: Recipe, tensors: Iterable[str]) -> tuple[str, ...]:
-    """Return the filters of a recipe that are part of no tensor's name, in the order written."""
+    """List the filters of a recipe that match no tensor's name, in the order written."""
     names = tuple(tensors)
     settings = itertools.chain(*map(_settings, recipe.slices))
     found = dict.fromkeys(itertools.chain(*map(filters, settings)))
@@ -132,7 +134,7 @@ def _value(
 
 
 def _scopes(parameter: Parameter, slice_: Slice, model: Entry | None) -> list[Setting]:
-    """Return the settings that may decide a parameter, the first to be asked first."""
+    """List the settings that may decide a parameter, innermost scope first."""
     scopes = [model.parameters] if model and parameter.per_expert else []
     scopes.append(slice_.parameters)
     return [scope[parameter.name] for scope in scopes if parameter.name in scope]
@@ -181,7 +183,7 @@ def _varies(slice_: Slice) -> bool:
 
 
 def _probes(slice_: Slice) -> Iterable[tuple[str, float]]:
-    """Return (tensor name, t) pairs that between them read every value written for a slice."""
+    """List (tensor name, t) pairs that between them resolve every value written for a slice."""
     settings = _settings(slice_)
     names = dict.fromkeys(("", *itertools.chain(*map(filters, settings))))
     longest = [len(setting.scalars) for setting in settings]
