@@ -77,22 +77,22 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
 
 def list_methods(options: argparse.Namespace) -> int:
     """List the merge methods, their parameters, and plugins that failed to load."""
-    found = registry()
-    found.load_bridges()
+    known = registry()
+    known.load_bridges()
     if options.json:
-        methods = [_as_json(method) for method in found.methods.values()]
-        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in found.broken.items()}
+        methods = [_as_json(method) for method in known.methods.values()]
+        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in known.broken.items()}
         print(json.dumps({"methods": methods, "broken": broken}, indent=2))
         return 0
-    width = max(map(len, found.methods))
-    for name, method in found.methods.items():
+    width = max(map(len, known.methods))
+    for name, method in known.methods.items():
         print(f"{name:{width}}  {method.summary}")
         parameters = "  ".join(_brief(p) for p in method.parameters.values())
         source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
         print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
         if method.aliases:
             print(f"{'':{width}}  also named {', '.join(method.aliases)}")
-    for name, exc in found.broken.items():
+    for name, exc in known.broken.items():
         print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
     return 0
 

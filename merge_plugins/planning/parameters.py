@@ -56,7 +56,8 @@ def build(
 def validate(method: Method, recipe: Recipe) -> None:
     """Raise `RecipeError` for everything that is wrong whatever the tensors are called.
 
-    ``recipe``: in its normal form, as reading makes it."""
+    ``recipe``: in its normal form, as reading makes it.
+    """
     kernels: list[Any] = []
     for slice_ in recipe.slices:
         if recipe.is_stack and is_only_base(slice_, method):

@@ -40,7 +40,7 @@ class PlannedTensor:
     base: SourceTensor | None
     experts: tuple[SourceTensor, ...]
     kernel: Any | None
-    """The method, built for this tensor. None: the tensor is copied, because the recipe excludes it,
+    """The method, built for this tensor. None: copied, because the recipe excludes it,
     the method leaves it unchanged, or it is a buffer that is the same in all models."""
     models: tuple[Reference, ...]
     """The model of each of `stored`."""

@@ -69,7 +69,7 @@ class Alignment:
         return {row.token: row for row in self.tokenizer.tokens}
 
     def of(self, ref: Reference, weights: Mapping[Reference, SourceTensor]) -> SourceTensor:
-        """Reorder a model's weight into the merge's rows; ``weights``: that weight of every model."""
+        """Reorder a model's weight into the merge's rows; ``weights``: that of every model."""
         rows = [self._taken(ref, token, weights) for token in self.rows]
         others = {
             at: self._others(str(token), weights)
@@ -147,7 +147,7 @@ class Alignment:
         }
 
     def warn(self, rows: Mapping[Reference, int | None]) -> None:
-        """Warn of tokens that the merge drops, and of ids beyond a model's embedding of ``rows``."""
+        """Warn of tokens that the merge drops, and of ids beyond an embedding of ``rows``."""
         for ref, tokens in self.vocabularies.items():
             n_rows = rows.get(ref) or len(tokens) + max(tokens.values(), default=0)
             beyond = [t for t, row in tokens.items() if row >= n_rows and t in self.tokens]
