@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from merge_plugins.api import Example
+from merge_plugins.api import Batch, Example
 from merge_plugins.recipe import Data
 
 UNSCORED = -100
@@ -71,12 +72,27 @@ def padded(rows: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tenso
     fill = {"input_ids": pad, "labels": UNSCORED}
     batch = {}
     for key in rows[0]:
-        length = max(len(row[key]) for row in rows)
-        filled = [row[key] + [fill.get(key, 0)] * (length - len(row[key])) for row in rows]
-        batch[key] = torch.tensor(filled)
+        columns = [torch.tensor(row[key], dtype=torch.int64) for row in rows]
+        batch[key] = pad_sequence(columns, batch_first=True, padding_value=fill.get(key, 0))
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return batch
+
+
+def without_labels(batch: Batch) -> dict[str, Tensor]:
+    """Drop the labels of a batch: the rest is a model's input."""
+    return {key: tensor for key, tensor in batch.items() if key != "labels"}
+
+
+def logits_of(module: Any, batch: Batch) -> Tensor | None:
+    """Run a classifier or causal language model; None if the model is neither.
+
+    Returns scores of classes [batch, classes] or of next tokens [batch, length, vocabulary], in the
+    model's dtype.
+    """
+    logits: Tensor | None = getattr(module(**without_labels(batch)), "logits", None)
+    generates = getattr(module, "can_generate", lambda: True)()
+    return None if logits is not None and logits.ndim == 3 and not generates else logits
 
 
 def unpadded(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

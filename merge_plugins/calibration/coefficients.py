@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from merge_plugins.api import Batch, PerExpert, Slot, Sources
-from merge_plugins.calibration.batches import UNSCORED
+from merge_plugins.calibration.batches import UNSCORED, logits_of
 from merge_plugins.errors import RecipeError
 
 DIGITS = 6
@@ -36,10 +36,8 @@ def mean_entropy(module: Any, batch: Batch) -> Tensor:
     Of the classes of each text, or of the next token before each token that has a label; what the
     labels say is not looked at. Raises `RecipeError` for a model that predicts neither.
     """
-    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-    logits = getattr(module(**inputs), "logits", None)
-    generates = getattr(module, "can_generate", lambda: True)()
-    if logits is None or logits.shape[-1] == 1 or (logits.ndim == 3 and not generates):
+    logits = logits_of(module, batch)
+    if logits is None or logits.shape[-1] == 1:
         raise RecipeError(
             "entropy is of a classifier with two classes or more, or of a causal language model; "
             f"{type(module).__name__} is neither. Choose a method that needs no data."

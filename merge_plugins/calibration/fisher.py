@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merge_plugins.api import Batch
-from merge_plugins.calibration.batches import UNSCORED, unpadded
+from merge_plugins.calibration.batches import UNSCORED, logits_of, unpadded
 from merge_plugins.errors import DataError, RecipeError
 
 
@@ -85,16 +85,13 @@ def _of_tokens(logits: Tensor, batch: Batch) -> Tensor:
 
 def _logits(module: nn.Module, batch: Batch) -> Tensor:
     """Scores of classes [batch, classes] or of next tokens [batch, length, vocabulary]."""
-    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-    logits = getattr(module(**inputs), "logits", None)
-    generates = getattr(module, "can_generate", lambda: True)()
-    if logits is None or (logits.ndim == 3 and not generates):
+    logits = logits_of(module, batch)
+    if logits is None:
         raise RecipeError(
             f"Fisher information is of a classifier or of a causal language model; "
             f"{type(module).__name__} is neither. regmean_merging takes any model."
         )
-    found: Tensor = logits.float()
-    return found
+    return logits.float()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins.api import Batch
-from merge_plugins.calibration.batches import unpadded
+from merge_plugins.calibration.batches import unpadded, without_labels
 
 MEMORY = 4 << 30
 """Bytes of Gram matrices held at once; a model with more of them is run once per so many."""
@@ -74,7 +74,7 @@ def _look(
         last = name, x  # kept alive: no other tensor can be the same object
 
     with _watching(layers, note), torch.no_grad():
-        module(**_inputs(batch))
+        module(**without_labels(batch))
     return shared, routes
 
 
@@ -113,7 +113,7 @@ def _means(module: nn.Module, layers: Layers, batches: Iterable[Batch]) -> dict[
     with _watching(layers, add), torch.no_grad():
         for batch in batches:
             mask = batch["attention_mask"].bool()
-            module(**_inputs(batch))
+            module(**without_labels(batch))
     return {name: total.div_(counts[name]) for name, total in sums.items()}
 
 
@@ -123,10 +123,6 @@ def _tokens(x: Tensor, mask: Tensor) -> Tensor:
         return x[mask]
     x = x.reshape(-1, x.shape[-1])
     return x[mask.flatten()] if len(x) == mask.numel() else x
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in batch.items() if key != "labels"}
 
 
 @contextmanager

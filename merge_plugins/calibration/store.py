@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from merge_plugins.api import Batch
 from merge_plugins.errors import MergeError, RecipeError
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.identity import model_identity, tokenizer_identity
 from merge_plugins.plugins import registry
 from merge_plugins.plugins.method import RegisteredStatistic
@@ -45,7 +44,7 @@ Stored = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
-class Request:
+class StatisticRequest:
     """A statistic of one model on some data."""
 
     name: str
@@ -95,32 +94,25 @@ def read(folder: Path) -> Stored | None:
 
 def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
     """Write a statistic piece by piece; all of it appears at once, and is returned unread."""
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     index: dict[str, tuple[str, str]] = {}
-    try:
-        unfinished.mkdir(parents=True)
+    with complete_or_nothing(folder, shared=True) as unfinished:
         for number, piece in enumerate(pieces):
             file, distinct = f"{number:05}.safetensors", dict[int, str]()
             for weight, tensor in piece.items():  # one tensor may stand for several weights
                 index[weight] = file, distinct.setdefault(id(tensor), weight)
-            held = {weight: piece[weight].detach() for weight in distinct.values()}
-            save_file({k: t.float().cpu().contiguous() for k, t in held.items()}, unfinished / file)
+            tensors = {weight: piece[weight].detach() for weight in distinct.values()}
+            tensors = {k: t.float().cpu().contiguous() for k, t in tensors.items()}
+            save_file(tensors, unfinished / file)
         (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        if read(folder) is None:  # no other process was faster
+        if read(folder) is None:  # damaged; a whole one, of a faster process, stays
             shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-    except OSError as exc:
-        if read(folder) is None:
-            raise MergeError(f"{folder} was not written: {exc}") from exc
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     found = read(folder)
     if found is None:
         raise MergeError(f"{folder} was written and cannot be read")
     return found
 
 
-def announce(request: Request, n_elements: int) -> None:
+def announce(request: StatisticRequest, n_elements: int) -> None:
     """Say what is about to be computed and what it costs, above the progress bars."""
     n, name = len(request.data.examples()), request.registered
     size = 4 * n_elements / 1e9
@@ -134,7 +126,7 @@ def announce(request: Request, n_elements: int) -> None:
 class Watched(Iterable[Batch]):
     """Batches with a progress bar for every walk over them."""
 
-    def __init__(self, walk: Callable[[], Iterator[Batch]], request: Request) -> None:
+    def __init__(self, walk: Callable[[], Iterator[Batch]], request: StatisticRequest) -> None:
         self._walk, self._request = walk, request
 
     def __iter__(self) -> Iterator[Batch]:
@@ -146,7 +138,7 @@ class Watched(Iterable[Batch]):
 
 
 def checked(
-    pieces: Iterable[Mapping[str, Tensor]], request: Request
+    pieces: Iterable[Mapping[str, Tensor]], request: StatisticRequest
 ) -> Iterator[Mapping[str, Tensor]]:
     """Pass pieces on; raise `MergeError` at one with NaN or infinity."""
     for piece in pieces:

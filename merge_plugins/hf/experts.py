@@ -7,33 +7,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from merge_plugins.errors import CheckpointError, MismatchError
+from merge_plugins.errors import MismatchError
+from merge_plugins.hf.classes import absent_weights, class_to_run
 from merge_plugins.hf.versions import DTYPE, RENAMES, adapt
 from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
 from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.spelling import with_or_without
 
 Live = TypeVar("Live", bound=nn.Module)
 ROOM = 2.5
 """How many times a model must fit into the free memory of a GPU to be put there."""
-
-
-def model_class(checkpoint: Source) -> Any:
-    """Return the transformers class that the model's config names, head included."""
-    named = checkpoint.config.get("architectures") or ["nothing"]
-    found = getattr(transformers, str(named[0]), None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise CheckpointError(
-            f"{checkpoint.ref}: its config.json names {named[0]} under architectures, which is no "
-            "model of transformers, so it cannot be run for calibration. Choose a method that "
-            "needs no data."
-        )
-    return found
 
 
 def is_classifier(checkpoint: Source) -> bool:
@@ -43,17 +31,17 @@ def is_classifier(checkpoint: Source) -> bool:
 
 def load(checkpoint: Source) -> PreTrainedModel:
     """Return a model in float32 and evaluation mode, on a GPU if there is one with room for it."""
-    found = model_class(checkpoint)
+    model_class = class_to_run(checkpoint)
     config = AutoConfig.from_pretrained(str(checkpoint.path))
     adapt(config, checkpoint.config, checkpoint.path)
-    model, info = found.from_pretrained(
+    model, info = model_class.from_pretrained(
         None,
         config=config,
         state_dict={name: stored.view() for name, stored in checkpoint.items()},
         output_loading_info=True,
         **{DTYPE: torch.float32},
     )
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    absent = absent_weights(info)
     if absent:
         raise MismatchError(
             f"{type(model).__name__} needs {len(absent)} weights that {checkpoint.ref} does not "
@@ -94,8 +82,7 @@ def by_checkpoint_name(
         found = _as_stored(model, dict(piece))
     else:
         found = {new: piece[old] for new, old in _only_renamed(model) if old in piece}
-    prefix = f"{model.base_model_prefix}."
-    return {_known(name, names, prefix): tensor for name, tensor in found.items()}
+    return {_stored_name(model, name, names): tensor for name, tensor in found.items()}
 
 
 def stored_whole(model: PreTrainedModel, names: Collection[str]) -> dict[str, str]:
@@ -103,14 +90,12 @@ def stored_whole(model: PreTrainedModel, names: Collection[str]) -> dict[str, st
 
     Without weights that loading builds out of several stored ones.
     """
-    prefix = f"{model.base_model_prefix}."
-    return {_known(name, names, prefix): own for name, own in _only_renamed(model)}
+    return {_stored_name(model, name, names): own for name, own in _only_renamed(model)}
 
 
-def _known(name: str, names: Collection[str], prefix: str) -> str:
-    """Return a name as the checkpoint has it: with, or without, the prefix that a head adds."""
-    spellings = (name, name.removeprefix(prefix), prefix + name)
-    return next((spelling for spelling in spellings if spelling in names), name)
+def _stored_name(model: PreTrainedModel, name: str, names: Collection[str]) -> str:
+    """Spell a name as the checkpoint does: with or without the prefix that a head adds."""
+    return with_or_without(model.base_model_prefix, name, names) or name
 
 
 def _only_renamed(model: PreTrainedModel) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from merge_plugins.errors import MismatchError
+from merge_plugins.hf.classes import architecture
 from merge_plugins.weights.files import read_json
+from merge_plugins.weights.spelling import by_longest_tail, by_tail
 
 LINEAR = -1
 """(out, in): also of weights the modules do not know, such as experts that loading fuses."""
@@ -35,11 +37,14 @@ def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     model_type = read_json(model / "config.json").get("model_type")
     if model_type is None:
         return dict.fromkeys(shapes, LINEAR)
-    known: dict[tuple[str, int], set[int | None]] = {}
-    for name, weight, dim in _weights(_modules(model, model_type)):
-        for tail in _tails(name):
-            known.setdefault((tail, weight.ndim), set()).add(dim)
-    return {name: _found(known, name, len(shape)) for name, shape in shapes.items()}
+    weights = list(_weights(_modules(model, model_type)))
+    tables = {
+        n_dims: by_tail((name, dim) for name, weight, dim in weights if weight.ndim == n_dims)
+        for n_dims in {len(shape) for shape in shapes.values()}
+    }
+    return {
+        name: by_longest_tail(name, tables[len(shape)], LINEAR) for name, shape in shapes.items()
+    }
 
 
 def written_out(model: Path) -> dict[str, Any]:
@@ -54,8 +59,8 @@ def written_out(model: Path) -> dict[str, Any]:
 def _modules(model: Path, model_type: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        named = (getattr(transformers, name, None) for name in config.architectures or ())
-        build: Callable[..., nn.Module] = next(filter(None, named), AutoModel.from_config)
+        named = architecture(config.architectures or ())
+        build: Callable[..., nn.Module] = named or AutoModel.from_config
         with torch.device("meta"):
             return build(config)
     except ValueError as exc:
@@ -83,20 +88,3 @@ def _input_dim(module: nn.Module, key: str, weight: nn.Parameter) -> int | None:
         return -2
     transposed = type(module).__name__ in TRANSPOSED
     return -2 if weight.ndim > 2 and getattr(module, "is_transposed", transposed) else LINEAR
-
-
-def _found(known: Mapping[tuple[str, int], set[int | None]], name: str, n_dims: int) -> int | None:
-    """Look a name up by its longest part the modules know: loaders add, drop and move prefixes."""
-    for tail in _tails(name):
-        dims = known.get((tail, n_dims), set())
-        if len(dims) == 1:
-            return next(iter(dims))
-    return LINEAR
-
-
-def _tails(name: str) -> Iterator[str]:
-    """Yield a name without its first 0, 1, 2, ... parts, down to module and parameter."""
-    parts = name.split(".")
-    yield name
-    for start in range(1, len(parts) - 1):
-        yield ".".join(parts[start:])

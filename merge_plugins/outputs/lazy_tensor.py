@@ -20,7 +20,7 @@ from merge_plugins.engine import MergedTensor
 aten = torch.ops.aten
 
 
-class Source:
+class Origin:
     """What a lazy tensor and all its views look at: merged piece by piece, or once for all."""
 
     def __init__(self, tensor: MergedTensor) -> None:
@@ -41,7 +41,7 @@ class LazyTensor(Tensor):
     merges all of the source, once: it and all its views then share an ordinary tensor's memory.
     """
 
-    source: Source
+    origin: Origin
     bounds: tuple[tuple[int, int], ...]
     """The box: a half-open range of each dimension of the source."""
     dims: tuple[int | None, ...]
@@ -50,20 +50,20 @@ class LazyTensor(Tensor):
     @staticmethod
     def __new__(
         cls,
-        source: MergedTensor | Source,
+        of: MergedTensor | Origin,
         bounds: Sequence[tuple[int, int]] | None = None,
         dims: Sequence[int | None] | None = None,
     ) -> LazyTensor:
         """Return all of a merged tensor, or a view of it."""
-        source = source if isinstance(source, Source) else Source(source)
-        held = source.tensor
-        bounds = tuple((0, size) for size in held.shape) if bounds is None else tuple(bounds)
+        origin = of if isinstance(of, Origin) else Origin(of)
+        tensor = origin.tensor
+        bounds = tuple((0, size) for size in tensor.shape) if bounds is None else tuple(bounds)
         dims = tuple(range(len(bounds))) if dims is None else tuple(dims)
         sizes = [1 if dim is None else bounds[dim][1] - bounds[dim][0] for dim in dims]
         lazy: LazyTensor = Tensor._make_wrapper_subclass(
-            cls, sizes, dtype=held.dtype, device=held.device
+            cls, sizes, dtype=tensor.dtype, device=tensor.device
         )
-        lazy.source, lazy.bounds, lazy.dims = source, bounds, dims
+        lazy.origin, lazy.bounds, lazy.dims = origin, bounds, dims
         return lazy
 
     # attributes and methods of Tensor go straight to the operators below
@@ -71,13 +71,13 @@ class LazyTensor(Tensor):
 
     def merged(self) -> Tensor:
         """Merge the box, and nothing else: an ordinary tensor of this one's shape."""
-        box = self.source.tensor[tuple(slice(*bounds) for bounds in self.bounds)]
+        box = self.origin.tensor[tuple(slice(*bounds) for bounds in self.bounds)]
         kept = [dim for dim in self.dims if dim is not None]
         dropped = [dim for dim in range(box.ndim) if dim not in kept]  # of size 1
         return box.permute(*kept, *dropped).reshape(self.shape)
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"LazyTensor({self.source.name}, {list(self.shape)}, {self.dtype})"
+        return f"LazyTensor({self.origin.name}, {list(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -98,7 +98,7 @@ class LazyTensor(Tensor):
             return args[0]  # vLLM counts elements like this before it reloads: nothing to merge
         written = func._schema.is_mutable and isinstance(args[0], cls)
         if written:
-            args[0].source.merge()
+            args[0].origin.merge()
         merged, named = tree_map_only(cls, cls.merged, (args, kwargs))
         result = func(*merged, **named)
         return args[0] if written else result
@@ -112,11 +112,11 @@ class LazyTensor(Tensor):
             return self._seen(self.dims) if whole else torch.empty(sizes, dtype=self.dtype)
         bounds, first = list(self.bounds), self.bounds[source_dim][0]
         bounds[source_dim] = (first + start, first + max(start, stop))
-        return LazyTensor(self.source, bounds, self.dims)
+        return LazyTensor(self.origin, bounds, self.dims)
 
     def _seen(self, dims: Sequence[int | None]) -> LazyTensor:
         """The same box with its dimensions reordered, inserted or left out where of size 1."""
-        return LazyTensor(self.source, self.bounds, dims)
+        return LazyTensor(self.origin, self.bounds, dims)
 
 
 def _same(lazy: LazyTensor, **_: Any) -> LazyTensor:

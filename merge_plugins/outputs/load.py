@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.hf.classes import absent_weights, class_to_load
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import home
@@ -55,7 +56,7 @@ def load_merged(
     if getattr(config, "quantization_config", None):
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)
-    model_class = _model_class(auto_class, config, donor, trust_remote_code)
+    model_class = class_to_load(auto_class, config, donor, trust_remote_code)
     if plan.method.is_routed:
         routed.check(plan, model_class, config, kwargs)
     settled = merge.settled()  # a method that runs its models does so before this one is built
@@ -70,24 +71,6 @@ def load_merged(
     return model
 
 
-def _model_class(auto_class: Any, config: Any, donor: str, trust_remote_code: bool | None) -> Any:
-    if isinstance(auto_class, type) and issubclass(auto_class, PreTrainedModel):
-        return auto_class
-    remote = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
-    if remote and trust_remote_code:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        return get_class_from_dynamic_module(remote, donor)
-    try:
-        found = auto_class._model_mapping[type(config)]
-    except KeyError:
-        hint = " Its code comes with the model: pass trust_remote_code=True." if remote else ""
-        raise RecipeError(
-            f"{auto_class.__name__} knows no model for {type(config).__name__}.{hint}"
-        ) from None
-    return found[0] if isinstance(found, list | tuple) else found
-
-
 def _load(
     model_class: Any, config: Any, merge: Merge, kwargs: Mapping[str, Any]
 ) -> PreTrainedModel:
@@ -99,7 +82,7 @@ def _load(
         model, info = _load_then_dispatch(model_class, arguments, tensors)
     else:
         model, info = model_class.from_pretrained(None, state_dict=tensors, **arguments)
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    absent = absent_weights(info)
     if absent:
         raise MismatchError(
             f"{model_class.__name__} needs {len(absent)} weights the merge does not have, first "

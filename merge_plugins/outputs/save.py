@@ -22,6 +22,7 @@ from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe, files
+from merge_plugins.weights.stored import write_header
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +78,8 @@ def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> Non
 def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any]) -> None:
     """Write the safetensors format: its header is known before any tensor is merged."""
     tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # keeps all aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in tensors:
-        end = at + tensor.numel() * tensor.dtype.itemsize
-        header[tensor.name] = {
-            "dtype": tensor.get_dtype(),
-            "shape": tensor.get_shape(),
-            "data_offsets": [at, end],
-        }
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with file.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.write(write_header((t.name, t.dtype, t.shape) for t in tensors))
         for tensor in tensors:
             raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)
             handle.write(raw.numpy().data)

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from merge_plugins.api import Branch, LowRank, Product
 from merge_plugins.errors import MergeError, MismatchError
+from merge_plugins.weights.spelling import with_or_without
 
 Owner: TypeAlias = tuple[nn.Module, str]
 """A module and the name of one of its parameters."""
@@ -79,11 +80,11 @@ def owners(
             if weight is not None:
                 holders.setdefault(id(weight), []).append((module, key))
                 named[f"{path}.{key}" if path else key] = id(weight)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = getattr(model, "base_model_prefix", "")
     found: dict[str, list[Owner]] = {}
     for name in names:
-        spellings = (name, prefix + name, name.removeprefix(prefix))
-        key = next((named[s] for s in spellings if s in named), 0)
+        own = with_or_without(prefix, name, named)
+        key = 0 if own is None else named[own]
         found[name] = holders.pop(key, [])  # a tied weight stored twice is loaded once
     for name in routed:
         if holders and not found[name]:

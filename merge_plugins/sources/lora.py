@@ -25,6 +25,7 @@ from merge_plugins.sources.models import ComputedCheckpoint, Source
 from merge_plugins.tokenizer.vocabulary import vocabulary_size, with_vocabulary_size
 from merge_plugins.weights import ComputedTensor, SourceTensor, StoredTensor
 from merge_plugins.weights.files import adapter_files, read_json
+from merge_plugins.weights.spelling import only_match
 from merge_plugins.weights.stored import read_header
 
 PANEL = 64
@@ -45,13 +46,9 @@ PLAIN = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one weight: scale · left · right, shaped like the weight."""
+    """Change of one weight: the low-rank product added to it, shaped like the weight."""
 
-    left: Tensor
-    """[rows, r]"""
-    right: Tensor
-    """[r, columns]"""
-    scale: float
+    added: LowRank
     magnitude: Tensor | None = None
     """Norm of every row of the result, for DoRA: [rows]."""
 
@@ -120,12 +117,13 @@ class Adapter:
                 raise CheckpointError(
                     f"{self.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
                 )
-            update = Update(a.T, b.T, scale)
+            update = Update(LowRank(a.T, b.T, scale))
         else:
             norms = None if magnitude is None else magnitude.view().reshape(-1)
-            update = Update(b, a, scale, norms)
-        shape = (update.left.shape[0], update.right.shape[1])
-        if shape != weight.shape or update.left.shape[1] != update.right.shape[0]:
+            update = Update(LowRank(b, a, scale), norms)
+        up, down = update.added.up, update.added.down
+        shape = (up.shape[0], down.shape[1])
+        if shape != weight.shape or up.shape[1] != down.shape[0]:
             raise MismatchError(
                 f"{self.path}: the adapter's {module} is {list(shape)}, {weight.name} is "
                 f"{list(weight.shape)} in {weight.file.parent}. Is it an adapter of this model?"
@@ -165,11 +163,9 @@ def _stored_name(
     wanted: str, model: Mapping[str, SourceTensor], path: Path, *, optional: bool = False
 ) -> str:
     """Return what a checkpoint calls a live model's weight; a prefix may be there or not."""
-    if wanted in model:
-        return wanted
-    close = [n for n in model if n.endswith(f".{wanted}") or wanted.endswith(f".{n}")]
-    if len(close) == 1:
-        return close[0]
+    name = only_match(wanted, model)
+    if name is not None:
+        return name
     if optional:
         return wanted
     raise MismatchError(
@@ -193,12 +189,12 @@ def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
     def compute(region: Region) -> Tensor:
         (start, stop), (left, right) = region.bounds
         made = torch.empty(region.sizes, dtype=torch.float32)
-        a = update.right.float().contiguous()
+        a = update.added.down.float().contiguous()
         for top in range(start - start % PANEL, stop, PANEL):
             bottom = min(top + PANEL, n_rows)
             first, last = max(start, top), min(stop, bottom)
-            b = update.left[top:bottom].float().contiguous()
-            delta = (b @ a).mul_(update.scale)[first - top : last - top]
+            b = update.added.up[top:bottom].float().contiguous()
+            delta = (b @ a).mul_(update.added.scale)[first - top : last - top]
             if update.magnitude is None:
                 own = weight.read(Region(weight.shape, ((first, last), (left, right))))
                 made[first - start : last - start] = own + delta[:, left:right]
@@ -212,7 +208,7 @@ def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
 
     made = ComputedTensor(weight.name, weight.file, weight.dtype, weight.shape, (weight,), compute)
     if update.magnitude is None:
-        made.factors = LowRank(update.left, update.right, update.scale)
+        made.factors = update.added
     return made
 
 

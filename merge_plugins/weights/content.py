@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 from tqdm.auto import tqdm
 
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, write_whole
 
 CHUNK = 1 << 26
 
@@ -28,10 +27,7 @@ def content(file: Path) -> str:
         return remembered.read_text()
     found = _hash(real, stat.st_size)
     with suppress(OSError):  # a read-only home only means hashing again next time
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        fresh = remembered.with_suffix(f".{os.getpid()}")
-        fresh.write_text(found)
-        fresh.replace(remembered)
+        write_whole(remembered, found)
     return found
 
 

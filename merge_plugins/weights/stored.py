@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,23 @@ class StoredTensor:
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """List the tensors of one weight file."""
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+
+
+def write_header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
+    """Return the start of a safetensors file: length and header, of bytes that follow in order.
+
+    ``tensors``: name, dtype and shape of each. The first of them begins at a multiple of 8 bytes.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, dtype, shape in tensors:
+        stop = start + math.prod(shape) * dtype.itemsize
+        offsets = [start, stop]
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
