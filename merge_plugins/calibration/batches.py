@@ -1,4 +1,4 @@
-"""Examples as batches of token ids, padded on the right."""
+"""Tokenize examples into batches of token ids, padded on the right; run models on them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from merge_plugins.api import Batch, Example
 from merge_plugins.recipe import Data
 
 UNSCORED = -100
-"""Label of a token that no loss counts, as transformers and torch have it."""
+"""Label of a token that losses ignore; the default of transformers and torch."""
 Row = dict[str, list[int]]
 
 
 def batches(
     tokenizer: Any, examples: Sequence[Example], data: Data, *, classifier: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Cut examples into batches as `merge_plugins.api.Sources.batches` says."""
+    """Tokenize examples into batches; keys and shapes are those of `api.Sources.batches`."""
     pad = tokenizer.pad_token_id
-    size = 1 if classifier and pad is None else data.batch_size  # it finds a text's end by padding
+    size = (
+        1 if classifier and pad is None else data.batch_size
+    )  # a classifier without padding token cannot find where a padded text ends
     for start in range(0, len(examples), size):
         some = examples[start : start + size]
         if classifier:
@@ -38,9 +40,9 @@ def batches(
 
 
 def text_row(tokenizer: Any, example: Example, max_length: int) -> Row:
-    """Return a text, or a prompt and its response.
+    """Tokenize a text, or a prompt and its response, for a language model.
 
-    Of a text that is too long the end is cut, of a prompt and response the beginning.
+    Truncates the end of a plain text, the beginning of a prompt and response.
     """
     if not example.response:
         ids = tokenizer(example.prompt)["input_ids"][:max_length]
@@ -58,16 +60,16 @@ def text_row(tokenizer: Any, example: Example, max_length: int) -> Row:
 
 
 def pair_row(tokenizer: Any, example: Example, max_length: int) -> Row:
-    """Return a text, or two, as a classifier reads them."""
+    """Tokenize one text, or a pair of texts, for a classifier."""
     second = example.response or None
     found = tokenizer(example.prompt, second, truncation=True, max_length=max_length)
     return {key: list(found[key]) for key in found if key != "attention_mask"}
 
 
 def padded(rows: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """Return rows as one batch, each key padded on the right to its longest, with attention_mask.
+    """Stack rows into one batch, each key padded on the right, and add attention_mask.
 
-    ``pad`` fills input_ids, 0 or a row of the embedding: it is masked.
+    ``pad``: token id that fills input_ids; any valid id, since padding is masked.
     """
     fill = {"input_ids": pad, "labels": UNSCORED}
     batch = {}
@@ -96,7 +98,7 @@ def logits_of(module: Any, batch: Batch) -> Tensor | None:
 
 
 def unpadded(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut a batch into batches of one example, without padding."""
+    """Split a batch into batches of one example and strip their padding."""
     for i, length in enumerate(batch["attention_mask"].sum(-1).tolist()):
         yield {
             key: tensor[i : i + 1, :length] if tensor.ndim == 2 else tensor[i : i + 1]

@@ -1,8 +1,8 @@
 """Calibration statistics on disk: computed once per model and data, shared by every merge of it.
 
-A statistic lies in ``statistics/<key>`` of the cache folder (see `merge_plugins.folders.cache_folder`)
-as safetensors files and an index, where the key says all it depends on. The folder appears under
-its name when it is complete; one that cannot be read is made again.
+A statistic is a folder ``statistics/<name>-<key>`` in `merge_plugins.folders.cache_folder`, with
+safetensors files and an index; the key is a hash of everything that it depends on. The folder
+appears under its name when it is complete; one that cannot be read is computed again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Stored = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True)
 class StatisticRequest:
-    """A statistic of one model on some data."""
+    """Identify one statistic of one model on some data."""
 
     name: str
     model: Any
@@ -56,7 +56,7 @@ class StatisticRequest:
 
     @property
     def registered(self) -> RegisteredStatistic:
-        """The statistic as a plugin registered it, or `RecipeError`."""
+        """The plugin's entry for this statistic, or `RecipeError` if there is none."""
         known = registry().statistics
         if self.name not in known:
             raise RecipeError(f"no plugin registers a statistic {self.name!r}")
@@ -64,7 +64,7 @@ class StatisticRequest:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, or will: named after all that it depends on."""
+        """The cache folder of this statistic, named by a hash of everything it depends on."""
         from merge_plugins._version import __version__
 
         found = self.registered
@@ -80,7 +80,7 @@ class StatisticRequest:
 
 
 def read(folder: Path) -> Stored | None:
-    """Return a statistic by weight name, unread; None if it is not there, or not whole."""
+    """Open a statistic, memory-mapped, by weight name; None if it is absent or damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -93,7 +93,7 @@ def read(folder: Path) -> Stored | None:
 
 
 def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
-    """Write a statistic piece by piece; all of it appears at once, and is returned unread."""
+    """Write a statistic piece by piece, publish it whole and open it again, memory-mapped."""
     index: dict[str, tuple[str, str]] = {}
     with complete_or_nothing(folder, shared=True) as unfinished:
         for number, piece in enumerate(pieces):
@@ -106,14 +106,14 @@ def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
         (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if read(folder) is None:  # damaged; a whole one, of a faster process, stays
             shutil.rmtree(folder, ignore_errors=True)
-    found = read(folder)
-    if found is None:
+    written = read(folder)
+    if written is None:
         raise MergeError(f"{folder} was written and cannot be read")
-    return found
+    return written
 
 
 def announce(request: StatisticRequest, n_elements: int) -> None:
-    """Say what is about to be computed and what it costs, above the progress bars."""
+    """Print which statistic is about to be computed and its cost, above the progress bars."""
     n, name = len(request.data.examples()), request.registered
     size = 4 * n_elements / 1e9
     tqdm.write(
@@ -124,7 +124,7 @@ def announce(request: StatisticRequest, n_elements: int) -> None:
 
 
 class Watched(Iterable[Batch]):
-    """Batches with a progress bar for every walk over them."""
+    """Iterate over batches, each time with a progress bar."""
 
     def __init__(self, walk: Callable[[], Iterator[Batch]], request: StatisticRequest) -> None:
         self._walk, self._request = walk, request
@@ -140,7 +140,7 @@ class Watched(Iterable[Batch]):
 def checked(
     pieces: Iterable[Mapping[str, Tensor]], request: StatisticRequest
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Pass pieces on; raise `MergeError` at one with NaN or infinity."""
+    """Yield the pieces of a statistic; raise `MergeError` at NaN or infinity."""
     for piece in pieces:
         for name, tensor in piece.items():
             if not torch.isfinite(tensor).all():

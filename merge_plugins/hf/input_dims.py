@@ -1,7 +1,7 @@
-"""Which dimension of each weight runs over its layer's inputs: asked of the model's own code.
+"""Find the dimension of each weight that runs over its layer's inputs, from the model's modules.
 
-Methods that look at the columns of a layer need to know. The modules are built on the meta device,
-where they hold no numbers: a second for any size.
+Methods that use the columns of a layer need it. The modules are built on the meta device, without
+memory for weights: a second for any size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from merge_plugins.weights.files import read_json
 from merge_plugins.weights.spelling import by_longest_tail, by_tail
 
 LINEAR = -1
-"""(out, in): also of weights the modules do not know, such as experts that loading fuses."""
+"""(out, in); assumed for weights without a module, such as experts that loading fuses."""
 TRANSPOSED = ("AriaExperts", "GptOssExperts", "Llama4TextExperts")
-"""Experts stored (expert, in, out), for releases of transformers whose modules do not say so."""
+"""Experts stored (expert, in, out) in releases without the attribute ``is_transposed``."""
 
 
 def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None]:
-    """Return `Slot.input_dim` of every weight of a model folder, by checkpoint name.
+    """Find `Slot.input_dim` of every weight of a model folder, by checkpoint name.
 
     A folder whose config names no model type holds bare matrices: linear layers. Raises
     `MismatchError` when transformers has no code for the model type.
@@ -48,7 +48,7 @@ def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def written_out(model: Path) -> dict[str, Any]:
-    """Return a model's config with everything that its class fills in; empty if it is not known."""
+    """Load a model's config with its class's defaults; empty for an unknown model type."""
     try:
         found: dict[str, Any] = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
     except ValueError:
@@ -72,7 +72,7 @@ def _modules(model: Path, model_type: str) -> nn.Module:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int | None]]:
-    """Yield every parameter, under every name it is known by."""
+    """Iterate over (name, parameter, input dimension); a tied one has several names."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, weight in module.named_parameters(recurse=False):
