@@ -1,7 +1,7 @@
-"""From a recipe to a live transformers model, with no checkpoint in between.
+"""Load a recipe as a live transformers model, without a checkpoint in between.
 
-transformers' own loader is handed lazy tensors as its state dict: it renames, fuses, quantises,
-shards and places each as it would a stored one, and merging happens inside its request.
+The loader of transformers gets lazy tensors as its state dict: it renames, fuses, quantises, shards
+and places each like a stored one, and each is merged when the loader reads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
-"""Arguments that say which files to read; a recipe has said that already."""
+"""Arguments of from_pretrained that select files; the recipe names the files instead."""
 
 
 def load_merged(
@@ -38,7 +38,7 @@ def load_merged(
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Return the merge as a live model, in evaluation mode.
+    """Merge and load a live model, in evaluation mode.
 
     ``auto_class`` is a transformers Auto class or a model class; ``kwargs`` are those of its
     ``from_pretrained`` (dtype, device_map, quantization_config, tp_plan, ...). Without ``dtype``

@@ -2,7 +2,8 @@
 
 Safetensors files (one or sharded) are read through `mmap` by `merge_plugins.weights.stored`:
 tensors are zero-copy views whose pages are released as soon as a block is merged, so that memory
-does not grow with the size of the models. ``.bin`` files are read by torch with ``weights_only=True``.
+does not grow with the size of the models. ``.bin`` files are read by torch with
+``weights_only=True``.
 """
 
 from __future__ import annotations
