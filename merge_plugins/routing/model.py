@@ -132,7 +132,7 @@ class Routing:
 
     @contextmanager
     def deciding(self, ids: Tensor | None, mask: Tensor | None) -> Iterator[None]:
-        """Use the weights of the given prompts until the end of the block, unless some are in use."""
+        """Use the given prompts' weights until the end of the block, unless some are in use."""
         if self._held is not None or self.current.only_shared:
             yield
         else:

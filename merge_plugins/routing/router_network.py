@@ -66,7 +66,7 @@ def trained(examples: Sequence[Tensor], seed: int) -> Logits:
 def _split(
     examples: Sequence[Tensor], random: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Split examples into (features, labels) to train on and a fifth of each expert's, held back."""
+    """Split off a fifth of each expert's examples: (features, labels) of the rest, and of these."""
     seen: list[tuple[Tensor, Tensor]] = []
     held: list[tuple[Tensor, Tensor]] = []
     for expert, rows in enumerate(examples):

@@ -3,7 +3,8 @@
 Hu et al. 2021, section 4.1: W + s·B·A, with s = alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA
 (Kalajdzievski 2023). Weight-decomposed adapters (DoRA, Liu et al. 2024, eq. 5) scale each row of
 that to a learnt norm. The sum is kept in float32; rounded to W's dtype it is what PEFT's
-merge_and_unload saves. The factors stay separate: a full weight is computed only for methods that need one.
+merge_and_unload saves. The factors stay separate: a full weight is computed only for methods that
+need one.
 """
 
 from __future__ import annotations
