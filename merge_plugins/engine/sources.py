@@ -97,10 +97,10 @@ class PlannedSources:
         """Load or compute one statistic of one expert; tensors are not read yet."""
         with self._lock:  # the first of several threads computes it
             model, data = self._experts[expert], self._data(expert)
-            request = store.Request(name, model.ref, str(self._tokenizer(expert)), data)
+            request = store.StatisticRequest(name, model.ref, str(self._tokenizer(expert)), data)
             return store.read(request.folder) or self._compute(request, expert)
 
-    def _compute(self, request: store.Request, expert: int) -> store.Stored:
+    def _compute(self, request: store.StatisticRequest, expert: int) -> store.Stored:
         from merge_plugins.hf.experts import by_checkpoint_name
 
         checkpoint, statistic = self._checkpoint(expert), request.registered
