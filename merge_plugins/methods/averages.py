@@ -1,4 +1,4 @@
-"""Weighted averages, and copying one model."""
+"""Average models, or copy one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merge_plugins.plugins import hookimpl
 class Linear:
     """Weighted average of the models [Wortsman et al. 2022, model soups]."""
 
-    weight: PerExpert = parameter(doc="share of each model")
+    weight: PerExpert = parameter(doc="weight of each model")
     normalize: bool = parameter(True, doc="divide by the sum of the weights")
     granularity = ELEMENT
 
@@ -43,7 +43,7 @@ class Average:
     granularity = ELEMENT
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the mean: float32 [*shape]."""
+        """Return the mean of the models: float32 [*shape]."""
         return weighted_sum(slot.experts, (1.0,) * len(slot.experts)).div_(len(slot.experts))
 
 
@@ -60,13 +60,13 @@ class Passthrough:
 
 
 def is_untouched(method: Passthrough) -> bool:
-    """Whether it leaves the model as it is."""
+    """Check whether the model is copied unchanged: scale is 1."""
     return method.scale == (1.0,)
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     soups = "Wortsman et al. 2022, arXiv:2203.05482"
     register("linear", Linear, paper=soups)
     register("average_merging", Average, paper=soups)

@@ -27,13 +27,13 @@ class Consensus:
 
     mask_lambda: PerExpert = parameter(
         0.4,
-        doc="how strict each task's mask is, 0 or more; larger masks less",
+        doc="strictness of each task's mask, 0 or more; a larger value selects fewer entries",
         alias=("tall_mask_lambda",),
     )
     threshold: int = parameter(
         2,
-        doc="masks that must hold for an entry to be kept, 0 or more; 2 drops entries of one task "
-        "alone (selfish) and of none (catastrophic)",
+        doc="number of masks that must hold for an entry to be kept, 0 or more; 2 drops entries of "
+        "one task alone (selfish) and of none (catastrophic)",
         alias=("prun_thre_k",),
     )
     lambda_: float = lambda_field()

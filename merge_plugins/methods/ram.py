@@ -1,4 +1,4 @@
-"""RAM: what several models changed is averaged, what only one changed is kept whole."""
+"""RAM: average changes that several models made, keep changes of one model whole."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from merge_plugins.plugins import hookimpl
 
 
 def epsilon_field() -> Any:
-    """Declare which changes count."""
-    return parameter(1e-5, doc="changes up to this magnitude are none, 0 or more")
+    """Parameter `epsilon`: magnitude up to which a change counts as none."""
+    return parameter(1e-5, doc="changes up to this magnitude count as none, 0 or more")
 
 
 def changes(slot: Slot, epsilon: float) -> tuple[list[Tensor], Tensor]:
-    """Return task vectors without what is no change, and how many models changed each entry.
+    """Zero changes up to ``epsilon``, and count the models that changed each entry.
 
-    N of [*shape] and [*shape], in the inputs' dtype.
+    Returns N task vectors of [*shape] and counts [*shape], all in the inputs' dtype.
     """
     deltas = [hardshrink(delta, epsilon) for delta in task_vectors(slot)]
     return deltas, functools.reduce(Tensor.add, (delta.sign().abs_() for delta in deltas))
@@ -52,7 +52,7 @@ class Ram:
         check_not_negative(epsilon=self.epsilon)
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + unique change or mean of shared ones: [*shape] in the inputs' dtype."""
+        """Return base + unique changes or means of shared ones: [*shape] in the inputs' dtype."""
         deltas, n_changed = changes(slot, self.epsilon)
         n_changed.clamp_(min=1)
         return slot.base + added(delta / n_changed for delta in deltas).to(deltas[0].dtype)
@@ -62,12 +62,12 @@ class Ram:
 class RamPlus:
     """RAM that amplifies each model's unique changes, weight by weight [Yuan et al. 2026, RAM+].
 
-    By 1 + r * min(shared / unique, alpha), the ratio of how many entries a model changed together
-    with others to how many it changed alone, counted in each weight.
+    The factor is 1 + r * min(shared / unique, alpha). In each weight, ``shared`` counts the entries
+    that a model changed along with others, ``unique`` those that it changed alone.
     """
 
-    r: float = parameter(0.1, doc="how much of the ratio amplifies, 0 or more")
-    alpha: float = parameter(0.2, doc="largest ratio that counts, 0 or more")
+    r: float = parameter(0.1, doc="factor on the ratio of shared to unique changes, 0 or more")
+    alpha: float = parameter(0.2, doc="upper limit of that ratio, 0 or more")
     epsilon: float = epsilon_field()
     granularity = ELEMENT
 
@@ -75,7 +75,7 @@ class RamPlus:
         check_not_negative(r=self.r, alpha=self.alpha, epsilon=self.epsilon)
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return the factor on each model's unique changes: float32 [N]."""
+        """Compute the factor on each model's unique changes: float32 [N]."""
 
         def counted(block: Slot) -> Sequence[Tensor]:
             deltas, n_changed = changes(block, self.epsilon)
@@ -88,7 +88,7 @@ class RamPlus:
         return {"factor": (1 + self.r * ratio.clamp(max=self.alpha)).float()}
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + amplified unique change or mean of shared ones: float32 [*shape]."""
+        """Return base + amplified unique changes or means of shared ones: float32 [*shape]."""
         deltas, n_changed = changes(slot, self.epsilon)
         alone = (n_changed == 1).float()
         n_changed.clamp_(min=1)
@@ -100,7 +100,7 @@ class RamPlus:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     facts = {"needs_base": True, "paper": "Yuan et al. 2026, arXiv:2601.13572"}
     register("ram", Ram, **facts)
     register("ramplus_tl", RamPlus, **facts)

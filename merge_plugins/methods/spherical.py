@@ -1,4 +1,4 @@
-"""Interpolation along the great circle between two models."""
+"""Interpolate along the great circle between two models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from merge_plugins.plugins import hookimpl
 
 
 def cosine(dots: Tensor, shortest: float) -> Tensor:
-    """Return the cosine between two vectors from their dot products, float64 [2, 2].
+    """Compute the cosine between two vectors from their dot products, float64 [2, 2].
 
-    A vector no longer than ``shortest`` has no direction and is not divided by its norm.
+    A vector no longer than ``shortest`` is not divided by its norm.
     """
     norms = dots.diagonal().sqrt()
     norms = torch.where(norms > shortest, norms, torch.ones_like(norms))
@@ -26,7 +26,7 @@ def cosine(dots: Tensor, shortest: float) -> Tensor:
 
 
 def between(first: Tensor, second: Tensor, cosine: Tensor, t: float, collinear: float) -> Tensor:
-    """Return slerp [Shoemake 1985] of two whole weights, lerp when they point the same way."""
+    """Interpolate by slerp [Shoemake 1985], or by lerp if abs(cosine) is above ``collinear``."""
     if abs(float(cosine)) > collinear:
         return weighted_sum((first, second), (1 - t, t))
     angle = math.acos(float(cosine))
@@ -42,7 +42,7 @@ class Slerp:
     granularity = ELEMENT
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return the cosine between the two whole weights."""
+        """Compute the cosine between the two whole weights: float64 []."""
         return {"cosine": cosine(dot_products(weight, lambda s: (s.base, *s.experts)), 1e-8)}
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -64,7 +64,7 @@ class SlerpMerging:
             raise ParameterError(f"dot_threshold is a cosine, in (0, 1]; got {self.dot_threshold}")
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return the cosine between the two whole weights."""
+        """Compute the cosine between the two whole weights: float64 []."""
         return {"cosine": cosine(dot_products(weight, lambda s: s.experts), 1e-10)}
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -76,7 +76,7 @@ class SlerpMerging:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     paper = "Shoemake 1985"
     register("slerp", Slerp, needs_base=True, max_experts=1, paper=paper)
     register("slerp_merging", SlerpMerging, min_experts=2, max_experts=2, paper=paper)

@@ -1,8 +1,8 @@
-"""Methods that add what fine-tuning changed: task arithmetic, TIES, DARE, Breadcrumbs.
+"""Methods that add task vectors to the base: task arithmetic, TIES, DARE, Breadcrumbs.
 
-One pipeline with different parts: sparsify each task vector, weigh, elect signs, sum, normalise,
-scale, add to the base. Numbers are mergekit's, including where it rounds to the inputs' dtype;
-``dtype: float32`` with ``out_dtype: bfloat16`` in the recipe rounds only once.
+All share one pipeline, each with some of its steps: sparsify each task vector, weigh, elect signs,
+sum, normalise, scale, add to the base. Numbers are mergekit's, including where it rounds to the
+inputs' dtype; ``dtype: float32`` with ``out_dtype: bfloat16`` in the recipe rounds only once.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def l1_factors(
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
     regions: Sequence[Region] | None = None,
 ) -> Tensor:
-    """Return what restores each task vector's L1 norm after ``sparsify``: float32 [N].
+    """Compute the factors that restore each task vector's L1 norm after ``sparsify``: float32 [N].
 
-    1 where either norm vanishes [mergekit]. ``regions``: what ``sparsify`` takes, if not any block.
+    A factor is 1 where either norm vanishes [mergekit]. ``regions``: the regions that ``sparsify``
+    accepts, if it does not accept any block.
     """
 
     def norms(block: Slot) -> Tensor:
@@ -68,7 +69,7 @@ def rescale_factors(
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
     regions: Sequence[Region] | None = None,
 ) -> Tensor:
-    """Return the factor on each sparsified task vector: float32 [N]; see `l1_factors`."""
+    """Compute the factor on each sparsified task vector: float32 [N]; see `l1_factors`."""
     if rescale == "inverse_keep":
         return torch.tensor([1 / share if share else 1.0 for share in density])
     if rescale == "none" or min(density) >= 1:
@@ -77,7 +78,7 @@ def rescale_factors(
 
 
 def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """Return each task vector times its factor."""
+    """Multiply each task vector by its factor: N of [*shape]."""
     return [d if f == 1 else d * f for d, f in zip(deltas, factor.tolist(), strict=True)]
 
 
@@ -111,7 +112,7 @@ class Ties:
 
     elect: ClassVar[bool] = True
     rescales: ClassVar[Rescale] = "l1"
-    """What ``rescale: true`` means."""
+    """Rescaling mode that ``rescale: true`` selects."""
 
     weight: PerExpert = weight_field()
     density: PerExpert = density_field()
@@ -125,12 +126,12 @@ class Ties:
         check_share("density", self.density)
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return where to cut each task vector so that int(density * n) entries remain."""
+        """Compute the cut that keeps int(density * n) entries of each task vector."""
         n = math.prod(weight.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
         cut = as_measured(cuts([weight], task_vectors, counts))
-        trim, how = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
-        return {**cut, "factor": rescale_factors(weight, how, self.density, trim)}
+        trim, mode = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
+        return {**cut, "factor": rescale_factors(weight, mode, self.density, trim)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero all but the largest entries of each task vector."""
@@ -157,7 +158,7 @@ class DareLinear:
 
     elect: ClassVar[bool] = False
     rescales: ClassVar[Rescale] = "l1"
-    """What ``rescale: true`` means."""
+    """Rescaling mode that ``rescale: true`` selects."""
 
     weight: PerExpert = weight_field()
     density: PerExpert = density_field()
@@ -173,9 +174,9 @@ class DareLinear:
             raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return each task vector's rescaling factor."""
-        how = rescaling(self.rescale, self.rescales)
-        return {"factor": rescale_factors(weight, how, self.density, self.drop)}
+        """Compute the rescaling factor of each task vector: float32 [N]."""
+        mode = rescaling(self.rescale, self.rescales)
+        return {"factor": rescale_factors(weight, mode, self.density, self.drop)}
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""
@@ -185,7 +186,7 @@ class DareLinear:
         ]
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * combination of what was kept: float32 [*shape]."""
+        """Return base + lambda * combination of the kept entries: float32 [*shape]."""
         kept = rescaled(self.drop(slot, task_vectors(slot)), slot.measured["factor"])
         return combine(
             slot, kept, self.weight, scale=self.lambda_, normalize=self.normalize, elect=self.elect
@@ -218,12 +219,12 @@ class Breadcrumbs:
         check_share("gamma", self.gamma)
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Return where the outliers end and where the crumbs begin, for each task vector."""
+        """Compute the cuts after the outliers and before the crumbs of each task vector."""
         n = math.prod(weight.shape)
         counts = []
         for density, gamma in zip(self.density, self.gamma, strict=True):
             middle = int(density * n) if density < 1 else n
-            top = min(int(gamma * n), n - middle)  # the density is met first
+            top = min(int(gamma * n), n - middle)  # density takes precedence over gamma
             counts.append([top, top + middle])
         cut = as_measured(cuts([weight], task_vectors, counts))
         trim = functools.partial(self.trim, cut)
@@ -262,7 +263,7 @@ class BreadcrumbsTies(Breadcrumbs):
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     aliases = {"ties": never_adaptive("ties")}
     for name, method, paper in (
         ("task_arithmetic", TaskArithmetic, "Ilharco et al. 2023, arXiv:2212.04089"),
