@@ -1,9 +1,9 @@
-"""alpaca_eval on a merge: its own command line, with a decoder that merges as it loads.
+"""Score merges with alpaca_eval: its command line, with a decoder that merges as it loads.
 
 ``python -m harness_adapters.alpaca_eval evaluate_from_model --model_configs merged.yaml …`` is
-alpaca_eval's command with two differences: a config may say ``fn_completions: merged``, and then
-``model_name`` is a recipe; and a model's name gets the digest of all that its outputs depend on,
-because alpaca_eval takes up what it finds in ``results/<name>``.
+alpaca_eval's command with two differences: a config may have ``fn_completions: merged``, and then
+``model_name`` is a recipe; and a model's name gets a digest of all that its outputs depend on,
+because alpaca_eval reuses any outputs in ``results/<name>``.
 
 ``python -m harness_adapters.alpaca_eval outputs recipe.yaml --out model_outputs.json`` only writes
 the outputs, for alpaca_eval's ``--model_outputs``.
@@ -22,26 +22,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _generation
-from harness_adapters._generation import Generator
+from harness_adapters import generation
+from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean
 from merge_plugins.recipe import read_recipe
 from merge_plugins.recipe.files import from_yaml
 
 DECODER = ("merged", "harness_adapters.alpaca_eval:completions")
-"""What ``fn_completions`` may call `completions`."""
+"""Names of `completions` in ``fn_completions``."""
 PROMPTS: Mapping[str, Path] = {
     file.stem: file for file in sorted((Path(__file__).parent / "prompts").glob("*.txt"))
 }
-"""The seeds' templates: ``vicuna`` of WizardLM-13B and -70B, ``wizardlm-7b`` of the 7B model."""
+"""The papers' templates: ``vicuna`` for WizardLM-13B and -70B, ``wizardlm-7b`` for the 7B model."""
 SAME_OUTPUTS = ("model_name", "batch_size", "device")
-"""Keys of ``completions_kwargs`` that the rest of a name need not tell apart."""
+"""Keys of ``completions_kwargs`` that no output depends on, or (the recipe) only by its digest."""
 REPOSITORY = "tatsu-lab/alpaca_eval"
 INSTRUCTIONS = 805
 
 _generators: dict[str, Generator] = {}
-"""Live merges of this run: alpaca_eval calls a decoder anew for every 64 rows."""
+"""Live merges of this run, kept because alpaca_eval calls its decoder once for every 64 rows."""
 
 
 def completions(
@@ -56,7 +56,7 @@ def completions(
     stop: Sequence[str] = (),
     **generation: Any,
 ) -> dict[str, list[Any]]:
-    """Answer prompts with the merge of a recipe, as alpaca_eval's decoders do.
+    """Answer prompts with a merge; the signature and result are those of alpaca_eval's decoders.
 
     ``model_name``: a recipe's file, folder or short form. ``generation``: arguments of
     transformers' ``generate``.
@@ -90,9 +90,9 @@ def evaluate_from_model(
     output_path: Any = "auto",
     **options: Any,
 ) -> Any:
-    """Do what alpaca_eval's command of this name does, with merges among its models.
+    """Run alpaca_eval's command of this name, with merges among its models.
 
-    ``evaluation_dataset``: without one, the 805 instructions with alpaca_eval's own references.
+    ``evaluation_dataset``: default: the 805 instructions with alpaca_eval's own references.
     """
     harness = _harness()
     models = resolve(model_configs, options)
@@ -120,10 +120,11 @@ def evaluate_from_model(
 
 
 def resolve(given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's config as alpaca_eval takes it, with our decoder as a function.
+    """Convert a model's config to alpaca_eval's format, with our decoder as a function.
 
-    ``given``: a YAML file, whose paths are relative to it, a folder with ``configs.yaml``, or what
-    such a file holds. ``options``: those of the command; what changes outputs is in the name.
+    ``given``: a YAML file, whose paths are relative to it, a folder with ``configs.yaml``, or the
+    content of such a file. ``options``: the command's; those that change outputs are hashed into
+    the model's name.
     """
     folder, configs = _read(given)
     if not isinstance(configs, dict) or len(configs) != 1:
@@ -154,7 +155,7 @@ def resolve(given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(given: Any) -> tuple[Path, Any]:
-    """Return where a config's paths start, and what it holds."""
+    """Read a config; return the folder that its paths are relative to, and its content."""
     if isinstance(given, dict):
         return Path.cwd(), given
     file = Path(given).expanduser()
@@ -169,7 +170,7 @@ def _read(given: Any) -> tuple[Path, Any]:
 
 
 def _template(given: Any, folder: Path) -> Path:
-    """Return the file of a prompt template: one of `PROMPTS`, the user's, or alpaca_eval's."""
+    """Find the file of a prompt template: one of `PROMPTS`, the user's, or alpaca_eval's."""
     if not isinstance(given, str):
         raise RecipeError(f"prompt_template: {given!r}; write {', '.join(PROMPTS)}, or a file")
     own = Path(_harness().constants.MODELS_CONFIG_DIR) / given
@@ -183,13 +184,13 @@ def _template(given: Any, folder: Path) -> Path:
 
 
 def refuse_others(file: Path, name: str) -> None:
-    """Raise `MergeError` if a file of outputs has another model's: alpaca_eval would take them."""
+    """Raise `MergeError` if a file has outputs of another model: alpaca_eval would reuse them."""
     if not file.is_file():
         return
-    held = {row.get("generator") for row in _rows(file)}
-    if held - {name}:
+    others = {row.get("generator") for row in _rows(file)} - {name}
+    if others:
         raise MergeError(
-            f"{file} holds outputs of {', '.join(map(str, held - {name}))}, not of {name}; remove "
+            f"{file} holds outputs of {', '.join(map(str, others))}, not of {name}; remove "
             "it, or choose another --output_path"
         )
 
@@ -199,7 +200,7 @@ def outputs(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness_adapters.alpaca_eval outputs", description=outputs.__doc__
     )
-    _generation.add_arguments(parser, max_new_tokens=2048)
+    generation.add_arguments(parser, max_new_tokens=2048)
     parser.add_argument(
         "--instructions",
         type=Path,
@@ -212,7 +213,7 @@ def outputs(argv: Sequence[str]) -> int:
     parser.add_argument("--name", help="what the generator is called, before the digest")
     parser.add_argument("--stop", action="append", default=[], help="a text that ends an answer")
     options = parser.parse_args(argv)
-    generator = _generation.generator(options)
+    generator = generation.generator(options)
     template = _template(options.prompt, Path.cwd()).read_text(encoding="utf-8")
     if "{instruction}" not in template:
         raise RecipeError(f"--prompt {options.prompt}: the template has no {{instruction}}")
@@ -233,7 +234,7 @@ def outputs(argv: Sequence[str]) -> int:
         {**row, "output": answer.strip(), "generator": name}  # as alpaca_eval strips
         for row, answer in zip(kept, answers, strict=True)
     ]
-    _generation.write(options.out, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    generation.write(options.out, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     print(f"{options.out}: {len(written)} outputs of {name}")
     return 0
 
@@ -253,9 +254,9 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _instructions(gpt4_references: bool) -> Path:
-    """Return the file of all instructions, with references by GPT-4 or text-davinci-003.
+    """Download the file of all instructions, with references by GPT-4 or text-davinci-003.
 
-    alpaca_eval itself asks for the repository's loading script, which datasets 4 does not run.
+    alpaca_eval itself uses the repository's loading script, which datasets 4 does not support.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -279,7 +280,7 @@ def _harness() -> Any:
 
 
 def main() -> int:
-    """Run ``outputs``, or a command of alpaca_eval's."""
+    """Run ``outputs``, or one of alpaca_eval's own commands."""
     if sys.argv[1:2] == ["outputs"]:
         return outputs(sys.argv[2:])
     functions = {**_harness().main.ALL_FUNCTIONS, "evaluate_from_model": evaluate_from_model}
@@ -290,4 +291,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_generation.exit_status(main))
+    sys.exit(generation.exit_status(main))

@@ -1,9 +1,9 @@
-"""MBPP answers of a merge, in the form that bigcode-evaluation-harness scores.
+"""Write a merge's MBPP answers as bigcode-evaluation-harness reads them, and score them.
 
 ``python -m harness_adapters.mbpp recipe.yaml --data mbpp.test.jsonl --out gens.json`` writes the
 file for bigcode's ``--load_generations_path``; ``--score --allow-code-execution`` runs the same
 tests here. The papers generate like this, with the alpaca prompt, and use bigcode only to score;
-bigcode's own generation asks with InCoder's, which is here as well.
+bigcode itself generates with InCoder's prompt: ``--prompt incoder``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _execution, _generation
+from harness_adapters import execution, generation
 from harness_adapters.tasks.scoring.code import mbpp_program, mbpp_prompt
 from merge_plugins import identity
 from merge_plugins.errors import DataError
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Style:
-    """How a problem is asked, what ends an answer, and which program the answer is."""
+    """A prompt format: how to prompt for a problem, end an answer, and build its program."""
 
     prompt: Callable[[Row], str]
     program: Callable[[Row, str], str]
@@ -34,7 +34,7 @@ class Style:
 
 
 def incoder_prompt(row: Row) -> str:
-    """Return the docstring that bigcode's MBPP task asks with: the problem and its first test."""
+    """Build the prompt of bigcode's MBPP task: a docstring of the problem and its first test."""
     return f'"""\n{row["text"]}\n{row["test_list"][0]}\n"""\n'
 
 
@@ -46,7 +46,7 @@ STYLES: Mapping[str, Style] = {
         ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```"),
     ),
 }
-"""``alpaca``: the seeds'. ``incoder``: bigcode's own, with its prompt as part of the program."""
+"""``alpaca``: the papers' format. ``incoder``: bigcode's own, its prompt part of the program."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness_adapters.mbpp", description=main.__doc__
     )
-    _generation.add_arguments(parser, max_new_tokens=2048)
+    generation.add_arguments(parser, max_new_tokens=2048)
     parser.add_argument(
         "--data", required=True, type=Path, metavar="JSONL", help="rows of MBPP's test split"
     )
     parser.add_argument("--prompt", choices=STYLES, default="alpaca", help="(alpaca)")
-    _execution.add_arguments(parser)
+    execution.add_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="seconds per program, Python's start included (5)",
     )
     options = parser.parse_args(argv)
-    _execution.check_consent(options)
-    generator = _generation.generator(options)
+    execution.check_consent(options)
+    generator = generation.generator(options)
     results = options.out.with_name(f"{options.out.stem}_results.json")
     if options.score:
-        _generation.new_file(results)
+        generation.new_file(results)
     rows = read(options.data)[: options.limit]
     style = STYLES[options.prompt]
     answers = generator.complete(
@@ -80,25 +80,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop=style.stop,
         task="mbpp",
     )
+    label = identity.label(generator.recipe)
     programs = [style.program(row, answer) for row, answer in zip(rows, answers, strict=True)]
-    _generation.write(options.out, json.dumps([[program] for program in programs]))
-    print(f"{options.out}: {len(programs)} programs of {identity.label(generator.recipe)}")
+    generation.write(options.out, json.dumps([[program] for program in programs]))
+    print(f"{options.out}: {len(programs)} programs of {label}")
     if options.score:
         passed = score(rows, programs, options.timeout)
         share = sum(passed) / len(rows)
-        found = {
+        report = {
             "mbpp": {"pass@1": share},
-            "model": identity.label(generator.recipe),
+            "model": label,
             "prompt": options.prompt,
             "passed": {str(row["task_id"]): ok for row, ok in zip(rows, passed, strict=True)},
         }
-        _generation.write(results, json.dumps(found, indent=2) + "\n")
+        generation.write(results, json.dumps(report, indent=2) + "\n")
         print(f"pass@1: {share:.4f} ({sum(passed)} of {len(rows)}), {results}")
     return 0
 
 
 def read(file: Path) -> list[Row]:
-    """Read MBPP as its repository holds it: one object per line."""
+    """Read MBPP rows from JSON lines, the format of its repository."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
@@ -115,12 +116,12 @@ def read(file: Path) -> list[Row]:
 
 
 def score(rows: Sequence[Row], programs: Sequence[str], seconds: float) -> list[bool]:
-    """Return whether each program passes its row's tests, run below it as bigcode does."""
+    """Run each program with its row's tests below it, as bigcode does; True for those that pass."""
     tested = [
         "\n".join((program, *row["test_list"])) for row, program in zip(rows, programs, strict=True)
     ]
-    return _execution.run_all(tested, seconds)
+    return execution.run_all(tested, seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(_generation.exit_status(main))
+    sys.exit(generation.exit_status(main))

@@ -12,8 +12,8 @@ from parrots import Parrots, babblers, parrots
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from harness_adapters import _generation
-from harness_adapters._generation import Generator
+from harness_adapters import generation
+from harness_adapters.generation import Generator
 from merge_plugins import MergeError, Recipe, save
 from merge_plugins.demo import family
 from merge_plugins.demo.skills import held_out
@@ -166,20 +166,20 @@ def test_a_router_that_goes_by_task_gets_its_name(tmp_path: Path) -> None:
 
 
 def test_a_file_is_written_in_full_or_not_at_all(tmp_path: Path) -> None:
-    _generation.write(tmp_path / "out.json", "all of it")
+    generation.write(tmp_path / "out.json", "all of it")
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
     with pytest.raises(MergeError, match=r"out\.json exists"):
-        _generation.new_file(tmp_path / "out.json")
+        generation.new_file(tmp_path / "out.json")
     with pytest.raises(MergeError, match="there is no folder"):
-        _generation.new_file(tmp_path / "there" / "out.json")
+        generation.new_file(tmp_path / "there" / "out.json")
     with pytest.raises(UnicodeEncodeError):
-        _generation.write(tmp_path / "other.json", "half of it \ud800")
+        generation.write(tmp_path / "other.json", "half of it \ud800")
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_nothing_is_answered_for_a_limit_of_none_at_all(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
-    _generation.add_arguments(parser, max_new_tokens=9)
+    generation.add_arguments(parser, max_new_tokens=9)
     words = [str(_any_recipe(tmp_path)), "--out", str(tmp_path / "x"), "--limit", "0"]
     with pytest.raises(MergeError, match="--limit is how many rows"):
-        _generation.generator(parser.parse_args(words))
+        generation.generator(parser.parse_args(words))

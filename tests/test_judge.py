@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from loopback import Judge
 
-from harness_adapters import judge
+from harness_adapters.commands import judge
 from merge_plugins.cli import main
 from merge_plugins.errors import DataError, MergeError
 

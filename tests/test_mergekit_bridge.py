@@ -23,7 +23,7 @@ import torch
 import yaml
 from test_against_mergekit import METHODS, number, per_model, weights, write_models
 
-from harness_adapters import mergekit_bridge
+from harness_adapters.bridges import mergekit as mergekit_bridge
 from merge_plugins.errors import MergeError
 from merge_plugins.plugins import registry
 
@@ -103,7 +103,7 @@ def test_no_other_module_of_ours_names_mergekit_in_an_import() -> None:
     files = [*(ROOT / "merge_plugins").rglob("*.py"), *(ROOT / "harness_adapters").rglob("*.py")]
     importing = re.compile(r"^\s*(import mergekit|from mergekit)\b", re.M)
     found = {file.name for file in files if importing.search(file.read_text(encoding="utf-8"))}
-    assert found == {"mergekit_bridge.py"}
+    assert found == {"mergekit.py"}
 
 
 def test_what_is_left_out_are_the_twenty_that_we_have_ourselves() -> None:

@@ -11,8 +11,8 @@ from lm_eval import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
-from harness_adapters._discovery import task_folders
-from harness_adapters.report import main
+from harness_adapters.commands.report import main
+from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins.cli import main as command
 from merge_plugins.demo import family
 

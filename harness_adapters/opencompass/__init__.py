@@ -1,4 +1,4 @@
-"""OpenCompass scores a merge that is made as it loads.
+"""Score merges with OpenCompass, each made as it loads.
 
 In a run config, `MergedCausalLM` and its siblings stand where a stock model class does::
 
@@ -27,13 +27,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # OpenCompass takes seconds to import; a launcher must not wait for it to find a typing error.
+    # OpenCompass takes seconds to import; a config with a typo must fail before that.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "vllm" if "VLLM" in name else "models"
     try:
         return getattr(import_module(f"{__name__}.{module}"), name)
-    except ImportError as exc:  # OpenCompass would say that its registry has no such model
+    except ImportError as exc:  # OpenCompass itself would report a missing registry entry
         raise MergeError(
             f"OpenCompass cannot be imported: {exc}. With Python 3.12 or older, in an environment "
             'of its own: pip install "merge-plugins[opencompass]"'

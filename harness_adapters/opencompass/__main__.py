@@ -1,9 +1,9 @@
-"""Run an OpenCompass config with merges: each is made once, every GPU is used, the status is true.
+"""Run an OpenCompass config with merges: one load per merge, all GPUs, a correct exit status.
 
     python -m harness_adapters.opencompass run_config.py [any option of opencompass]
 
 A model whose entry has ``recipe=`` is a merge; the recipe may be a YAML file, relative to the run
-config. ``infer`` and ``eval`` are filled in unless the config or ``--slurm``/``--dlc`` say them.
+config. ``infer`` and ``eval`` are filled in unless the config or ``--slurm``/``--dlc`` set them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merge_plugins.errors import MergeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run OpenCompass and return the exit status: 1 where it has no result, whatever it says."""
+    """Run OpenCompass; return the exit status, 1 if a result is missing, unlike OpenCompass's."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0].startswith("-"):
         print(__doc__, file=sys.stderr)
@@ -53,7 +53,7 @@ def _run(file: Path, options: Sequence[str]) -> int:
 
 @contextmanager
 def _arguments(given: Sequence[str]) -> Iterator[None]:
-    """Be called as OpenCompass is; it takes its arguments from nowhere else."""
+    """Set ``sys.argv`` to OpenCompass's arguments, as it parses no others."""
     before, sys.argv = sys.argv, ["opencompass", *given]
     try:
         yield

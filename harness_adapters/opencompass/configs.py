@@ -1,8 +1,8 @@
-"""From a recipe to a model entry of a run config: plain data that a file can hold.
+"""Build the model entry of a merge for a run config, as plain data that a file can hold.
 
-OpenCompass writes a model's entry to a file for each process that needs it, and knows a model by
-its abbr alone. So the recipe crosses as one line of JSON with absolute paths, and its digest is in
-the abbr, where results are kept by it, and beside it, where the model class compares the two.
+OpenCompass writes a model's entry to a file for each process that needs it, and identifies a model
+by its abbr alone. So the entry holds the recipe as one line of JSON with absolute paths; its digest
+is part of the abbr, which names the results, and an entry of its own, which the model class checks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
     "batch_size": 8,
     "max_out_len": 256,
 }
-"""What an entry has that does not say otherwise; numbers are those of ``opencompass --hf-path``."""
+"""Defaults of an entry; the numbers are those of ``opencompass --hf-path``."""
 IN_THE_RECIPE = "results are kept by the recipe's digest, so name the adapter in a recipe: {}"
 REFUSED: Mapping[str, str] = {
     "path": "the recipe names its models",
@@ -37,26 +37,26 @@ REFUSED: Mapping[str, str] = {
     "peft_kwargs": "an adapter is named in the recipe",
     "lora_path": IN_THE_RECIPE.format("models: [{model: {model: merge.yaml, lora: adapter}}]"),
 }
-"""Keys of stock model entries that cannot go with a merge, and why."""
+"""Keys of stock model entries that no merge supports, and why."""
 LONGEST = 100
 """Characters of an abbr before its digest; it names folders, which may have 255 bytes."""
 
 
 def merged_model(recipe: Recipe | Mapping[str, Any] | str | Path, **entry: Any) -> dict[str, Any]:
-    """Return the model entry of a merge; ``entry``: what else the run config says of it.
+    """Build the model entry of a merge for a run config.
 
-    ``recipe``: a YAML file, or what it holds; paths are relative to the file, or to the cwd.
-    ``entry`` takes the keys of the stock class of the same name, ``dtype`` (the merge's unless
-    given), and ``abbr``, to which the digest is added. The recipe is checked against its models,
-    whose headers are read and whose files are identified; hub ids are downloaded.
+    ``recipe``: a YAML file or its content; paths are relative to the file, or to the cwd.
+    ``entry``: keys of the stock class of the same name, ``dtype`` (default: the merge's), and
+    ``abbr``, to which the digest is added. Reads headers and computes identities of the recipe's
+    models, downloading hub ids; raises `MergeError` if the recipe does not fit them.
     """
     return settled({"recipe": recipe, **entry}, Path())
 
 
 def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return an entry with recipe, digest, abbr and dtype written out; ``folder``: of its paths.
+    """Complete an entry with recipe, digest, abbr and dtype; ``folder``: base of its paths.
 
-    A settled entry settles to itself. Raises `MergeError` if no model can be made of it.
+    A complete entry is returned unchanged. Raises `MergeError` if it describes no valid model.
     """
     refuse(entry)
     entry = {**DEFAULTS, **entry}
@@ -64,28 +64,29 @@ def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise RecipeError(f"type is a dotted name, '{DEFAULTS['type']}'; got {entry['type']!r}")
     recipe = read(entry["recipe"], folder)
     refuse_routed(recipe)
-    found = open_merge(recipe).plan
+    plan = open_merge(recipe).plan
     text = as_text(recipe)
     digest = entry.get("digest") or identity.digest(recipe)
+    checked(text, digest)
     return {
         **{key: value for key, value in entry.items() if key not in ("dtype", "model_kwargs")},
-        "abbr": _abbr(entry.get("abbr"), recipe),
+        "abbr": _abbr(entry.get("abbr"), recipe, digest),
         "recipe": text,
-        "digest": identity.digest(checked(text, digest)),
-        "model_kwargs": _model_kwargs(entry, found),
+        "digest": digest,
+        "model_kwargs": _model_kwargs(entry, plan),
         "run_cfg": dict(entry.get("run_cfg") or {"num_gpus": min(1, torch.cuda.device_count())}),
     }
 
 
 def refuse(entry: Mapping[str, Any]) -> None:
-    """Stop at a key of a stock model entry that cannot go with a merge."""
+    """Raise `RecipeError` for a key of a stock model entry that no merge supports."""
     for key in REFUSED.keys() & entry.keys():
         if entry[key]:
             raise RecipeError(f"{key}= does not go with a merge: {REFUSED[key]}")
 
 
 def refuse_routed(recipe: Recipe) -> None:
-    """Stop at a merge that weighs its experts for each prompt."""
+    """Raise `RecipeError` for a merge that weighs its experts per prompt."""
     if registry().get(recipe.merge_method).is_routed:
         raise RecipeError(
             f"{recipe.merge_method} weighs its experts by the prompt, and OpenCompass hands over "
@@ -95,7 +96,7 @@ def refuse_routed(recipe: Recipe) -> None:
 
 
 def read(given: Recipe | Mapping[str, Any] | str | Path, folder: Path) -> Recipe:
-    """Return a recipe given as such, as its content, as JSON text, or as its file."""
+    """Read a recipe that is given as such, as a mapping, as JSON text, or as a file."""
     if isinstance(given, Recipe):
         return given
     if isinstance(given, Mapping):
@@ -108,38 +109,39 @@ def read(given: Recipe | Mapping[str, Any] | str | Path, folder: Path) -> Recipe
 
 
 def as_text(recipe: Recipe) -> str:
-    """Return a recipe as JSON that survives being written to a config and read from it.
+    """Write a recipe as JSON that an OpenCompass config can hold.
 
-    Two braces in a chat template would be replaced there; JSON may spell the second as a number.
+    OpenCompass substitutes double braces, as in chat templates, so the second is escaped.
     """
     return json.dumps(recipe.as_dict()).replace("{{", "{\\u007b")
 
 
 def checked(recipe: str, digest: str | None) -> Recipe:
-    """Return the recipe that an entry holds, if it still is the one that its abbr names."""
+    """Read the recipe of an entry; raises `RecipeError` unless it has the entry's digest."""
     if not recipe.lstrip().startswith("{"):
         raise RecipeError(
             f"recipe={recipe!r} is not settled yet: start the run with 'python -m {PACKAGE} "
             f"run_config.py', or write __import__('{PACKAGE}.configs', fromlist=['_'])"
             f".merged_model({recipe!r}) in its place"
         )
-    found = Recipe.from_mapping(files.from_json(recipe))
-    if identity.digest(found) != digest:
+    parsed = Recipe.from_mapping(files.from_json(recipe))
+    now = identity.digest(parsed)
+    if now != digest:
         raise RecipeError(
             f"this model's results are kept as those of recipe {digest}, but its recipe is now "
-            f"{identity.digest(found)}: the recipe or a file of its models changed. Make the entry again "
+            f"{now}: the recipe or a file of its models changed. Make the entry again "
             "from the recipe, without digest and abbr"
         )
-    return found
+    return parsed
 
 
-def _abbr(given: str | None, recipe: Recipe) -> str:
-    """Return the name that OpenCompass keeps results by; never without the digest."""
-    if given and identity.digest(recipe) in given and "/" not in given:
+def _abbr(given: str | None, recipe: Recipe, digest: str) -> str:
+    """Name the model for OpenCompass, which files results by name; the digest is part of it."""
+    if given and digest in given and "/" not in given:
         return given
     names = "+".join(_short(model.ref) for model in recipe.models)
     text = re.sub(r"[^\w.+-]", "_", given or f"{recipe.merge_method}-{names}", flags=re.ASCII)
-    return f"{text[:LONGEST]}-{identity.digest(recipe)}"
+    return f"{text[:LONGEST]}-{digest}"
 
 
 def _short(ref: Reference) -> str:
@@ -155,24 +157,24 @@ def _short(ref: Reference) -> str:
     return ref.merge_method
 
 
-def _model_kwargs(entry: Mapping[str, Any], found: Plan) -> dict[str, Any]:
-    """Return the arguments of the loader, the dtype among them; stock classes fall back to fp16."""
+def _model_kwargs(entry: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Build the loader's arguments, always with a dtype: without one, stock classes use fp16."""
     kwargs = dict(entry.get("model_kwargs") or {})
     given = [entry.get("dtype"), kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None)]
-    said = {dtype_name(value) for value in given if value is not None}
-    if len(said) > 1:
-        raise RecipeError(f"dtype= is given as {' and as '.join(sorted(said))}; keep one")
-    dtype = said.pop() if said else "auto"
+    names = {dtype_name(value) for value in given if value is not None}
+    if len(names) > 1:
+        raise RecipeError(f"dtype= is given as {' and as '.join(sorted(names))}; keep one")
+    dtype = names.pop() if names else "auto"
     if dtype == "auto":
-        config = found.config
-        dtype = config.get("dtype") or config.get("torch_dtype") or _dtype_of_weights(found)
+        config = plan.config
+        dtype = config.get("dtype") or config.get("torch_dtype") or _dtype_of_weights(plan)
     if is_vllm(entry["type"]):
         return {**kwargs, "dtype": dtype}
     return {**kwargs, "torch_dtype": f"torch.{dtype}"}
 
 
 def dtype_name(given: Any) -> str:
-    """Return a dtype as torch spells it, or ``auto``."""
+    """Check a dtype and return torch's name of it, or ``auto``."""
     name = str(given).removeprefix("torch.")
     if name not in (*DTYPES, "auto"):
         hint = did_you_mean(name.replace("fp", "float").replace("bf", "bfloat"), DTYPES)
@@ -180,10 +182,10 @@ def dtype_name(given: Any) -> str:
     return name
 
 
-def _dtype_of_weights(found: Plan) -> str:
-    return next(str(t.dtype) for t in found.tensors.values() if t.dtype.is_floating_point)[6:]
+def _dtype_of_weights(plan: Plan) -> str:
+    return next(str(t.dtype) for t in plan.tensors.values() if t.dtype.is_floating_point)[6:]
 
 
 def is_vllm(kind: str) -> bool:
-    """Whether OpenCompass takes a class for one of vLLM's, by its name alone."""
+    """Return True if OpenCompass treats a class as one of vLLM's, by its name alone."""
     return "VLLM" in kind

@@ -1,8 +1,8 @@
-"""OpenCompass's model classes for Hugging Face models, with weights from a recipe.
+"""Load merges in OpenCompass's model classes for Hugging Face models.
 
-A folder with all but the weights of the merge lies at the path that the stock constructor reads:
-context length, tokenizer and stop words are those of the saved merge. Only the weights come from
-elsewhere, and scores of texts are those that the texts have alone, whatever shares their batch.
+The stock constructor reads a folder with all of the merge but its weights, so context length,
+tokenizer and stop words are those of a saved merge; the weights come from the recipe. Scores of a
+text do not depend on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe
 
 CONTEXT_LENGTH = ("max_position_embeddings", "seq_length", "model_max_length")
-"""What configs call it; the first one counts, as in OpenCompass."""
+"""Keys of a config for the context length; the first one counts, as in OpenCompass."""
 
 
 class MergedWithChatTemplate(HuggingFacewithChatTemplate):
@@ -91,23 +91,23 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
         super().__init__(*args, **options)
 
     def get_ppl(self, inputs: list[str], mask_length: list[int] | None = None) -> Any:
-        """Return each text's summed cross entropy over its number of tokens: float32 [n].
+        """Compute each text's summed cross entropy over its number of tokens: float32 [n].
 
-        ``mask_length``: how many tokens at the start of each text count in neither.
+        ``mask_length``: number of tokens at the start of each text that count in neither.
         """
         with self._padded("left" if self.legacy_left_padding else "right"):
             return super().get_ppl(inputs, mask_length)
 
     def get_ppl_tokenwise(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the stock class does, and leave the tokenizer as it was."""
+        """Compute the stock class's figures, and restore the tokenizer's padding side."""
         with self._padded("right"):
             return super().get_ppl_tokenwise(*args, **kwargs)
 
     def get_loglikelihood(self, inputs: list[str], conts: list[str]) -> Any:
-        """Return the log-probability of each continuation after the rest of its text: float64 [n].
+        """Compute the log-probability of each text's continuation given the rest: float64 [n].
 
-        Its tokens are those of the text that the text without it does not begin with. The stock
-        class averages over other tokens.
+        The continuation's tokens are those after the longest common prefix of the text's tokens
+        and the tokens of the text without it. The stock class averages over other tokens.
         """
         texts: list[str] = _convert_base_messages(inputs)
         counts = [self._n_tokens(text, cont) for text, cont in zip(texts, conts, strict=True)]
@@ -123,14 +123,14 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
         labels = rows["input_ids"][:, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").double()
         ends = (rows["attention_mask"].sum(-1) - 1).tolist()
-        found = [
+        scores = [
             -losses[i, max(0, end - count) : end].sum().item()
             for i, (end, count) in enumerate(zip(ends, counts, strict=True))
         ]
-        return np.array(found)
+        return np.array(scores)
 
     def _n_tokens(self, text: str, cont: str) -> int:
-        """Return how many tokens at the end of a text are its continuation's."""
+        """Count the tokens at the end of a text that belong to its continuation."""
         if not cont or not text.endswith(cont):
             raise RecipeError(
                 f"a log-likelihood is of the end of a text: ...{text[-60:]!r} does not end with "
@@ -143,7 +143,7 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
 
     @contextmanager
     def _padded(self, side: str) -> Iterator[None]:
-        """Pad on one side; generation pads on the left."""
+        """Pad on one side, then restore the tokenizer's own: generation pads on the left."""
         tokenizer = self.tokenizer
         sides = tokenizer.padding_side, tokenizer.truncation_side
         tokenizer.padding_side = side
@@ -154,15 +154,15 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
 
 
 def accepted(recipe: str, digest: str | None, options: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of an entry, or raise `MergeError` before any weight is read."""
+    """Read and check the recipe of an entry; raises `MergeError` before any weight is read."""
     refuse(options)
-    found = checked(recipe, digest)
-    refuse_routed(found)
-    return found
+    parsed = checked(recipe, digest)
+    refuse_routed(parsed)
+    return parsed
 
 
 def check_names(options: Mapping[str, Any], stock: Any, ours: type) -> None:
-    """Stop at an argument nobody knows; stock constructors log it and go on without."""
+    """Raise `RecipeError` for an unknown argument, which stock constructors only log."""
     named = (*inspect.signature(stock).parameters, *inspect.signature(ours).parameters)
     known = {*named} - {"args", "options", "other_kwargs", *REFUSED}
     for option in options.keys() - known:
@@ -172,11 +172,11 @@ def check_names(options: Mapping[str, Any], stock: Any, ours: type) -> None:
 
 @contextmanager
 def everything_but_weights(recipe: Recipe) -> Iterator[Path]:
-    """Yield a folder with the config, the tokenizer and the generation config of a merge."""
-    found = open_merge(recipe).plan
+    """Write the config, tokenizer and generation config of a merge to a temporary folder."""
+    plan = open_merge(recipe).plan
     with tempfile.TemporaryDirectory(prefix="merge-plugins-") as name:
-        write_configs(recipe, found.config, Path(name))
-        copy_companions(found, Path(name))
+        write_configs(recipe, plan.config, Path(name))
+        copy_companions(plan, Path(name))
         yield Path(name)
 
 

@@ -1,4 +1,4 @@
-"""What a run of OpenCompass should have left behind, and why it did not: its own status is 0."""
+"""List the results that a run of OpenCompass lacks: it exits with 0 all the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAIL = 20
 
 @dataclass(frozen=True)
 class Missing:
-    """A model and a data set of a run that have no result."""
+    """A missing result: a model and a data set of a run, the reason, and its log if any."""
 
     model: str
     dataset: str
@@ -32,10 +32,10 @@ def missing(
     *,
     scored: bool,
 ) -> Iterator[Missing]:
-    """Yield what is not there of a run.
+    """Yield the missing results of a run.
 
-    ``pairs``: abbrs of a model and a data set each; ``parts``: abbrs of the pieces that a data
-    set was cut into, if it was; ``scored``: whether results are expected, or only predictions.
+    ``pairs``: abbrs of a model and a data set each; ``parts``: for each data set that was split,
+    abbrs of its pieces; ``scored``: whether scores are expected, or only predictions.
     """
     for model, dataset in pairs:
         answers = run / "predictions" / model
@@ -51,9 +51,9 @@ def missing(
 
 
 def _unanswered(folder: Path, dataset: str, parts: Sequence[str]) -> str | None:
-    """Return the abbr of what has no predictions: a data set, or a piece of one.
+    """Find a data set, or a piece of it, without predictions; return its abbr or None.
 
-    OpenCompass scores the pieces that are there as if they were the whole.
+    OpenCompass scores the pieces that exist as if they were the whole.
     """
     if (folder / f"{dataset}.json").is_file():
         return None
@@ -63,19 +63,19 @@ def _unanswered(folder: Path, dataset: str, parts: Sequence[str]) -> str | None:
 
 
 def _unscored(folder: Path, model: str, dataset: str) -> str | None:
-    """Return why a model has no score on a data set; a judge's result is kept under both names."""
+    """Find why a model has no score on a data set; a judge's result is filed under both names."""
     folders = [folder / model, *folder.glob(f"{model}_judged-by--*")]
     files = [each / f"{dataset}.json" for each in folders]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return "no score"
-    held: Any = json.loads(found.read_text(encoding="utf-8"))
-    error = held.get("error") if isinstance(held, Mapping) else None
+    result: Any = json.loads(file.read_text(encoding="utf-8"))
+    error = result.get("error") if isinstance(result, Mapping) else None
     return f"its evaluator says {error}" if error else None
 
 
 def _log(folder: Path, dataset: str) -> Path | None:
-    """Return the log of a data set, or of the task it was part of: the newest, named by another."""
+    """Find the log of a data set, or else the newest one: its task may be named after another."""
     own = folder / f"{dataset}.out"
     if own.is_file():
         return own

@@ -1,4 +1,4 @@
-"""A run of OpenCompass: its config made complete beforehand, its results looked for afterwards."""
+"""Complete the config of an OpenCompass run beforehand, and check its results afterwards."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from harness_adapters.opencompass.results import missing, tail
 from merge_plugins.errors import MergeError, RecipeError
 
 WHOLE = {"type": "opencompass.partitioners.NaivePartitioner", "n": 10**6}
-"""How to let one process have all data sets of a model."""
+"""Partitioner that gives all data sets of a model to one process."""
 CUTTER = "NumWorkerPartitioner"
-"""OpenCompass's class that cuts large data sets, to keep several processes busy."""
+"""OpenCompass's partitioner that splits large data sets over several processes."""
 SCORING = (
     *("CLPInferencer", "InferencePPLOnlyInferencer", "LLInferencer", "MinKPercentInferencer"),
     *("PPLInferencer", "PPLOnlyInferencer", "SWCELossInferencer"),
 )
-"""Inferencers that ask a model how likely a text is."""
+"""Inferencers that need likelihoods of texts."""
 Entry = dict[str, Any]
 
 
 def read_config(file: Path) -> Entry:
-    """Return a run config as plain data, its merges settled.
+    """Read a run config as plain data, with complete entries for its merges.
 
-    Raises `MergeError` when two models or data sets would share their results, or a chat model is
-    asked for perplexities.
+    Raises `MergeError` if two models or data sets would share their results, or if a chat model
+    would need perplexities.
     """
     if not file.is_file():
         raise RecipeError(f"no run config at {file}; the run config is the first argument")
@@ -66,7 +66,7 @@ def _refuse_equal_abbrs(kind: str, entries: Sequence[Entry]) -> None:
 
 
 def abbr(entry: Mapping[str, Any]) -> str:
-    """Return the name by which OpenCompass knows a model or a data set."""
+    """Return OpenCompass's name of a model or data set: its ``abbr``, or the default for it."""
     if entry.get("abbr"):
         return str(entry["abbr"])
     if "reader_cfg" in entry:
@@ -96,10 +96,10 @@ def _refuse_perplexities_of_chat(models: Sequence[Entry], datasets: Sequence[Ent
 
 
 class Run:
-    """One run: what OpenCompass is told, where it writes, what came of it.
+    """One run: the config, the folder that it writes, and the results that it lacks.
 
-    ``args``: OpenCompass's own reading of ``options``; ``scratch``: a folder of the run's own;
-    ``n_gpus``: how many are here.
+    ``args``: ``options`` as OpenCompass parses them; ``scratch``: a folder for temporary files;
+    ``n_gpus``: number of GPUs of this machine.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Run:
 
     @cached_property
     def folder(self) -> Path:
-        """Where everything of this run is written."""
+        """Folder of all that this run writes."""
         return self._work_dir / self.name
 
     @cached_property
     def name(self) -> str:
-        """The run's folder in the work dir: a time, unless an older run is continued."""
+        """Name of the run's folder in the work dir: a time stamp, or that of a continued run."""
         if self.args.reuse == "latest" and self._work_dir.is_dir():
             return max((entry.name for entry in self._work_dir.iterdir()), default=_now())
         return self.args.reuse if self.args.reuse not in (None, "latest") else _now()
@@ -136,13 +136,13 @@ class Run:
         return Path(self.args.work_dir or self.config.get("work_dir") or "outputs/default")
 
     def write(self, file: Path) -> None:
-        """Write the config as OpenCompass reads it."""
+        """Write the config to a file that OpenCompass can read."""
         from mmengine.config import Config
 
         Config(self.config).dump(str(file))
 
     def lacks(self) -> str:
-        """Return what is missing of the run, after the ends of its logs, or nothing."""
+        """Describe missing results, after the last lines of their logs; "" if none is missing."""
         if self.args.dry_run or self.args.mode == "viz":
             return ""
         config = self._as_run()
@@ -153,19 +153,19 @@ class Run:
             for dataset in datasets
         ]
         scored = self.args.mode != "infer"
-        found = list(missing(self.folder, pairs, _pieces(config), scored=scored))
-        logs = dict.fromkeys(one.log for one in found if one.log)
+        lacking = list(missing(self.folder, pairs, _pieces(config), scored=scored))
+        logs = dict.fromkeys(one.log for one in lacking if one.log)
         ends = [f"{log}:\n{tail(log)}\n" for log in logs]
-        advice = [f"To go on from here: the same command with -r {self.name}"] if found else []
-        return "\n".join([*ends, *map(str, found), *advice])
+        advice = [f"To go on from here: the same command with -r {self.name}"] if lacking else []
+        return "\n".join([*ends, *map(str, lacking), *advice])
 
     def _infer(self) -> Entry:
-        """Return how to predict: one process for each model, or as many as keep all GPUs busy."""
+        """Configure prediction: one process per model, or as many as keep all GPUs busy."""
         n_each = self._n_workers // len(self.config["models"])
         return self._stage("OpenICLInferTask", self._cutting(n_each) if n_each > 1 else WHOLE)
 
     def _cutting(self, n_each: int) -> Entry:
-        """Return how to spread a model's data sets over processes."""
+        """Configure the partitioner that spreads a model's data sets over processes."""
         return {
             "type": f"opencompass.partitioners.{CUTTER}",
             "num_worker": n_each,
@@ -184,7 +184,7 @@ class Run:
         }
 
     def _fitting(self, options: Sequence[str]) -> int:
-        """Return how many processes to run side by side: as many as the GPUs are enough for."""
+        """Compute how many processes run side by side: as many as fit on the GPUs."""
         if any(option.startswith("--max-num-w") for option in options):
             return int(self.args.max_num_workers)
         return self.n_gpus // self._n_gpus_each if self._n_gpus_each else 1
@@ -210,7 +210,7 @@ class Run:
                 )
 
     def _as_run(self) -> Any:
-        """Return the config as OpenCompass ran it: it names data sets that had only a path."""
+        """Read the config that OpenCompass ran, where data sets with only a path have a name."""
         from mmengine.config import Config
 
         newest = max(self.folder.glob("configs/*.py"), key=lambda file: file.stat().st_mtime)
@@ -218,7 +218,7 @@ class Run:
 
 
 def _pieces(config: Any) -> dict[str, list[str]]:
-    """Return the abbrs of the pieces that a run cuts its data sets into, if it does."""
+    """List the abbrs of the pieces of each data set that the run's partitioner splits."""
     cutting = dict(config.get("infer", {}).get("partitioner", {}))
     if not str(cutting.pop("type", "")).endswith(CUTTER):
         return {}

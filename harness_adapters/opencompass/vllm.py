@@ -1,6 +1,6 @@
-"""OpenCompass's vLLM classes on a recipe folder, which `harness_adapters.vllm` loads.
+"""Load merges in OpenCompass's vLLM classes, by way of `harness_adapters.vllm`.
 
-OpenCompass takes a class for one of vLLM's by ``VLLM`` in its name.
+OpenCompass treats a class as one of vLLM's if its name contains ``VLLM``.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from merge_plugins.recipe import Recipe
 
 
 class OnRecipeFolder:
-    """Comes before one of OpenCompass's vLLM classes among a class's bases."""
+    """Load a recipe folder in OpenCompass's vLLM class that follows it among a class's bases."""
 
     def __init__(self, recipe: str, digest: str | None = None, **options: Any) -> None:
-        found = accepted(recipe, digest, options)
+        merge = accepted(recipe, digest, options)
         check_names(options, super().__init__, type(self))
         refuse_without_vllm(type(self).__name__)
-        with recipe_folder(found) as folder:
+        with recipe_folder(merge) as folder:
             super().__init__(path=folder, **options)  # type: ignore[call-arg]
-        self.recipe, self.path = found, identity.label(found)
+        self.recipe, self.path = merge, identity.label(merge)
 
     def _load_model(self, path: str, kwargs: Mapping[str, Any] | None = None, *_: Any) -> None:
         from vllm import LLM
 
-        self.model = LLM(path, load_format=LOAD_FORMAT, **(kwargs or {}))  # stock asks for Ray too
+        self.model = LLM(path, load_format=LOAD_FORMAT, **(kwargs or {}))  # stock needs Ray too
 
 
 class MergedVLLM(OnRecipeFolder, VLLM):
@@ -47,7 +47,7 @@ class MergedVLLMwithChatTemplate(OnRecipeFolder, VLLMwithChatTemplate):
 
 
 def refuse_without_vllm(name: str) -> None:
-    """Raise `MergeError` unless vLLM is here."""
+    """Raise `MergeError` unless vLLM can be imported."""
     try:
         from vllm import LLM  # noqa: F401
     except ImportError as exc:
@@ -60,6 +60,6 @@ def refuse_without_vllm(name: str) -> None:
 
 @contextmanager
 def recipe_folder(recipe: Recipe) -> Iterator[str]:
-    """Yield what vLLM takes for the merge's checkpoint, until its workers have loaded it."""
+    """Write a temporary recipe folder, which vLLM's workers load as the merge's checkpoint."""
     with tempfile.TemporaryDirectory(prefix="merge-plugins-") as name:
         yield str(mount(recipe, Path(name) / "merge"))

@@ -1,10 +1,10 @@
-"""vLLM's load format ``merged``: an engine whose weights come from a recipe.
+"""Load merges in vLLM: load format ``merged``, with weights from a recipe.
 
     vllm serve RECIPE_FOLDER --load-format merged
     vllm serve BASE --load-format merged --model-loader-extra-config '{"recipe": "merge.yaml"}'
 
-The first takes what ``merge-plugins mount`` writes. The second takes a recipe as it is, provided
-that its merge has the shape of its donor.
+RECIPE_FOLDER is written by ``merge-plugins mount``. The second form takes any recipe whose merge
+has the same shape as its donor, the model of its config and tokenizer.
 """
 
 import warnings
@@ -13,9 +13,9 @@ LOAD_FORMAT = "merged"
 
 
 def register() -> None:
-    """Tell vLLM, which calls this in each of its processes, of the load format.
+    """Register the load format; vLLM calls this in each of its processes.
 
-    Where that fails it warns: an engine that merges nothing starts all the same.
+    Warns instead of raising if that fails, so that engines without a merge start all the same.
     """
     try:
         from vllm.model_executor.model_loader import register_model_loader

@@ -1,7 +1,7 @@
-"""Where weights come from; everything else is vLLM's own loader.
+"""Load a merge's weights in place of files, in a subclass of vLLM's default loader.
 
-Parallelism, online quantisation and the check that no parameter was left out are vLLM's. Weights
-are merged as they are copied, so that each rank reads and merges what it holds of them.
+Parallelism, online quantisation and the check for missing parameters are vLLM's. Weights are merged
+as they are copied, so each rank reads and merges only its own part of them.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from merge_plugins.recipe.references import RECIPE_FILES, home
 from merge_plugins.weights.hub import resolve
 
 SHAPING = ("num_hidden_layers", "vocab_size", "tie_word_embeddings")
-"""What a recipe can change of a config that decides which weights a model has."""
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is logged under its own name
+"""Keys of a config that a recipe can change and that decide the model's weights."""
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows loggers below its own name
 
 
 class MergedModelLoader(DefaultModelLoader):
-    """vLLM's default loader, with merges in place of files."""
+    """Load merges as vLLM's default loader loads files."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         options = dict(load_config.model_loader_extra_config or {})
         self._named = options.pop("recipe", None)
-        super().__init__(  # which knows neither our format nor our option
+        super().__init__(  # which would refuse our format and our option
             dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=options)
         )
 
     def download_model(self, model_config: ModelConfig) -> None:
-        """Bring every model of the recipe here."""
+        """Download every model of the recipe."""
         recipe = self.recipe(model_config)
         if recipe is None:
             super().download_model(model_config)
@@ -67,25 +67,25 @@ class MergedModelLoader(DefaultModelLoader):
     def _merged(
         self, recipe: Recipe, model_config: ModelConfig
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        found = open_merge(recipe).plan
-        found.refuse_routing("vLLM engine")
-        refuse_other_shapes(found.config, model_config.hf_config)
-        logger.info("%s, while it loads", found)
+        plan = open_merge(recipe).plan
+        plan.refuse_routing("vLLM engine")
+        refuse_other_shapes(plan.config, model_config.hf_config)
+        logger.info("%s, while it loads", plan)
         self.counter_before_loading_weights = time.perf_counter()  # for its message
         in_group = torch.distributed.is_initialized()
         shown = self.load_config.use_tqdm_on_load and not (
             in_group and torch.distributed.get_rank()
         )
-        tensors = Merge(found).tensors().items()
+        tensors = Merge(plan).tensors().items()
         for name, tensor in tqdm(tensors, "Merging", disable=not shown, unit=" weights"):
             if not should_skip_weight(name, self.local_expert_ids):
                 yield name, LazyTensor(tensor)
 
     def recipe(self, model_config: ModelConfig) -> Recipe | None:
-        """Return the recipe of the model that vLLM loads; None: its weights are its own.
+        """Find the recipe of the model that vLLM loads; None if the model is no merge.
 
-        A model that is itself a recipe, folder or file, comes before the option ``recipe``: vLLM
-        reloads weights that way. Only a draft model, which shares these options, is no merge.
+        A model that is itself a recipe, folder or file, overrides the option ``recipe``: vLLM
+        reloads weights that way. Only a draft model, which shares these options, can be no merge.
         """
         model = Path(model_config.model)
         if model.suffix in RECIPE_FILES and model.is_file():
@@ -116,19 +116,19 @@ class MergedModelLoader(DefaultModelLoader):
 
 
 def named_recipe(named: str | Mapping[str, Any]) -> Recipe:
-    """Return the recipe that ``model_loader_extra_config`` holds: a path, or the recipe itself."""
+    """Read the recipe in ``model_loader_extra_config``: a path, or the recipe's content."""
     return Recipe.from_mapping(named) if isinstance(named, Mapping) else Recipe.load(named)
 
 
 def is_donor(recipe: Recipe, model: str) -> bool:
-    """Whether a merge has that model's config and tokenizer."""
+    """Return True if a merge has its config and tokenizer from this model."""
     donor = home(recipe.donor)
     path = Path(model)
     return model == donor or (path.exists() and path.resolve() == resolve(donor).resolve())
 
 
 def refuse_other_shapes(config: Mapping[str, Any], built: Any) -> None:
-    """Raise `MismatchError` unless vLLM's live config is of a model that holds the merge."""
+    """Raise `MismatchError` unless the merge's weights fit the model that vLLM built."""
     if isinstance(config.get("text_config"), Mapping) and hasattr(built, "text_config"):
         config, built = config["text_config"], built.text_config
     for key in SHAPING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness_adapters.sea_data import FILES
+from harness_adapters.commands.sea_data import FILES
 from harness_adapters.tasks.sea.suite import DATA, LANGUAGES, METRICS, NOTICE, SUITE, Config, pieces
 
 READ_BASE = f'''"""{NOTICE}"""

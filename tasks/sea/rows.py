@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from harness_adapters.sea_data import FILES
+from harness_adapters.commands.sea_data import FILES
 from harness_adapters.tasks.local_data import VARIABLE, Source, from_hub, load
 from merge_plugins.errors import DataError
 

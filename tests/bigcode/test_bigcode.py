@@ -18,7 +18,8 @@ import pytest
 from memorised import PASS_AT_1, PROBLEMS, Memorised
 from transformers import AutoTokenizer
 
-from harness_adapters import _bigcode, bigcode
+from harness_adapters.bigcode import harness as checkout
+from harness_adapters.bigcode import run as bigcode
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
 from merge_plugins import Recipe, identity, mount, save
 
@@ -126,7 +127,7 @@ def test_the_stock_command_scores_a_recipe_folder_as_the_saved_merge(
     from transformers import dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder / "code"))
-    harness = _bigcode.Harness.load(place)
+    harness = checkout.Harness.load(place)
     recipe = memorised.recipe()
     mount(recipe, folder / "mounted")
     save(recipe, folder / "saved")
@@ -159,11 +160,11 @@ def test_the_seeds_prompt_is_a_choice(launch: Launch, memorised: Memorised, fold
 def test_humaneval_asks_as_the_seeds_and_runs_a_whole_program(
     place: Path, memorised: Memorised
 ) -> None:
-    harness = _bigcode.Harness.load(place)
+    harness = checkout.Harness.load(place)
     args = harness.parse_args(["--tasks", "humaneval", "--prompt", "alpaca", "--generation_only"])
     tokenizer = AutoTokenizer.from_pretrained(memorised.base)
     own = harness.registry.TASK_REGISTRY["humaneval"]
-    with _bigcode.prompted(harness, args, tokenizer):
+    with checkout.prompted(harness, args, tokenizer):
         task = harness.registry.get_task("humaneval", args)
         prompt = task.get_prompt(HUMANEVAL)
         answer = "```python\ndef double(x):\n\treturn 2 * x\n```\nThat is all."
@@ -331,5 +332,5 @@ def test_a_file_is_written_whole_or_not_at_all(
     monkeypatch.setattr(Path, "replace", interrupted)
     before = sorted(folder.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        _bigcode.write(folder / "generations.json", [["pass"]])
+        checkout.write(folder / "generations.json", [["pass"]])
     assert sorted(folder.iterdir()) == before

@@ -15,7 +15,7 @@ from memorised import PROBLEMS, Memorised
 from parrots import Parrots, babblers, jsonl, parrots
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness_adapters import _execution, human_eval, mbpp
+from harness_adapters import execution, human_eval, mbpp
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
 from merge_plugins import MergeError, Recipe, identity, save
 
@@ -219,12 +219,12 @@ def test_a_program_passes_when_it_runs_to_its_end(
     monkeypatch: pytest.MonkeyPatch, program: str, passes: bool
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "not for programs")
-    assert _execution.run_all([program], seconds=10.0 if passes else 2.0) == [passes]
+    assert execution.run_all([program], seconds=10.0 if passes else 2.0) == [passes]
 
 
 def test_human_evals_scorer_knows_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "not for programs")
-    assert "OPENAI_API_KEY" not in _execution.environment()
+    assert "OPENAI_API_KEY" not in execution.environment()
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from harness_adapters._discovery import task_folders
 from harness_adapters.lm_eval import MergedLM
+from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins import demo
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import RecipeError

@@ -15,8 +15,8 @@ from pathlib import Path
 from lm_eval.api.registry import MODEL_REGISTRY
 assert {"hf", "merged", "merged-steered"} <= set(MODEL_REGISTRY)
 assert hasattr(lm_eval.tasks.TaskManager.__init__, "__wrapped__")
-from harness_adapters import _discovery
-(folder,) = _discovery.task_folders()
+from harness_adapters.lm_eval import discovery
+(folder,) = discovery.task_folders()
 assert list(Path(folder).rglob("*.yaml"))
 print(Path(folder).resolve())
 """

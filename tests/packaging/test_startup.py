@@ -45,7 +45,7 @@ def test_the_finder_goes_once_both_modules_are_there(installed):
 
 
 def test_our_model_class_is_imported_when_it_is_asked_for(installed):
-    loaded = "import sys; print('harness_adapters.lm_eval' in sys.modules)"
+    loaded = "import sys; print('harness_adapters.lm_eval.model' in sys.modules)"
     assert installed(f"{MODELS}{loaded}") == "False"
     ask = "from lm_eval.api.registry import get_model; get_model('merged')\n"
     assert installed(f"{MODELS}{ask}{loaded}") == "True"

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from memorised import PROBLEMS
 from parrots import END, parrots
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.scoring import code, maths
 from merge_plugins.demo import family

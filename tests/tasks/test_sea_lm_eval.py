@@ -14,8 +14,8 @@ from lm_eval import simple_evaluate
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval.tasks import TaskManager
 
-from harness_adapters._discovery import task_folders
-from harness_adapters.sea_data import FILES
+from harness_adapters.commands.sea_data import FILES
+from harness_adapters.lm_eval.discovery import task_folders
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.scoring import sea
 from harness_adapters.tasks.sea.rows import rows

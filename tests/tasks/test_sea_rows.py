@@ -12,7 +12,7 @@ import pytest
 import sea_rows
 from datasets import Dataset
 
-from harness_adapters import sea_data
+from harness_adapters.commands import sea_data
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.sea import rows as sea
 from harness_adapters.tasks.sea.suite import SUITE

@@ -1,4 +1,4 @@
-"""Runs at every start of Python, so it is small: `watcher` does the work once lm-eval turns up.
+"""Watch for the import of lm-eval; small, as it runs at every start of Python.
 
 Called from ``merge-plugins-lm-eval.pth``, and from Python 3.15 on from the ``.start`` file of the
 same name (PEP 829). ``MERGE_PLUGINS_NO_LM_EVAL=1`` switches it off.
@@ -16,7 +16,7 @@ def watch():
 
 
 def find_spec(name, path=None, target=None):
-    """Part of the finder protocol: called for every module that is not loaded yet."""
+    """Find lm-eval's two modules; called for every module that is not loaded yet."""
     if name not in ("lm_eval.models", "lm_eval.tasks"):
         return None
     from _merge_plugins_lm_eval import watcher

@@ -1,4 +1,4 @@
-"""Lets the other finders find lm-eval's modules and reports each one once it has run."""
+"""Find lm-eval's modules through the other finders, and call `imported` once each has run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import ModuleType
 import _merge_plugins_lm_eval as this
 
 waiting = {"lm_eval.models", "lm_eval.tasks"}
-asking: set[str] = set()  # a finder that we ask may ask the import system, and so us, again
+asking: set[str] = set()  # another finder may call the import system, and so this one, again
 
 
 def find_spec(
     name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    """Return what the other finders find, with a loader that reports."""
+    """Return the spec of the first other finder that has one, with its loader wrapped."""
     if name not in waiting or name in asking:
         return None
     asking.add(name)
@@ -34,7 +34,7 @@ def find_spec(
 
 
 class Reporting(Loader):
-    """Steps aside for the real loader, and says when that one is done."""
+    """Run the real loader, then call `imported`."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -53,14 +53,14 @@ class Reporting(Loader):
 
 
 def imported(name: str) -> None:
-    """Hand over; whatever goes wrong with us must not stop ``lm_eval --model hf``."""
+    """Call our discovery; no error of ours may stop ``lm_eval --model hf``."""
     waiting.discard(name)
     if not waiting and this in sys.meta_path:
         sys.meta_path.remove(this)
     try:
-        from harness_adapters import _discovery
+        from harness_adapters.lm_eval import discovery
 
-        _discovery.imported(name)
+        discovery.imported(name)
     except Exception as exc:  # a start-up hook is a guest in every process of the environment
         log = logging.getLogger("merge_plugins")
         log.warning("merge-plugins cannot add itself to %s: %r", name, exc)

@@ -24,7 +24,7 @@ from opencompass.tasks import OpenICLEvalTask, OpenICLInferTask
 from opencompass.utils.prompt import get_prompt_hash
 from opencompass.utils.run import match_cfg_file
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 from harness_adapters.opencompass import merged_model
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.opencompass.alpaca import CONSENT, HumanevalEvaluator, MbppEvaluator

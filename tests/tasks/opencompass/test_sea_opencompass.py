@@ -30,9 +30,9 @@ from opencompass.utils import build_dataset_from_cfg
 from opencompass.utils.prompt import get_prompt_hash
 from opencompass.utils.run import match_cfg_file
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.commands.sea_data import FILES
+from harness_adapters.lm_eval.discovery import task_folders
 from harness_adapters.opencompass import merged_model
-from harness_adapters.sea_data import FILES
 from harness_adapters.tasks.local_data import VARIABLE
 from harness_adapters.tasks.opencompass import sea
 from harness_adapters.tasks.sea.generate import CONFIGS

@@ -1,7 +1,7 @@
-"""A checkout of bigcode-evaluation-harness as `harness_adapters.bigcode` uses it.
+"""Import a checkout of bigcode-evaluation-harness and adjust its tasks and evaluator.
 
-What is used: of ``main.py`` ``parse_args``, ``pattern_match``, ``ALL_TASKS`` and ``Evaluator``; of
-``bigcode_eval.tasks`` ``TASK_REGISTRY`` and ``get_task``.
+Names used: ``parse_args``, ``pattern_match``, ``ALL_TASKS`` and ``Evaluator`` of its ``main.py``;
+``TASK_REGISTRY`` and ``get_task`` of its ``bigcode_eval.tasks``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_adapters import _generation
+from harness_adapters import generation
 from harness_adapters.tasks.scoring import code
 from merge_plugins.errors import DataError, MergeError, RecipeError
 
@@ -32,12 +32,12 @@ ALPACA: Mapping[str, tuple[Callable[[Doc], str], Callable[[Doc, str], str]]] = {
     ),
     "mbpp": (code.mbpp_prompt, lambda doc, answer: code.mbpp_program(answer)),
 }
-"""Of tasks with an alpaca prompt: a problem's prompt, and the program that its answer makes."""
+"""Tasks with an alpaca prompt: a function to a problem's prompt, one to its answer's program."""
 
 
 @dataclass(frozen=True)
 class Harness:
-    """The parts of a checkout that are used."""
+    """The imported modules of a checkout."""
 
     main: Any
     registry: Any
@@ -45,7 +45,7 @@ class Harness:
 
     @classmethod
     def load(cls, folder: Path) -> Harness:
-        """Import a checkout, or raise `MergeError` that says what is missing."""
+        """Import a checkout; raises `MergeError` that names what is missing."""
         file = folder.expanduser().absolute() / "main.py"
         if not file.is_file() or not (file.parent / "bigcode_eval").is_dir():
             raise MergeError(
@@ -71,21 +71,21 @@ class Harness:
         return cls(main, registry)
 
     def parse_args(self, given: Sequence[str]) -> argparse.Namespace:
-        """Return the arguments as the harness's own command reads them."""
+        """Parse arguments by the harness's own parser."""
         before, sys.argv = sys.argv, ["main.py", *given]
         try:
             args: argparse.Namespace = self.main.parse_args()
         finally:
             sys.argv = before
-        if args.prompt == "incoder":  # MBPP's own prompt here, and every task's own is "prompt"
+        if args.prompt == "incoder":  # each task's own prompt, which the harness calls "prompt"
             args.prompt = "prompt"
         return args
 
     def tasks(self, args: argparse.Namespace) -> list[str]:
-        """Return the tasks asked for, in one order in every process, each ready to run.
+        """List the tasks that ``--tasks`` matches, sorted, so that all processes agree.
 
-        Raises before any weight is read where a task's data is missing, and where programs would
-        run that nobody allowed to.
+        Raises, before any weight is read, `DataError` for a task without its data, `RecipeError`
+        for a task that would run programs without consent.
         """
         patterns = (args.tasks or "*").split(",")
         names = sorted(self.main.pattern_match(patterns, self.main.ALL_TASKS))
@@ -109,7 +109,7 @@ class Harness:
 
 
 def named(path: str, label: str, args: argparse.Namespace) -> str:
-    """Return a path whose file name says which merge it is of, and whether of all problems."""
+    """Add the merge's label, the prompt style and the range of problems to a file name."""
     file = Path(path)
     marks = [file.stem, label]
     marks += [args.prompt] if args.prompt == "alpaca" else []
@@ -119,20 +119,20 @@ def named(path: str, label: str, args: argparse.Namespace) -> str:
 
 
 def of_task(path: str, task: str) -> str:
-    """Return where the harness writes a task's generations, given ``--save_generations_path``."""
+    """Return the file of a task's generations: ``--save_generations_path`` with the task's name."""
     file = Path(path)
     return str(file.with_name(f"{file.stem}_{task}.json"))
 
 
-def write(file: Path, held: Any, indent: int | None = None) -> None:
-    """Write JSON, whole or not at all; by default as the harness spells it."""
-    _generation.write(file, json.dumps(held, indent=indent, default=str))
+def write(file: Path, content: Any, indent: int | None = None) -> None:
+    """Write JSON whole or not at all, by default without indents, as the harness does."""
+    generation.write(file, json.dumps(content, indent=indent, default=str))
 
 
 def complete(evaluator: type) -> type:
-    """Return the harness's `Evaluator`, but no answer may be missing.
+    """Derive from the harness's `Evaluator` one that raises `DataError` if answers are missing.
 
-    The harness scores a file of six answers to five hundred problems as six problems.
+    The harness itself scores a file of six answers to five hundred problems as six problems.
     """
 
     class Complete(evaluator):
@@ -164,7 +164,7 @@ def complete(evaluator: type) -> type:
 
 @contextmanager
 def prompted(harness: Harness, args: argparse.Namespace, tokenizer: Any) -> Iterator[None]:
-    """Let tasks ask as ``--prompt`` says: ``alpaca``, or their own way."""
+    """Replace the prompts of tasks in the harness's registry if ``--prompt`` is ``alpaca``."""
     registry = harness.registry.TASK_REGISTRY
     before = dict(registry)
     if args.prompt == "alpaca" and tokenizer is not None:
@@ -182,7 +182,7 @@ def _alpaca(
     class Alpaca(task):
         def __init__(self, **given: Any) -> None:
             super().__init__(**given)
-            self.stop_words = [eos]  # the only stop; a list that is empty changes how text is read
+            self.stop_words = [eos]  # an empty list would change how the harness decodes
 
         def get_prompt(self, doc: Doc) -> str:
             return ask(doc)

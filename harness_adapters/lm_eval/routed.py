@@ -1,7 +1,7 @@
-"""Scores with a routed merge: the router sees each request's prompt, never what is scored after it.
+"""Score requests with a routed merge: the router reads each prompt, never its continuation.
 
-lm-eval hands its model rows of prompt and continuation in one, sorted, shared and padded. Here
-every request's weights are looked up before that, and found again by the tokens of its row.
+lm-eval calls its model on rows that join prompt and continuation, sorted, shared and padded. So
+each request's expert weights are computed before that, and looked up by the tokens of its row.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from torch import Tensor
 
 Tokens = tuple[int, ...]
 Scored = tuple[Any, list[int], list[int]]
-"""A request as lm-eval scores it: its text (None of a window of a text), prompt, continuation."""
+"""A request as lm-eval scores it: text (None for a window of a text), prompt, continuation."""
 
 
 class RoutedRequests:
-    """Comes before `HFLM` among a class's bases; leaves models that are not routed alone."""
+    """Route requests of `HFLM`, as a base class before it; merges without a router pass through."""
 
     _weights_of_row: dict[Tokens, Tensor] | None = None
     _task: str | None = None
 
     def loglikelihood(self, requests: list[Any], **options: Any) -> list[Any]:
-        """Score each request with the weights of its prompt."""
+        """Score each request with the expert weights of its prompt."""
         return self._by_task(super().loglikelihood, requests, options)  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Any], **options: Any) -> list[Any]:
-        """Score each window of a text, which has no prompt, with the window's own weights."""
+        """Score each window of a text, which has no prompt, with the window's expert weights."""
         return self._by_task(super().loglikelihood_rolling, requests, options)  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], **options: Any) -> list[Any]:
-        """Answer each prompt with its weights."""
+        """Answer each prompt with its expert weights."""
         return self._by_task(super().generate_until, requests, options)  # type: ignore[misc]
 
     def _by_task(
         self, run: Callable[..., list[Any]], requests: list[Any], options: dict[str, Any]
     ) -> list[Any]:
-        """Run the requests of one task at a time, if that is what the router goes by."""
+        """Run the requests of one task at a time if the router weighs by task name."""
         routing = _routing(self)
         if routing is None or not routing.by_task:
             return run(requests, **options)
@@ -49,8 +49,8 @@ class RoutedRequests:
         answers: list[Any] = [None] * len(requests)
         for task, some in places.items():
             with self.model.routed(routing.weigh([()], task)[0]):  # type: ignore[attr-defined]
-                found = run([requests[place] for place in some], **options)
-            for place, answer in zip(some, found, strict=True):
+                scored = run([requests[place] for place in some], **options)
+            for place, answer in zip(some, scored, strict=True):
                 answers[place] = answer
         return answers
 
@@ -74,36 +74,36 @@ class RoutedRequests:
             weights = routing.weigh(list(prompts.values()))
             self._weights_of_row = dict(zip(prompts, weights, strict=True))
             try:
-                found = score([requests[i] for i in now], *args, **options)
+                scored = score([requests[i] for i in now], *args, **options)
             finally:
                 self._weights_of_row = None
-            for i, answer in zip(now, found, strict=True):
+            for i, answer in zip(now, scored, strict=True):
                 answers[i] = answer
             left = later
         return answers
 
     def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:
         call = super()._model_call  # type: ignore[misc]
-        known = self._weights_of_row or {}
-        rows = [_unpadded(row) for row in inps.tolist()] if known else []
-        if not rows or not all(row in known for row in rows):  # lm-eval tries out a batch size
+        weights = self._weights_of_row or {}
+        rows = [_unpadded(row) for row in inps.tolist()] if weights else []
+        if not rows or not all(row in weights for row in rows):  # lm-eval tries out a batch size
             return call(inps, *args, **options)  # type: ignore[no-any-return]
-        with self.model.routed(torch.stack([known[row] for row in rows])):  # type: ignore[attr-defined]
+        with self.model.routed(torch.stack([weights[row] for row in rows])):  # type: ignore[attr-defined]
             return call(inps, *args, **options)  # type: ignore[no-any-return]
 
     def _row(self, request: Scored) -> Tokens:
-        """What the model is given: all but the last token, cut on the left."""
+        """Compute the model's input for a request: all tokens but the last, cut on the left."""
         _, prompt, continuation = request
         return (*prompt, *continuation)[-(self.max_length + 1) : -1]  # type: ignore[attr-defined]
 
 
 def _routing(lm: Any) -> Any:
-    """Return the routing of a model that has one."""
+    """Return the router of a model; None if its merge is not routed."""
     return getattr(lm.model, "routing", None)
 
 
 def _unpadded(row: Sequence[int]) -> Tokens:
-    """Return tokens without lm-eval's padding, zeros on the right; two such rows may then meet."""
+    """Strip lm-eval's padding, zeros on the right. A prompt's own trailing zeros go with it."""
     end = len(row)
     while end and row[end - 1] == 0:
         end -= 1

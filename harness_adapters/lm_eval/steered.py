@@ -2,8 +2,8 @@
 
 from lm_eval.models.hf_steered import SteeredModel
 
-from harness_adapters.lm_eval import MergedLM
+from harness_adapters.lm_eval.model import MergedLM
 
 
 class MergedSteeredLM(MergedLM, SteeredModel):
-    """What ``--model steered`` does, on merged weights."""
+    """Steer a merge as ``--model steered`` steers a checkpoint."""

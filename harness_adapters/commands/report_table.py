@@ -1,4 +1,4 @@
-"""A table of models by tasks: as Markdown, CSV or LaTeX, and drawn."""
+"""Write a table of models by tasks as Markdown, CSV or LaTeX, or plot it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISSING = "–"  # noqa: RUF001
 
 @dataclass
 class Table:
-    """Numbers of models (rows) on tasks (columns); ``cells`` holds those that were measured."""
+    """Scores of models (rows) on tasks (columns); ``cells`` lacks those without a result."""
 
     rows: list[str]
     columns: list[str]
@@ -24,12 +24,12 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def label(self, row: str) -> str:
-        """Return a model's name without the folder it is in, where that still tells it apart."""
+        """Return a model's name without its folder, if no other model has the same."""
         short = Path(row).name
         return short if [Path(other).name for other in self.rows].count(short) == 1 else row
 
     def texts(self, missing: str = MISSING) -> list[list[str]]:
-        """Return the head and the rows: four digits, as many in front of the point as it takes."""
+        """Format the head and the rows; scores have four decimals up to 1, two above."""
         body = [
             [
                 self.label(row),
@@ -93,7 +93,7 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 
 
 def plot(table: Table, file: Path, kind: str | None) -> None:
-    """Draw the table; a radar needs three columns, and is what they are drawn as by default."""
+    """Plot the table as a ``radar``, the default from three columns on, or as ``bars``."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
-"""bigcode-evaluation-harness on merges, made as they load, several in one run.
+"""Score merges with bigcode-evaluation-harness, several in one run, each made as it loads.
 
     accelerate launch -m harness_adapters.bigcode --harness PATH --model merge.yaml,other.yaml
         --tasks mbpp --allow_code_execution …
 
 ``PATH`` is a checkout of the harness. Its own ``parse_args`` reads the rest of the arguments, its
-own ``Evaluator`` generates and scores; only its ``main`` is replaced, which loads one checkpoint by
-name. Every file written is named after the merge's method and digest.
+own ``Evaluator`` generates and scores; its ``main``, which loads one checkpoint by name, is
+replaced. Every file written is named after the merge's method and digest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from harness_adapters._bigcode import Harness, complete, named, of_task, prompted, write
+from harness_adapters.bigcode.harness import Harness, complete, named, of_task, prompted, write
 from merge_plugins import identity
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.hf.versions import DTYPE
@@ -43,11 +43,11 @@ REFUSED = {
     "peft_model": "write it in a recipe, as {model: <this recipe>, lora: <adapter>}",
     "check_references": "it scores the references; use the harness's own main.py",
 }
-"""Flags under which something else than the merge would be scored, and what to do instead."""
+"""Flags that would score something other than the merge, and what to do instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate, and return the exit status: 0, or 1 where something does not fit together."""
+    """Score every recipe on every task; return the exit status, 1 after a `MergeError`."""
     parser = argparse.ArgumentParser(
         prog="harness_adapters.bigcode", add_help=False, allow_abbrev=False
     )
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise `RecipeError` for what does not go with a merge."""
+    """Raise `RecipeError` for a flag that no merge supports."""
     for name, instead in REFUSED.items():
         if getattr(args, name, None):
             raise RecipeError(f"--{name} does not go with a merge: {instead}")
@@ -75,13 +75,14 @@ def check(args: argparse.Namespace) -> None:
 
 
 def evaluate(harness: Harness, args: argparse.Namespace) -> None:
-    """Generate and score every recipe that ``--model`` names on every task."""
+    """Generate and score answers of every recipe in ``--model`` on every task."""
     recipes = read_recipes(args.model)
     tasks = harness.tasks(args)
     accelerator = Accelerator()
     for recipe in recipes:
-        own = for_recipe(args, recipe)
-        stored = _stored(own, recipe, tasks, len(recipes))
+        digest, label = identity.digest(recipe), identity.label(recipe)
+        own = for_label(args, label)
+        stored = _stored(own, label, tasks, len(recipes))
         model = tokenizer = None
         if not own.load_generations_path:
             model = load(recipe, own, accelerator)
@@ -90,12 +91,12 @@ def evaluate(harness: Harness, args: argparse.Namespace) -> None:
         with prompted(harness, own, tokenizer):
             scores = {task: _score(evaluator, task, started) for task, started in stored.items()}
         if accelerator.is_main_process and not own.generation_only:
-            merge = {"recipe": recipe.as_dict(), "digest": identity.digest(recipe)}
+            merge = {"recipe": recipe.as_dict(), "digest": digest}
             results = {**scores, "config": vars(own), "merge": merge}
             write(Path(own.metric_output_path), results, indent=2)
-            print(json.dumps({identity.label(recipe): scores}, indent=2))
+            print(json.dumps({label: scores}, indent=2))
         del evaluator, model
-        gc.collect()  # a model is full of cycles; the next one needs its room
+        gc.collect()  # a model has reference cycles; the next one needs its memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         accelerator.wait_for_everyone()
@@ -104,51 +105,51 @@ def evaluate(harness: Harness, args: argparse.Namespace) -> None:
 def read_recipes(given: str) -> list[Recipe]:
     """Read the recipes of ``--model``: files or folders, with commas between them."""
     names = [given] if Path(given).exists() else given.split(",")
-    recipes: dict[str, str] = {}
-    found = [Recipe.load(name) for name in names]
-    for name, recipe in zip(names, found, strict=True):
-        other = recipes.setdefault(identity.digest(recipe), name)
+    recipes = [Recipe.load(name) for name in names]
+    first: dict[str, str] = {}
+    for name, recipe in zip(names, recipes, strict=True):
+        other = first.setdefault(identity.digest(recipe), name)
         if other != name or names.count(name) > 1:
             raise RecipeError(f"--model: {other} and {name} are the same merge; name it once")
-    return found
+    return recipes
 
 
-def for_recipe(args: argparse.Namespace, recipe: Recipe) -> argparse.Namespace:
-    """Return the harness's arguments with the names of this recipe's files."""
+def for_label(args: argparse.Namespace, label: str) -> argparse.Namespace:
+    """Copy the harness's arguments, with file names of the merge with this label."""
     own = copy.copy(args)
     own.save_generations = args.save_generations or args.generation_only  # else they are lost
     for name in ("save_generations_path", "metric_output_path"):
-        setattr(own, name, named(getattr(args, name), identity.label(recipe), args))
+        setattr(own, name, named(getattr(args, name), label, args))
     return own
 
 
 def _stored(
-    args: argparse.Namespace, recipe: Recipe, tasks: Sequence[str], n_recipes: int
+    args: argparse.Namespace, label: str, tasks: Sequence[str], n_recipes: int
 ) -> dict[str, Any]:
-    """Return for each task what ``--save_every_k_tasks`` wrote in a run that was interrupted.
+    """Read each task's generations that ``--save_every_k_tasks`` wrote in an interrupted run.
 
-    Raises `RecipeError` for generations that are not this recipe's.
+    Raises `RecipeError` for generations that are not of the merge with this label.
     """
     paths = list(getattr(args, "load_generations_intermediate_paths", None) or [])
     for path in filter(None, [*paths, args.load_generations_path]):
         if n_recipes > 1:
             raise RecipeError(f"{path} is one recipe's: give --model one recipe")
-        if identity.label(recipe) not in Path(path).name:
+        if label not in Path(path).name:
             raise RecipeError(
-                f"{path} is not named after {identity.label(recipe)}, so it may hold another merge's "
-                "answers. The harness's own main.py scores whatever it is given"
+                f"{path} is not named after {label}, so it may hold another merge's answers. "
+                "The harness's own main.py scores whatever it is given"
             )
     if paths and len(paths) != len(tasks):
         raise RecipeError(
             f"--load_generations_intermediate_paths: {len(paths)} files for {len(tasks)} tasks, "
             f"{', '.join(tasks)}; name one for each, in this order"
         )
-    held = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    return dict(zip(tasks, held or [None] * len(tasks), strict=True))
+    generations = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    return dict(zip(tasks, generations or [None] * len(tasks), strict=True))
 
 
 def _score(evaluator: Any, task: str, started: Any) -> Any:
-    """Return the scores, in the main process; None where only generating was asked for."""
+    """Score one task, in the main process; None with ``--generation_only``, which only writes."""
     args = evaluator.args
     if not args.generation_only:
         return evaluator.evaluate(task, intermediate_generations=started)
@@ -160,7 +161,7 @@ def _score(evaluator: Any, task: str, started: Any) -> Any:
 
 
 def load(recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> Any:
-    """Return the live merge, on this process's device or, as the flags say, on all of them."""
+    """Load the merged model on this process's device; with ``--max_memory_per_gpu``, on all."""
     given: dict[str, Any] = {DTYPE: PRECISIONS[args.precision]}
     if args.load_in_8bit or args.load_in_4bit:
         bits = "load_in_8bit" if args.load_in_8bit else "load_in_4bit"
@@ -180,7 +181,7 @@ def load(recipe: Recipe, args: argparse.Namespace, accelerator: Accelerator) -> 
 
 
 def load_tokenizer(recipe: Recipe, args: argparse.Namespace) -> Any:
-    """Return the merge's tokenizer, set up as the harness's own ``main`` does."""
+    """Load the merge's tokenizer, configured as in the harness's own ``main``."""
     sides = {"padding_side": "left"}
     if not args.left_padding:
         sides = {"padding_side": "right", "truncation_side": "left"}
@@ -192,7 +193,3 @@ def load_tokenizer(recipe: Recipe, args: argparse.Namespace) -> Any:
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.bos_token
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-if __name__ == "__main__":
-    sys.exit(main())

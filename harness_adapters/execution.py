@@ -1,4 +1,4 @@
-"""Consent to run what a model wrote, and scores of programs that run to their end or do not."""
+"""Run programs that a model wrote, after consent on the command line; used by scorers of code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
 def environment() -> dict[str, str]:
-    """Return what a scorer of other people's may know of ours: no key, no token, no proxy."""
+    """Return the environment variables of a third party's scorer: no key, no token, no proxy."""
     return {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the wish to score, and the consent it takes."""
+    """Add ``--score`` and ``--allow-code-execution``."""
     parser.add_argument("--score", action="store_true", help="run the programs on their tests")
     parser.add_argument(
         "--allow-code-execution",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_consent(options: argparse.Namespace) -> None:
-    """Raise `MergeError` if scores are wanted without the consent to run code."""
+    """Raise `MergeError` unless ``--score`` and ``--allow-code-execution`` are given together."""
     if options.score and not options.allow_code_execution:
         raise MergeError(
             "--score runs programs that the model wrote, on this machine and as this user; add "
@@ -42,7 +42,7 @@ def check_consent(options: argparse.Namespace) -> None:
 
 
 def run_all(programs: Sequence[str], seconds: float) -> list[bool]:
-    """Return whether each program, in a process of its own, gets to its end in time."""
+    """Run each program in a process of its own; True for those that reach their end in time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        ended = pool.map(lambda program: runs(program, seconds), programs)
-        return list(tqdm(ended, total=len(programs), desc="Running", unit="program", delay=2))
+        passed = pool.map(lambda program: runs(program, seconds), programs)
+        return list(tqdm(passed, total=len(programs), desc="Running", unit="program", delay=2))

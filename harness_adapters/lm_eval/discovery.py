@@ -1,4 +1,4 @@
-"""Plugin discovery for lm-eval releases that have none: adds our models and our tasks.
+"""Add our models and tasks to lm-eval releases without plugin discovery.
 
 The names are declared once, as entry points in pyproject.toml. Releases of lm-eval that read them
 are left alone, separately for models and for tasks because upstream adds the two separately.
@@ -17,13 +17,13 @@ from packaging.version import Version
 
 
 def imported(name: str) -> None:
-    """Act on lm-eval having imported one of its modules."""
+    """Add models or tasks after the import of ``lm_eval.models`` or ``lm_eval.tasks``."""
     {"lm_eval.models": add_models, "lm_eval.tasks": add_tasks}[name]()
 
 
 @functools.cache
 def add_models() -> None:
-    """Make ``--model merged`` and its relatives known by name; imports none of them."""
+    """Register our entry points of ``lm_eval.models`` by name, without importing the classes."""
     from lm_eval.api import registry
 
     if hasattr(registry, "load_plugins"):
@@ -40,7 +40,7 @@ def add_models() -> None:
 
 @functools.cache
 def add_tasks() -> None:
-    """Make every `TaskManager` that knows lm-eval's own tasks know ours."""
+    """Make every `TaskManager` that includes lm-eval's own tasks include ours."""
     from lm_eval import tasks
 
     if hasattr(getattr(tasks, "manager", None), "discover_plugin_task_paths"):
@@ -53,7 +53,7 @@ def add_tasks() -> None:
     @functools.wraps(original)
     def init(*args: Any, **kwargs: Any) -> None:
         given = parameters.bind(*args, **kwargs).arguments
-        if given.get("include_defaults", True):  # else the caller wants only his own
+        if given.get("include_defaults", True):  # else the caller wants only tasks of their own
             theirs = given.get("include_path") or []
             theirs = list(theirs) if isinstance(theirs, list | tuple) else [theirs]
             given["include_path"] = ours + theirs if last_path_wins else theirs + ours
@@ -63,7 +63,7 @@ def add_tasks() -> None:
 
 
 def task_folders() -> Iterator[str]:
-    """Our folders of task YAML, wherever this installation keeps them."""
+    """Yield our folders of task YAML files, wherever they are installed."""
     for point in _entry_points("lm_eval.tasks"):
         spec = find_spec(point.value)
         if spec is None or not spec.submodule_search_locations:
@@ -77,7 +77,7 @@ def _entry_points(group: str) -> Iterator[EntryPoint]:
 
 
 class LazyModel:
-    """Stands for a model class in the plain dict that lm-eval below 0.4.10 keeps."""
+    """Import a model class on first use, in the plain dict that lm-eval below 0.4.10 keeps."""
 
     def __init__(self, point: EntryPoint) -> None:
         self._point = point
@@ -86,5 +86,5 @@ class LazyModel:
         return getattr(self._point.load(), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the model, as calling its class does."""
+        """Construct the model, as calling its class does."""
         return self._point.load()(*args, **kwargs)

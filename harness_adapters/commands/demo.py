@@ -1,4 +1,4 @@
-"""`merge-plugins demo`: tiny models that share a base and know different things, merged and scored.
+"""Merge and score tiny models with different skills and one base: `merge-plugins demo`.
 
 Runs lm-eval's own `hf` on the base and on each expert, and `merged` on their merges.
 """
@@ -13,14 +13,13 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins.demo import family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
@@ -32,7 +31,7 @@ MERGES: Mapping[str, str] = {
     "ties": "weights=1,density=0.5",
     "dare_ties": "weights=0.5,density=0.8",
 }
-"""The merges shown: each method with its parameters as model_args spells them."""
+"""Merges in the table: each method with its parameters in lm-eval's model_args form."""
 MORE: Mapping[str, str] = {
     "linear": "weights=0.4+0.3+0.3",
     "dare_linear": "weights=0.5,density=0.5",
@@ -56,9 +55,9 @@ MORE: Mapping[str, str] = {
     "emr": "tasks=*math+*code+*sea",
     "adamerging": "steps=10,lr=0.05",
 }
-"""What --all adds."""
+"""Further merges with ``--all``."""
 LEARNING = ("adamerging", "fisher_merging", "regmean_merging", "cocktail", "twin_merging")
-"""Methods that read training examples: of each expert's own skill, or (cocktail) of all skills."""
+"""Methods that need training examples: of each expert's own skill, or (cocktail) of all skills."""
 COLUMNS = (*SKILLS, "mean")
 
 
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(method: str, parameters: str, texts: Path) -> dict[str, str]:
-    """Model arguments of one merge of all experts, as lm-eval parses them."""
+    """Build lm-eval's model arguments of one merge of all experts."""
     models = family()
     experts = "+".join(str(path) for name, path in models.items() if name != "base")
     given = f"method={method},base={models['base']},models={experts}"
@@ -103,7 +102,7 @@ def _arguments(method: str, parameters: str, texts: Path) -> dict[str, str]:
 
 
 def _examples(folder: Path, *, each: bool) -> str:
-    """Write training examples, of every skill for each expert or a few of all skills for all."""
+    """Write training examples and return ``data=``: a file per expert, or one of all skills."""
     for skill in SKILLS:
         some = itertools.islice(training(skill, seed=1), 128)
         rows = [json.dumps({"prompt": row.prompt, "response": row.answer}) for row in some]
@@ -116,7 +115,7 @@ def _examples(folder: Path, *, each: bool) -> str:
 
 
 def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
-    """Percent exact match on each skill, and their mean."""
+    """Score a model on each skill: percent of exact matches, then their mean."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -125,9 +124,9 @@ def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[st
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tasks = [f"merge_demo_{skill}" for skill in SKILLS]
     ours = TaskManager(include_path=list(task_folders()), include_defaults=False)  # the rest: slow
-    bars = io.StringIO()  # progress bars: one row a model is progress enough
+    bars = io.StringIO()  # hides progress bars: each row of the table is progress
     with contextlib.redirect_stderr(bars), contextlib.redirect_stdout(bars):
-        found: dict[str, Any] = simple_evaluate(
+        results: dict[str, Any] = simple_evaluate(
             model=model,
             model_args=dict(arguments),
             tasks=tasks,
@@ -138,14 +137,10 @@ def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[st
             log_samples=False,
             bootstrap_iters=0,
         )
-    scores = [100 * found["results"][task]["exact_match,none"] for task in tasks]
+    scores = [100 * results["results"][task]["exact_match,none"] for task in tasks]
     return [f"{score:.1f}" for score in (*scores, sum(scores) / len(scores))]
 
 
 def _row(wide: int, wider: int, name: str, parameters: str, cells: Sequence[str]) -> None:
     start = f"|{name:{wide}}|{parameters:{wider}}|"
     print(start + "".join(f"{cell:>6}|" for cell in cells), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Scores that lm-eval and OpenCompass left on disk, as one list."""
+"""Read lm-eval's and OpenCompass's result files into one list of scores."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from merge_plugins.errors import MergeError
 
 
 class ReportError(MergeError, ValueError):
-    """Results that make no table: missing, contradictory, or ambiguous."""
+    """Missing, contradictory or ambiguous results."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What was measured. Two results are comparable when these are equal."""
+    """A task with its version and settings; results are comparable if these are equal."""
 
     name: str
     version: str = ""
     shots: int | None = None
     n_items: int | None = None
-    """How many items were scored, of each part of a group, where ``--limit`` left some out."""
+    """Number of scored items, per task of a group, if ``--limit`` left some out; else None."""
 
-    def said(self, metric: str) -> str:
-        """Return a metric of this task with the conditions it was measured under."""
+    def describe(self, metric: str) -> str:
+        """Describe a metric of this task: its name, the shots, and the limit of items."""
         shots = [] if self.shots is None else [f"{self.shots}-shot"]
         items = [] if self.n_items is None else [f"first {self.n_items} items"]
         return ", ".join([metric.removesuffix(",none"), *shots, *items])
@@ -48,31 +48,31 @@ class Score:
 
 @dataclass
 class Results:
-    """All scores, and what the files say about their models and tasks."""
+    """All scores of some result files, with the groups of tasks and the recipes of merges."""
 
     scores: list[Score] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
-    """lm-eval's groups: their tasks or groups."""
+    """lm-eval's groups by name: their tasks and subgroups."""
     recipes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The recipe of each model that is a merge."""
+    """Recipes of the models that are merges."""
 
 
 def read(paths: Iterable[Path]) -> Results:
-    """Read every result file below the paths; raises `ReportError` where there is none."""
-    found, seen = Results(), set[Path]()
+    """Read every result file below the paths; raises `ReportError` for a path without any."""
+    collected, seen = Results(), set[Path]()
     for path in paths:
         files = [path] if path.is_file() else sorted(_files(path))
         for file in files:
             if file.resolve() not in seen:
                 seen.add(file.resolve())
-                (_read_opencompass if file.suffix == ".csv" else _read_lm_eval)(file, found)
+                (_read_opencompass if file.suffix == ".csv" else _read_lm_eval)(file, collected)
         if not files:
             raise ReportError(
                 f"{path} has no results: expected lm-eval's results_*.json (--output_path DIR) or "
                 "OpenCompass's WORK_DIR/<time>/summary/summary_*.csv below it."
             )
-    _refuse_contradictions(found.scores)
-    return found
+    _refuse_contradictions(collected.scores)
+    return collected
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -80,7 +80,7 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from folder.rglob("summary/summary_*.csv")
 
 
-def _read_lm_eval(file: Path, found: Results) -> None:
+def _read_lm_eval(file: Path, collected: Results) -> None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         results: Mapping[str, Mapping[str, Any]] = content["results"]
@@ -90,8 +90,10 @@ def _read_lm_eval(file: Path, found: Results) -> None:
     merge = config.get("merge") or {}
     model = content.get("model_name") or _pretrained(config.get("model_args")) or config["model"]
     if merge:
-        found.recipes[model] = merge["recipe"]
-    found.groups |= {group: tasks for group, tasks in content["group_subtasks"].items() if tasks}
+        collected.recipes[model] = merge["recipe"]
+    collected.groups |= {
+        group: tasks for group, tasks in content["group_subtasks"].items() if tasks
+    }
     for name, measured in results.items():
         items = content.get("n-samples", {}).get(name, {"effective": config.get("limit")})
         limited = items.get("effective") != items.get("original")
@@ -106,17 +108,17 @@ def _read_lm_eval(file: Path, found: Results) -> None:
             metric = key.partition(",")[0]
             if "," in key and not metric.endswith("_stderr") and isinstance(value, int | float):
                 better = higher.get(metric) is not False
-                found.scores.append(Score(model, task, key, float(value), better, file))
+                collected.scores.append(Score(model, task, key, float(value), better, file))
 
 
 def _pretrained(model_args: object) -> str | None:
-    """Return the model's name where lm-eval had none to record."""
+    """Find the model's name in its arguments, where lm-eval recorded no ``model_name``."""
     if isinstance(model_args, str):
         model_args = dict(part.partition("=")[::2] for part in model_args.split(","))
     return model_args.get("pretrained") if isinstance(model_args, Mapping) else None
 
 
-def _read_opencompass(file: Path, found: Results) -> None:
+def _read_opencompass(file: Path, collected: Results) -> None:
     rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
     head = ["dataset", "version", "metric", "mode"]
     if not rows or rows[0][:4] != head:
@@ -124,9 +126,9 @@ def _read_opencompass(file: Path, found: Results) -> None:
     for row in rows[1:]:
         name, version, metric, _, *values = row
         for model, value in zip(rows[0][4:], values, strict=True):
-            if value != "-":  # OpenCompass's word for a result that is not there
+            if value != "-":  # OpenCompass's mark for a missing result
                 task = Task(name, version="" if version == "-" else version)
-                found.scores.append(Score(model, task, metric, float(value), True, file))
+                collected.scores.append(Score(model, task, metric, float(value), True, file))
 
 
 def _refuse_contradictions(scores: Iterable[Score]) -> None:
@@ -134,7 +136,7 @@ def _refuse_contradictions(scores: Iterable[Score]) -> None:
     for score in scores:
         same = first.setdefault((score.model, score.task, score.metric), score)
         if same.value != score.value:
-            measured = f"{score.task.name} ({score.task.said(score.metric)})"
+            measured = f"{score.task.name} ({score.task.describe(score.metric)})"
             raise ReportError(
                 f"two results of {score.model} for {measured}: {same.value:g} in {same.file} and "
                 f"{score.value:g} in {score.file}. Name the folder or file of the one that counts."

@@ -1,7 +1,7 @@
-"""`merge-plugins sea-data DIR`: the South-East-Asian test data as Sailor scored it, in DIR/sea.
+"""Prepare Sailor's South-East-Asian test data in DIR/sea: `merge-plugins sea-data DIR`.
 
-The files are those of Sailor's repository, checked byte by byte, or those of their rows that the
-hub has, checked row by row; nothing of them is part of this package, and each data set keeps its
+The files come from Sailor's repository and are checked byte by byte, or their rows come from the
+hub and are checked row by row. This package contains none of the data, and each data set keeps its
 own licence. Point MERGE_PLUGINS_DATA at DIR afterwards.
 """
 
@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merge_plugins.errors import DataError
+from merge_plugins.folders import complete_or_nothing
 
 REPOSITORY = "https://github.com/sail-sg/sailor-llm"
 COMMIT = "078d31d"
-"""Where the checksums below were taken."""
+"""Source of the checksums below."""
 
 
 class File(NamedTuple):
-    """What one file must hold."""
+    """Expected number of rows and checksum of one file."""
 
     n_rows: int
     sha256: str
@@ -121,25 +122,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         verify(target)
         sys.stdout.write(f"{target} is complete: {_summary()}.\n")
         return 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".sea-data-") as name:
-        scratch = Path(name)
+    with (
+        complete_or_nothing(target) as unfinished,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".sea-data-") as scratch,
+    ):
         if options.hub:
-            said = _download(scratch / "sea")
+            summary = _download(unfinished)
         else:
-            checkout: Path = options.checkout or _clone(scratch / "clone")
-            _copy(data_folder(checkout), scratch / "sea")
-            said = _summary()
-        (scratch / "sea").rename(target)
+            checkout: Path = options.checkout or _clone(Path(scratch) / "clone")
+            _copy(data_folder(checkout), unfinished)
+            summary = _summary()
     sys.stdout.write(
-        f"{target}: {said}, checksums verified.\n"
+        f"{target}: {summary}, checksums verified.\n"
         f"export MERGE_PLUGINS_DATA={target.parent.resolve()}\n"
     )
     return 0
 
 
 def data_folder(checkout: Path) -> Path:
-    """Return the folder of a checkout, or of a copy of its data, that holds the files."""
+    """Find the folder of the data files in a checkout, or in a copy of its data."""
     places = [checkout / "eval" / "data", checkout / "data", checkout]
     for place in places:
         if (place / "m3exam").is_dir():
@@ -151,15 +152,15 @@ def data_folder(checkout: Path) -> Path:
 
 
 def verify(folder: Path) -> None:
-    """Raise `DataError` unless a folder holds every file of `FILES` with its very bytes."""
+    """Raise `DataError` unless a folder has every file of `FILES` with the expected checksum."""
     for name, wanted in FILES.items():
         file = folder / name
         if not file.is_file():
             raise DataError(f"{folder} has no {name}; delete {folder} and run sea-data again.")
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found != wanted.sha256:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest != wanted.sha256:
             raise DataError(
-                f"{file} is not the file that Sailor scored: SHA-256 is {found}, expected "
+                f"{file} is not the file that Sailor scored: SHA-256 is {digest}, expected "
                 f"{wanted.sha256}. Check out commit {COMMIT} of {REPOSITORY} without line-ending "
                 f"conversion, or delete {folder} and run sea-data again."
             )
@@ -175,13 +176,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _download(target: Path) -> str:
-    """Write what the hub has, if every row is the one that Sailor scored; say what that is."""
+    """Download the files that the hub has, check every row, and return a summary."""
     from harness_adapters.tasks.sea import rows as sea
 
     n_rows = 0
     for name, hub in sea.HUB.items():
-        found = sea.hub_rows(name)
-        read = sea.read(name, found)
+        downloaded = sea.hub_rows(name)
+        read = sea.read(name, downloaded)
         if (len(read), sea.fingerprint(read)) != (FILES[name].n_rows, hub.content):
             raise DataError(
                 f"{hub.dataset}, {hub.config}: {len(read)} rows that are not all among the "
@@ -189,7 +190,7 @@ def _download(target: Path) -> str:
                 "merge-plugins sea-data DIR --from CHECKOUT."
             )
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in downloaded)
         (target / name).write_text("".join(lines), encoding="utf-8")
         n_rows += len(read)
     return f"{len(sea.HUB)} files of {len(FILES)} (M3Exam is not on the hub), {n_rows:,} rows"

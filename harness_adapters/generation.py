@@ -1,15 +1,14 @@
-"""Answers of a merge to prompts: what every adapter shares that generates text.
+"""Generate a merge's answers to prompts: the base of alpaca_eval, human_eval and mbpp.
 
-A recipe becomes a live model and its tokenizer once. Prompts go through it in left-padded batches
-of similar length, and come back in their own order. A method that weighs its experts for each
-request does so here too: weights come from each prompt, or from the name of the task.
+The live model and its tokenizer are loaded once. Prompts run in left-padded batches of similar
+length; answers are returned in the order of the prompts. A routed method weighs its experts here
+too, by each prompt or by the name of the task.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCr
 
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.folders import write_whole
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.recipe import Recipe, read_recipe
@@ -32,10 +32,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Generator:
-    """A merge that answers prompts. Its weights are merged when the first prompt is answered.
+    """Generate a merge's answers. Weights are merged when the first prompt is answered.
 
-    ``dtype``: one of `DTYPES`; None: the merge's. ``device``: as torch spells it, or ``auto`` for
-    all GPUs; None: a GPU where there is one.
+    ``dtype``: one of `DTYPES`; None: the merge's. ``device``: a torch device, or ``auto`` for all
+    GPUs; None: a GPU if there is one.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Generator:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer that the recipe asks for."""
+        """The merge's tokenizer."""
         folder = str(tokenizer_folder(self.recipe))
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=self._trust_remote_code)
 
     @cached_property
     def model(self) -> Any:
-        """The live model; made once."""
+        """The live model, merged on first access."""
         options: dict[str, Any] = {}
         if self._dtype is not None:
             options[DTYPE] = getattr(torch, self._dtype)
@@ -83,11 +83,11 @@ class Generator:
         task: str | None = None,
         **generation: Any,
     ) -> list[str]:
-        """Return what the model writes after each prompt, greedily, without the stop string.
+        """Generate an answer to each prompt, greedily by default, without its stop string.
 
-        ``stop``: texts that end an answer. ``task``: what the benchmark is called, for a router
-        that goes by names. ``generation``: arguments of transformers' ``generate``. Raises
-        `MergeError` before any weight is read for a prompt that the model has no room for.
+        ``stop``: texts that end an answer. ``task``: the benchmark's name, for a router that
+        weighs by task. ``generation``: arguments of transformers' ``generate``. Raises
+        `MergeError`, before any weight is read, for a prompt too long for the model's context.
         """
         for name in ("num_return_sequences", "num_beam_groups", "return_dict_in_generate"):
             if generation.pop(name, 1) not in (1, False):
@@ -105,14 +105,14 @@ class Generator:
             ):
                 for start in range(0, len(order), self.batch_size):
                     batch = order[start : start + self.batch_size]
-                    found = self._answers([ids[i] for i in batch], stop, generation)
-                    for i, answer in zip(batch, found, strict=True):
+                    written = self._answers([ids[i] for i in batch], stop, generation)
+                    for i, answer in zip(batch, written, strict=True):
                         answers[i] = answer
                     progress.update(len(batch))
         return answers
 
     def _check(self, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Raise `MergeError` unless the merge is possible and has room for every answer."""
+        """Raise `MergeError` unless the merge is possible and its context fits every answer."""
         if max_new_tokens < 1:
             raise MergeError(f"max_new_tokens is 1 or more; got {max_new_tokens}")
         for i, prompt in enumerate(ids):
@@ -130,13 +130,13 @@ class Generator:
 
     @cached_property
     def _context(self) -> int | None:
-        """How many tokens fit the model; None: its config does not say."""
+        """Context length in tokens; None if the config has none."""
         folder = str(model_folder(self.recipe.donor))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=self._trust_remote_code)
         return getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def _weighed(self, task: str | None) -> contextlib.AbstractContextManager[None]:
-        """Hold the weights of a task, where a router goes by its name."""
+        """Return a context with the expert weights of a task, if the router weighs by task."""
         routing = getattr(self.model, "routing", None)
         if routing is None or not routing.by_task:
             return contextlib.nullcontext()
@@ -145,17 +145,17 @@ class Generator:
                 f"{self.recipe.merge_method} routes by the name of a task here, and these prompts "
                 "belong to none; choose another router"
             )
-        held: contextlib.AbstractContextManager[None] = self.model.routed(
+        context: contextlib.AbstractContextManager[None] = self.model.routed(
             routing.weigh([()], task)[0]
         )
-        return held
+        return context
 
     def _answers(
         self, ids: Sequence[Sequence[int]], stop: Sequence[str], generation: dict[str, Any]
     ) -> Iterator[str]:
         tokenizer, width = self.tokenizer, max(map(len, ids))
-        known = [t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None]
-        pad = known[0] if known else 0  # masked: any token does
+        special = [t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None]
+        pad = special[0] if special else 0  # masked: any token does
         rows = torch.full((len(ids), width), pad)
         mask = torch.zeros_like(rows)
         for row, kept, prompt in zip(rows, mask, ids, strict=True):
@@ -173,16 +173,16 @@ class Generator:
             yield _before(self._text(prompt, self._ended(answer)), stop)
 
     def _ended(self, answer: list[int]) -> list[int]:
-        """Return an answer up to its end token: what follows is padding."""
+        """Cut an answer after its first end token: what follows is padding."""
         ends = self.model.generation_config.eos_token_id
-        known = {*ends} if isinstance(ends, list) else {ends}
-        return answer[: next((i + 1 for i, token in enumerate(answer) if token in known), None)]
+        ends = {*ends} if isinstance(ends, list) else {ends}
+        return answer[: next((i + 1 for i, token in enumerate(answer) if token in ends), None)]
 
     def _text(self, prompt: Sequence[int], answer: Sequence[int]) -> str:
-        """Return what the answer adds to the prompt's text.
+        """Decode an answer: the text that it adds to the prompt's.
 
-        Decoded alone it would lose its first space with tokenizers that mark words by the space
-        before them, and Python code its indentation.
+        Tokenizers that mark words by the space before them drop the first space of an answer that
+        is decoded alone, and so the indentation of Python code.
         """
         before, both, alone = (
             self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -192,15 +192,15 @@ class Generator:
 
 
 class Wrote(StoppingCriteria):
-    """Ends each row that has written one of some texts after its prompt."""
+    """Stop each row once one of the given texts occurs after its prompt."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_width: int) -> None:
         self._tokenizer, self._texts, self._start = tokenizer, texts, prompt_width
-        # A token may be one byte of a letter; before the first of them, some tokens of context.
+        # A token may be one byte of a letter; eight more as context before the first of them.
         self._window = max(len(text.encode()) for text in texts) + 8
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Return which rows are done: bool [batch]."""
+        """Compute which rows are done: bool [batch]."""
         start = max(self._start, input_ids.shape[1] - self._window)
         tails = self._tokenizer.batch_decode(input_ids[:, start:])
         done = [any(text in tail for text in self._texts) for tail in tails]
@@ -213,7 +213,7 @@ def _before(answer: str, stop: Sequence[str]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """Add the recipe, the file to write, and how to generate."""
+    """Add the arguments of a command that generates: recipe, output file, generation options."""
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, its folder, or the short form method=…"
     )
@@ -229,7 +229,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
 
 
 def generator(options: argparse.Namespace) -> Generator:
-    """Return the generator that a command line asks for, once its output file can be written."""
+    """Build the generator of a command line, after a check that its output file is new."""
     new_file(options.out)
     if options.limit is not None and options.limit < 1:
         raise MergeError(f"--limit is how many rows to answer, 1 or more; got {options.limit}")
@@ -243,7 +243,7 @@ def generator(options: argparse.Namespace) -> Generator:
 
 
 def new_file(file: Path) -> None:
-    """Raise `MergeError` if a file is there already: it may be of another merge."""
+    """Raise `MergeError` if a file exists, as it may be another merge's, or its folder does not."""
     if file.exists():
         raise MergeError(f"{file} exists; name another file, or remove it")
     if not file.absolute().parent.is_dir():
@@ -251,19 +251,15 @@ def new_file(file: Path) -> None:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a file in full or not at all."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    """Write a file in full or not at all; raises `MergeError` where that is impossible."""
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, text)
     except OSError as exc:
         raise MergeError(f"{file} was not written: {exc}") from exc
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """Run a command; say what we refuse in a line, without a traceback."""
+    """Run a command; print a `MergeError` as one line, without a traceback."""
     try:
         return run()
     except MergeError as exc:

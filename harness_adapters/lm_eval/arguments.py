@@ -1,4 +1,4 @@
-"""What ``--model merged`` accepts beside the recipe, and what it refuses by name."""
+"""Check the arguments that ``--model merged`` takes beside the recipe."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ FROM_PRETRAINED = {
     *("offload_state_dict", "quantization_config", "torch_dtype", "tp_plan", "tp_size"),
     *("trust_remote_code", "use_kernels"),
 }
-"""Arguments of ``PreTrainedModel.from_pretrained`` that still mean something for a merge."""
+"""Arguments of ``PreTrainedModel.from_pretrained`` that also apply to a merge."""
 QUANTIZATION = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}
 SAME_OUTPUTS = {
     *("batch_size", "device", "device_map", "logits_cache", "low_cpu_mem_usage", "max_batch_size"),
     *("max_cpu_memory", "max_memory", "max_memory_per_gpu", "offload_buffers", "offload_folder"),
     *("offload_state_dict", "parallelize", "tp_plan", "tp_size"),
 }
-"""Arguments that say where and how fast; two runs that differ in them may share a cache."""
+"""Arguments on devices, memory and speed; two runs that differ in them may share a cache."""
 FILES = ("peft", "steer_path")
-"""Arguments that name local files; what counts is in the files."""
+"""Arguments that name local files; outputs depend on the files' content, not on their paths."""
 
 
 def refuse(options: dict[str, Any]) -> None:
-    """Stop at an argument that cannot go with a merge; forget it where it is switched off."""
+    """Raise `RecipeError` for an argument that no merge supports; drop it if it is falsy."""
     for name in REFUSED.keys() & options.keys():
         if options.pop(name):
             raise RecipeError(f"{name}= does not go with a merge: {REFUSED[name]}.")
 
 
 def refuse_routed(options: Mapping[str, Any], method: str) -> None:
-    """Stop at an argument that cannot go with a merge whose experts are weighed per request."""
+    """Raise `RecipeError` for an argument that merges with per-request weights do not support."""
     for name in ("peft", "steer_path", *QUANTIZATION):
         if options.get(name):
             raise RecipeError(f"{name}= does not go with {method} yet; leave it out.")
@@ -60,7 +60,7 @@ def refuse_routed(options: Mapping[str, Any], method: str) -> None:
 def check_names(
     options: Mapping[str, Any], lm_class: type, config: PretrainedConfig, recipe_words: Set[str]
 ) -> None:
-    """Stop at an argument nobody knows, instead of failing inside a model's constructor."""
+    """Raise `RecipeError` for an unknown argument, before a model's constructor fails on it."""
     known = {*_defaults(lm_class), *FROM_PRETRAINED, *QUANTIZATION, *config.to_dict()}
     for name in options:
         if name not in known and not hasattr(config, name):
@@ -72,7 +72,7 @@ def check_names(
 
 
 def take_quantization(options: dict[str, Any]) -> Any:
-    """Remove quantisation arguments from ``options``; return transformers' object for them."""
+    """Remove quantisation arguments from ``options``; return a transformers config for them."""
     names = [name for name in options if name in QUANTIZATION]
     bits = {name: options.pop(name) for name in names}
     given = options.pop("quantization_config", None)
@@ -86,12 +86,12 @@ def take_quantization(options: dict[str, Any]) -> Any:
 
 
 def config_overrides(kwargs: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
-    """Names of the arguments that ``from_pretrained`` would write into the model's config."""
+    """List the arguments that ``from_pretrained`` would write into the model's config."""
     return [name for name in kwargs if name not in FROM_PRETRAINED and hasattr(config, name)]
 
 
 def outputs_depend_on(options: Mapping[str, Any], lm_class: type) -> dict[str, str]:
-    """Return, as text, the arguments that may change an answer of the same merge."""
+    """Select the arguments that may change a merge's answers: name to value or file hash."""
     defaults = _defaults(lm_class)
     return {
         name: _content(value) if name in FILES else str(value).removeprefix("torch.")
@@ -102,7 +102,7 @@ def outputs_depend_on(options: Mapping[str, Any], lm_class: type) -> dict[str, s
 
 
 def _defaults(lm_class: type) -> dict[str, Any]:
-    """Every argument that the constructors of a class name, with its default."""
+    """List every argument that a class's constructors name, with its default."""
     named: dict[str, inspect.Parameter] = {}
     for ancestor in reversed(lm_class.__mro__[:-1]):
         named |= inspect.signature(vars(ancestor).get("__init__", object)).parameters

@@ -1,4 +1,4 @@
-"""Files of the judge: what lm-eval logged, and the verdicts on it."""
+"""Read and write the judge's files: lm-eval's logged samples, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merge_plugins.errors import DataError, MergeError
 
 @dataclass
 class Row:
-    """One question: what was answered, and what lm-eval's filters made of it."""
+    """One question with a model's response and its scores by lm-eval's filters."""
 
     doc_id: int
     question: str
@@ -25,11 +25,11 @@ class Row:
 
 
 def read_samples(file: Path) -> list[Row]:
-    """Read what lm-eval logged: a line for each document and filter; one row for each document."""
+    """Read lm-eval's log, one line per document and filter, into one row per document."""
     rows: dict[int, Row] = {}
     for number, sample in _lines(file):
         try:
-            found = Row(
+            logged = Row(
                 sample["doc_id"],
                 sample["doc"]["question"],
                 sample["target"],
@@ -42,8 +42,8 @@ def read_samples(file: Path) -> list[Row]:
                 f"{file}: line {number} is no logged GSM8K sample, {type(exc).__name__}: {exc}; "
                 "name a samples_*.jsonl file that lm_eval --log_samples wrote"
             ) from exc
-        row = rows.setdefault(found.doc_id, found)
-        if (row.question, row.response) != (found.question, found.response):
+        row = rows.setdefault(logged.doc_id, logged)
+        if (row.question, row.response) != (logged.question, logged.response):
             raise DataError(
                 f"{file}: line {number}: document {row.doc_id} has another answer above"
             )
@@ -74,31 +74,31 @@ def _lines(file: Path) -> list[tuple[int, Any]]:
 
 
 class Verdicts:
-    """A file of verdicts, one per line, to which each is added when it is there."""
+    """A file of verdicts, one per line; each is appended as soon as it is known."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = threading.Lock()
         self._mend()
-        held = _lines(file) if file.exists() else []
-        if not all(isinstance(line, dict) and {"key", "correct"} <= {*line} for _, line in held):
+        lines = _lines(file) if file.exists() else []
+        if not all(isinstance(line, dict) and {"key", "correct"} <= {*line} for _, line in lines):
             raise DataError(f"{file} is no file of verdicts; name another one with --out")
-        self.known = {line["key"]: line for _, line in held}
+        self.known = {line["key"]: line for _, line in lines}
 
     def _mend(self) -> None:
         """Cut a last line that a killed run left unfinished."""
-        held = self.file.read_bytes() if self.file.exists() else b""
-        if held and not held.endswith(b"\n"):
+        content = self.file.read_bytes() if self.file.exists() else b""
+        if content and not content.endswith(b"\n"):
             with self.file.open("r+b") as handle:
-                handle.truncate(held.rfind(b"\n") + 1)
+                handle.truncate(content.rfind(b"\n") + 1)
 
-    def add(self, found: Mapping[str, Any]) -> None:
-        """Keep a verdict, on disk first."""
-        line = json.dumps(found, ensure_ascii=False) + "\n"
+    def add(self, verdict: Mapping[str, Any]) -> None:
+        """Append a verdict to the file, then to `known`."""
+        line = json.dumps(verdict, ensure_ascii=False) + "\n"
         with self._lock:
             try:
                 with self.file.open("a", encoding="utf-8") as handle:
                     handle.write(line)
             except OSError as exc:
                 raise MergeError(f"{self.file}: a verdict was not written: {exc}") from exc
-            self.known[found["key"]] = found
+            self.known[verdict["key"]] = verdict

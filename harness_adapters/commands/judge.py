@@ -1,9 +1,9 @@
-"""`merge-plugins judge`: a language model grades the answers that lm-eval logged, as in DELLA.
+"""Grade logged answers with a language model, as in DELLA: `merge-plugins judge`.
 
-Reads the file that ``lm_eval --log_samples`` wrote for GSM8K, asks a judge behind any
-OpenAI-compatible address whether each answer is right, and prints the share of right ones with its
-standard error beside the scores of lm-eval's own filters. Verdicts are kept as they come in, so a
-run that is stopped goes on where it was, and one that is repeated asks nothing.
+Reads the file that ``lm_eval --log_samples`` wrote for GSM8K, requests a verdict on each answer
+from a judge behind any OpenAI-compatible address, and prints the accuracy with its standard error
+beside the scores of lm-eval's own filters. Each verdict is written as it arrives, so a stopped run
+continues where it was, and a repeated one sends no requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from harness_adapters._samples import Row, Verdicts, read_samples
+from harness_adapters.commands.samples import Row, Verdicts, read_samples
 from merge_plugins.errors import MergeError
 
 SYSTEM = (
@@ -39,35 +39,35 @@ USER = (
     "Question: {question}\nReference Solution: {solution}\n\nResponse: {response}\n\n"
     "Final Verdict:<verdict>."
 )
-"""DELLA's words to the byte, with the spaces it forgets."""
+"""DELLA's prompts to the byte, missing spaces included."""
 TRIES = 5
-"""How often a judge is asked that gives no verdict, or two."""
+"""Requests per answer, at most, if replies have no verdict, or two."""
 RETRIES = 5
-"""How often the client repeats a request that failed on the way, waiting longer each time."""
+"""Retries of a request that failed in transit; the client waits longer each time."""
 KEY = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
 class Asker:
-    """How rows are put to the judge."""
+    """Request verdicts from the judge."""
 
     client: Any
     model: str
     options: Mapping[str, Any]
-    """What else the request holds: temperature, and a limit of tokens where one is wanted."""
+    """Further fields of a request: temperature and, optionally, max_tokens."""
 
     def messages(self, row: Row) -> list[dict[str, str]]:
-        """Return the request for one row."""
+        """Build the chat messages of the request for one row."""
         text = USER.format(question=row.question, solution=row.solution, response=row.response)
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
     def key(self, row: Row) -> str:
-        """Return what a verdict is of: address, model, options and every word of the request."""
+        """Hash all that a verdict depends on: address, model, options and messages."""
         asked = [str(self.client.base_url), self.model, dict(self.options), self.messages(row)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def ask(self, row: Row) -> dict[str, Any]:
-        """Return the verdict on one row; ``correct`` is None after `TRIES` without a clear one."""
+        """Request the verdict on one row; ``correct`` is None after `TRIES` unclear replies."""
         correct, tries, text = None, 0, ""
         while correct is None and tries < TRIES:
             reply = self.client.chat.completions.create(
@@ -86,7 +86,7 @@ class Asker:
 
 
 def verdict(text: str) -> bool | None:
-    """Return whether a judge's reply says [[A]], right, or [[B]], wrong; None: not exactly once."""
+    """Parse a judge's reply: True for [[A]], False for [[B]], None unless there is exactly one."""
     tags = re.findall(r"\[\[([AB])\]\]", text)
     return tags[0] == "A" if len(tags) == 1 else None
 
@@ -121,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with asker.client:
         failed = _ask_all(asker, todo, verdicts, options.workers)
-    found = summarise(rows, [verdicts.known.get(asker.key(row)) for row in rows])
-    _show(found, failed)
-    return 0 if found["graded"] else 1
+    summary = summarise(rows, [verdicts.known.get(asker.key(row)) for row in rows])
+    _show(summary, failed)
+    return 0 if summary["graded"] else 1
 
 
 def _client(base_url: str | None) -> Any:
@@ -144,9 +144,9 @@ def _client(base_url: str | None) -> Any:
 def _ask_all(
     asker: Asker, todo: Mapping[str, Row], verdicts: Verdicts, workers: int
 ) -> dict[int, str]:
-    """Ask for every verdict; return what went wrong, by document. Verdicts are kept in any case.
+    """Request every verdict and keep it; return the error messages by document.
 
-    Raises `MergeError` at once for what would befall every other row as well.
+    Raises `MergeError` at once for an error that would affect all other rows as well.
     """
     import openai
 
@@ -186,26 +186,26 @@ def _ask_all(
                 f"the judge cannot be asked: {_message(exc)}. {len(verdicts.known)} verdicts are "
                 f"in {verdicts.file}; the same command goes on from there"
             ) from exc
-        finally:  # requests under way are paid for: the pool waits for their verdicts
+        finally:  # requests in flight are paid for: the pool waits for their verdicts
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return failed
 
 
 def _message(exc: BaseException) -> str:
-    """Say what went wrong in a line, without the key that a server may have sent back."""
+    """Shorten an error to one line, without the key that a server may have sent back."""
     text = f"{type(exc).__name__}: {exc}".splitlines()[0][:300]
     key = os.environ.get(KEY)
     return text.replace(key, f"${KEY}") if key else text
 
 
-def summarise(rows: Sequence[Row], found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Return accuracy over graded rows, its standard error, and what else is worth knowing.
+def summarise(rows: Sequence[Row], verdicts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Compute accuracy over graded rows, its standard error, counts, and the filters' scores.
 
-    ``found``: the verdict on each row, if there is one. Scores of filters are over all rows.
+    ``verdicts``: the verdict on each row, if there is one. Scores of filters are over all rows.
     """
-    known = [None if one is None else one["correct"] for one in found]
-    graded = [correct for correct in known if correct is not None]
+    correct = [None if one is None else one["correct"] for one in verdicts]
+    graded = [one for one in correct if one is not None]
     n, share = len(graded), sum(graded) / len(graded) if graded else math.nan
     filters = {name: sum(row.scores[name] for row in rows) / len(rows) for name in rows[0].scores}
     return {
@@ -214,19 +214,19 @@ def summarise(rows: Sequence[Row], found: Sequence[Mapping[str, Any] | None]) ->
         "right": sum(graded),
         "accuracy": share,
         "stderr": math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else math.nan,
-        "ungraded": [row.doc_id for row, one in zip(rows, known, strict=True) if one is None],
+        "ungraded": [row.doc_id for row, one in zip(rows, correct, strict=True) if one is None],
         "filters": filters,
     }
 
 
-def _show(found: Mapping[str, Any], failed: Mapping[int, str]) -> None:
-    filters: Mapping[str, float] = found["filters"]
+def _show(summary: Mapping[str, Any], failed: Mapping[int, str]) -> None:
+    filters: Mapping[str, float] = summary["filters"]
     wide = max(map(len, ("accuracy", *filters)))
-    share = f"{found['accuracy']:.4f} ± {found['stderr']:.4f}"
-    print(f"{'accuracy':{wide}}  {share}  ({found['right']} of {found['graded']} graded)")
+    share = f"{summary['accuracy']:.4f} ± {summary['stderr']:.4f}"
+    print(f"{'accuracy':{wide}}  {share}  ({summary['right']} of {summary['graded']} graded)")
     for name, score in filters.items():
-        print(f"{name:{wide}}  {score:.4f}  (exact match, {found['documents']} documents)")
-    ungraded = ", ".join(map(str, found["ungraded"])) or "none"
-    print(f"{'ungraded':{wide}}  {len(found['ungraded'])} documents: {ungraded}")
+        print(f"{name:{wide}}  {score:.4f}  (exact match, {summary['documents']} documents)")
+    ungraded = ", ".join(map(str, summary["ungraded"])) or "none"
+    print(f"{'ungraded':{wide}}  {len(summary['ungraded'])} documents: {ungraded}")
     for doc_id, why in failed.items():
         print(f"{'':{wide}}  {doc_id}: {why}; asked again next time")

@@ -1,7 +1,7 @@
-"""`merge-plugins report`: the table of a paper from what lm-eval and OpenCompass left on disk.
+"""Tabulate results of lm-eval and OpenCompass as papers do: `merge-plugins report`.
 
-One row a model, one column a task; then the average of each of lm-eval's groups that has no score
-of its own, or of all tasks.
+One row per model, one column per task; then the average of each of lm-eval's groups that has no
+score of its own, or of all tasks.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness_adapters._report_table import FORMATS, Table, plot
-from harness_adapters._results import ReportError, Results, Task, read
+from harness_adapters.commands.report_table import FORMATS, Table, plot
+from harness_adapters.commands.results import ReportError, Results, Task, read
 from merge_plugins.errors import did_you_mean
 
 SHOWN: Mapping[str, str] = {
@@ -25,27 +25,27 @@ SHOWN: Mapping[str, str] = {
     "math_alpaca_mergelm": "exact_match_mergelm,none",
     "winogrande": "acc,none",
 }
-"""The metric that papers on merging show, where a task has several."""
+"""Metrics that papers on merging report, of tasks with several."""
 PREFERRED = ("acc_norm", "exact_match", "pass@1", "acc", "EM", "F1", "f1", "accuracy", "score")
-"""For other tasks: the first of these that the task has under one filter."""
+"""Metrics of other tasks: the first of these that the task has under exactly one filter."""
 AVERAGE = "average"
 UNBOUNDED = re.compile("perplexity|per_byte")
-"""Metrics that are no shares."""
+"""Metrics that are not shares in [0, 1]."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the merge-by-task table of some results."""
+    """Print the table of models by tasks, and plot it with ``--plot``."""
     options = _parser().parse_args(argv)
-    found = read(options.results)
-    chosen = choose(found, dict(_pair(given) for given in options.metric), options.tasks)
-    base, experts = sources(found, options.base, options.experts)
-    table = tabulate(found, chosen, [*base, *experts])
+    results = read(options.results)
+    chosen = choose(results, dict(_pair(given) for given in options.metric), options.tasks)
+    base, experts = sources(results, options.base, options.experts)
+    table = tabulate(results, chosen, [*base, *experts])
     if options.normalise:
-        normalise(table, found, chosen, experts)
+        normalise(table, results, chosen, experts)
     elif options.percent:
         in_percent(table, chosen)
     if options.normalise or options.percent or len(set(map(_is_lm_evals, chosen.values()))) == 1:
-        add_averages(table, found, chosen)
+        add_averages(table, results, chosen)
     else:
         table.notes.append("no average: lm-eval's shares beside OpenCompass's percent; --percent")
     print(FORMATS[options.format](table))
@@ -80,26 +80,28 @@ def _pair(given: str) -> tuple[str, str]:
 
 
 def choose(
-    found: Results, asked: Mapping[str, str], names: Sequence[str] | None = None
+    results: Results, asked: Mapping[str, str], names: Sequence[str] | None = None
 ) -> dict[Task, str]:
-    """Return the tasks that get a column, each with the metric to show of it.
+    """Choose the tasks that get a column, each with its metric.
 
-    Those are the named ones, or else all but the parts of a group that has a score of its own.
+    Those are the named ones; by default all but the parts of a group with a score of its own.
     """
     metrics: dict[Task, list[str]] = {}
-    for score in found.scores:
+    for score in results.scores:
         of_task = metrics.setdefault(score.task, [])
         of_task += [] if score.metric in of_task else [score.metric]
     scored = dict.fromkeys(task.name for task in metrics)
-    known = {*scored, *found.groups}
+    known = {*scored, *results.groups}
     for option, given in (("--tasks", names or ()), ("--metric", asked)):
         for name in given:
             if name not in known:
                 raise ReportError(f"{option} {name}: no result of that{did_you_mean(name, known)}")
-    hidden = {task for group in found.groups if group in scored for task in _below(group, found)}
+    hidden = {
+        task for group in results.groups if group in scored for task in _below(group, results)
+    }
     shown = [name for name in scored if name not in hidden or name in asked]
     if names:
-        parts = [[name] if name in scored else _below(name, found) for name in names]
+        parts = [[name] if name in scored else _below(name, results) for name in names]
         shown = [name for part in parts for name in part if name in scored]
     return {
         task: _metric(task, metrics[task], asked.get(name))
@@ -109,10 +111,10 @@ def choose(
     }
 
 
-def _below(group: str, found: Results) -> list[str]:
-    """Return every task and group that is part of a group, in its order."""
-    members = found.groups.get(group, [])
-    return [name for member in members for name in (member, *_below(member, found))]
+def _below(group: str, results: Results) -> list[str]:
+    """List the tasks and groups that are part of a group, at any depth, in its order."""
+    members = results.groups.get(group, [])
+    return [name for member in members for name in (member, *_below(member, results))]
 
 
 def _metric(task: Task, names: Sequence[str], asked: str | None) -> str:
@@ -130,14 +132,14 @@ def _metric(task: Task, names: Sequence[str], asked: str | None) -> str:
 
 
 def sources(
-    found: Results, base: str | None, experts: Sequence[str] | None
+    results: Results, base: str | None, experts: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Return the rows of base and experts: as named, or as the recipes of the merges say."""
-    models = list(dict.fromkeys(score.model for score in found.scores))
-    bases = [recipe.get("base_model") for recipe in found.recipes.values()]
+    """Choose the rows of base and experts: as named, or else from the recipes of the merges."""
+    models = list(dict.fromkeys(score.model for score in results.scores))
+    bases = [recipe.get("base_model") for recipe in results.recipes.values()]
     merged = [
         entry.get("model")
-        for recipe in found.recipes.values()
+        for recipe in results.recipes.values()
         for part in (recipe, *recipe.get("slices", ()))
         for entry in (*part.get("models", ()), *part.get("sources", ()))
     ]
@@ -156,21 +158,21 @@ def _named(name: str, models: Sequence[str], option: str) -> str:
     return fitting[0]
 
 
-def tabulate(found: Results, chosen: Mapping[Task, str], first: Sequence[str]) -> Table:
-    """Arrange scores: the first models, then the others by name."""
-    scores = [score for score in found.scores if chosen.get(score.task) == score.metric]
+def tabulate(results: Results, chosen: Mapping[Task, str], first: Sequence[str]) -> Table:
+    """Arrange scores in a table: rows in the order of ``first``, then the others by name."""
+    scores = [score for score in results.scores if chosen.get(score.task) == score.metric]
     models = {score.model for score in scores}
     rows = [model for model in first if model in models] + sorted(models - {*first})
     titles = titled(chosen)
     cells = {(score.model, titles[score.task]): score.value for score in scores}
-    return Table(rows, list(titles.values()), cells, _what_is_shown(chosen))
+    return Table(rows, list(titles.values()), cells, _notes(chosen))
 
 
 def titled(chosen: Mapping[Task, str]) -> dict[Task, str]:
-    """Return each column's title: the task's name, with all that was measured if that is needed."""
+    """Title each column by its task's name, with metric and version where names are equal."""
     names = [task.name for task in chosen]
     titles = {
-        task: task.name if names.count(task.name) == 1 else f"{task.name} ({task.said(metric)})"
+        task: task.name if names.count(task.name) == 1 else f"{task.name} ({task.describe(metric)})"
         for task, metric in chosen.items()
     }
     every = list(titles.values())
@@ -180,21 +182,21 @@ def titled(chosen: Mapping[Task, str]) -> dict[Task, str]:
     }
 
 
-def _what_is_shown(chosen: Mapping[Task, str]) -> list[str]:
-    """Return a line for each way of measuring, with the columns measured so."""
+def _notes(chosen: Mapping[Task, str]) -> list[str]:
+    """Describe each metric in a line, with the columns that show it."""
     ways: dict[str, list[str]] = {}
     for task, title in titled(chosen).items():
-        ways.setdefault(task.said(chosen[task]), []).append(title)
+        ways.setdefault(task.describe(chosen[task]), []).append(title)
     return [f"{way}: {', '.join(titles)}" for way, titles in ways.items()]
 
 
 def normalise(
-    table: Table, found: Results, chosen: Mapping[Task, str], experts: Sequence[str]
+    table: Table, results: Results, chosen: Mapping[Task, str], experts: Sequence[str]
 ) -> None:
-    """Divide each column by its best expert's score, as Twin-Merging does by each task's own."""
+    """Divide each column by its best expert's score; Twin-Merging divides by the task's own."""
     if not experts:
         raise ReportError("--normalise divides by the experts' scores; name them with --experts.")
-    lower = {score.task for score in found.scores if not score.higher_is_better
+    lower = {score.task for score in results.scores if not score.higher_is_better
              and chosen.get(score.task) == score.metric}  # fmt: skip
     for task, column in titled(chosen).items():
         if task in lower:
@@ -225,9 +227,9 @@ def _is_lm_evals(metric: str) -> bool:
     return "," in metric  # its metrics name a filter
 
 
-def add_averages(table: Table, found: Results, chosen: Mapping[Task, str]) -> None:
+def add_averages(table: Table, results: Results, chosen: Mapping[Task, str]) -> None:
     """Add the mean of each group's columns, where a model has all of them."""
-    for name, members in _averaged(found, titled(chosen)).items():
+    for name, members in _averaged(results, titled(chosen)).items():
         table.columns.append(name)
         for model in table.rows:
             values = [table.cells[model, m] for m in members if (model, m) in table.cells]
@@ -235,12 +237,12 @@ def add_averages(table: Table, found: Results, chosen: Mapping[Task, str]) -> No
                 table.cells[model, name] = sum(values) / len(values)
 
 
-def _averaged(found: Results, titles: Mapping[Task, str]) -> dict[str, list[str]]:
-    """Return, for each average, the columns it is taken over."""
+def _averaged(results: Results, titles: Mapping[Task, str]) -> dict[str, list[str]]:
+    """List the columns of each average."""
     averages: dict[str, list[str]] = {}
     scored = {task.name for task in titles}
-    for group in found.groups:
-        inside = [titles[task] for task in titles if task.name in _below(group, found)]
+    for group in results.groups:
+        inside = [titles[task] for task in titles if task.name in _below(group, results)]
         if group not in scored and len(inside) > 1:
             averages[f"{AVERAGE} of {group}"] = inside
     if not averages and len(titles) > 1:

@@ -1,7 +1,8 @@
-"""``data: task:NAME``: the training split of an lm-eval task as calibration data.
+"""Read the training split of an lm-eval task as calibration data: ``data: task:NAME``.
 
-Prompts and answers are those lm-eval itself would score: the task's ``doc_to_text`` and
-``doc_to_target``, without few-shot examples or a chat template. Never the split that is scored.
+Prompts and answers are formatted as lm-eval formats them: by the task's ``doc_to_text`` and
+``doc_to_target``, without few-shot examples or a chat template. The split that lm-eval scores is
+never used.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from merge_plugins.errors import DataError
 
 
 def training_split(name: str, include_path: str | None = None) -> Sequence[Example] | None:
-    """Return the training examples of a task; None if lm-eval knows no such task.
+    """Load the training examples of a task; None if lm-eval has no such task.
 
-    ``include_path`` is lm-eval's: a folder with more tasks. Raises `DataError` when lm-eval is not
-    installed, or the task has no training split apart from what it is scored on.
+    ``include_path``, as in lm-eval: a folder with more tasks. Raises `DataError` if lm-eval is not
+    installed, or if the task has no training split apart from the scored one.
     """
     manager = next((m for m in _managers(name, include_path) if name in m.all_tasks), None)
     if manager is None:
@@ -42,7 +43,7 @@ def training_split(name: str, include_path: str | None = None) -> Sequence[Examp
 
 
 def _managers(name: str, include_path: str | None) -> Iterator[Any]:
-    """Yield what knows the user's own tasks, then, seconds later, what knows lm-eval's too."""
+    """Yield a manager of the user's own tasks, then one of lm-eval's too, which takes seconds."""
     if find_spec("lm_eval") is None:
         raise DataError(f"data: task:{name} needs lm-eval: pip install 'merge-plugins[lm-eval]'")
     if include_path is not None:
@@ -64,7 +65,7 @@ def _loaded(name: str, manager: Any) -> Any:
 
 
 class Docs(Sequence[Example]):
-    """The training documents of a task, each rendered when it is asked for."""
+    """Training documents of a task, each formatted as an `Example` on access."""
 
     def __init__(self, task: Any) -> None:
         self._task = task
@@ -83,7 +84,7 @@ class Docs(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         doc, task = self._docs[index], self._task
         text, target = task.doc_to_text(doc), task.doc_to_target(doc)
-        target = target[0] if isinstance(target, list) else target  # all are right
+        target = target[0] if isinstance(target, list) else target  # several correct answers
         label = None
         if task.OUTPUT_TYPE == "multiple_choice":
             choices = task.doc_to_choice(doc)

@@ -1,12 +1,13 @@
-"""Merge methods that other people registered with mergekit, as methods of ours.
+"""Offer merge methods that third parties registered with mergekit as methods of ours.
 
 mergekit 0.1.5 discovers no plugins: a method exists once something imports the module that calls
-``mergekit.merge_methods.register``. So this looks where such a method can come from: modules that
-``MERGE_PLUGINS_MERGEKIT_MODULES`` names (comma between them), modules that the running program has
-imported already, and an edited mergekit. Its own twenty are ours too and are left out.
+``mergekit.merge_methods.register``. Such methods come from modules that
+``MERGE_PLUGINS_MERGEKIT_MODULES`` names (comma-separated), from modules that the running program
+has imported already, and from an edited mergekit. mergekit's own twenty methods are built in here
+and are left out.
 
-mergekit is imported here and nowhere else, and only where `plugins` is walked: for a method that
-nobody else has, and for ``merge-plugins list``.
+mergekit is imported by this module alone, and only while `plugins` is iterated: for a method that
+is registered nowhere else, and for ``merge-plugins list``.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ if TYPE_CHECKING:
     from mergekit.merge_methods.base import ParameterSpec
 
 MODULES = "MERGE_PLUGINS_MERGEKIT_MODULES"
-SPOKEN = (0, 1, 5)
-"""The release whose interface for methods this speaks: 0.1.4 had another."""
+SUPPORTED = (0, 1, 5)
+"""The release whose interface for methods is supported: 0.1.4 had another."""
 OWN = {
     *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough", "task_arithmetic"),
     *("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della"),
     *("della_linear", "model_stock", "sce", "nearswap", "arcee_fusion", "ram", "ramplus_tl"),
 }
 PROTOCOLS = {"measure", "prepare", "branches", "router"}
-"""What our runner would take a field of that name for."""
+"""Names of a kernel's optional methods; the engine would call a field of that name."""
 
 
 def plugins() -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Yield label, version and importer of every module named and of every method found.
+    """Yield label, version and importer of each named module and of each registered method.
 
-    A module's importer has run by the time the next one is asked for.
+    The caller must run a module's importer before it takes the next item: it registers methods.
     """
     modules = [name.strip() for name in os.environ.get(MODULES, "").split(",") if name.strip()]
     try:
@@ -59,7 +60,7 @@ def plugins() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                 "pip install 'merge-plugins[mergekit]'"
             ) from None
         return
-    if Version(version).release != SPOKEN:
+    if Version(version).release != SUPPORTED:
         raise MergeError(
             f"mergekit {version} is installed, whose methods have another interface than those of "
             "0.1.5: pip install 'merge-plugins[mergekit]'"
@@ -75,20 +76,20 @@ def plugins() -> Iterator[tuple[str, str, Callable[[], Any]]]:
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
-    """One method of mergekit's registry, as a plugin of ours."""
+    """Plugin of one method in mergekit's registry."""
 
     method: MergeMethod
 
     @hookimpl
     def register_merge_methods(self, register: Callable[..., None]) -> None:
-        """Register it, or say why a merge here cannot call it."""
+        """Register the method; raises `MergeError` if no merge here can call it."""
         for reason in refusals(self.method):
             raise MergeError(f"cannot be used here: {reason}")
         register(self.method.spec.name, wrapped(self.method), **facts(self.method.spec))
 
 
 def refusals(method: MergeMethod) -> Iterator[str]:
-    """Yield why a method needs more than the weights of one name, or more than a recipe holds."""
+    """Yield the reasons why a method cannot be used: its inputs or parameters are unsupported."""
     base = import_module("mergekit.merge_methods.base")
     if not isinstance(method, base.GroupMergeMethod | base.BatchedMergeMethod):
         yield "it is neither a GroupMergeMethod nor a BatchedMergeMethod, so what it reads is open"
@@ -108,7 +109,7 @@ def refusals(method: MergeMethod) -> Iterator[str]:
 
 
 def facts(spec: MergeMethodSpec) -> dict[str, Any]:
-    """Return what mergekit's contract says, in the words of `register_merge_methods`."""
+    """Convert mergekit's contract of a method to arguments of `register_merge_methods`."""
     contract, base = spec.contract, spec.contract.base.value
     least = contract.min_inputs - _base_is_apart(spec)
     most = contract.max_inputs
@@ -127,7 +128,7 @@ def facts(spec: MergeMethodSpec) -> dict[str, Any]:
 
 
 def wrapped(method: MergeMethod) -> type:
-    """Return a dataclass whose fields are a mergekit method's parameters and whose call runs it."""
+    """Build a kernel class: its fields are a mergekit method's parameters, its call runs it."""
     spec, base = method.spec, import_module("mergekit.merge_methods.base")
 
     def __post_init__(self: Any) -> None:  # noqa: N807
@@ -137,13 +138,13 @@ def wrapped(method: MergeMethod) -> type:
                 _check(given, one)
 
     def __call__(self: Any, slot: Slot) -> Tensor:  # noqa: N807
-        """Return the merged weight, [*shape], in the dtype that mergekit gives it."""
+        """Compute the merged weight, [*shape], in mergekit's dtype."""
         entries = [base.TensorEntry(i, expert) for i, expert in enumerate(slot.experts)]
         if slot.maybe_base is not None:
             entries.append(base.TensorEntry("base", slot.maybe_base, is_base=True))
         group = base.TensorGroup(tuple(entries), base.TensorMetadata(slot.name))
         given = {each.name: getattr(self, each.name) for each in spec.parameters}
-        # What it draws from torch's own generator then depends on seed and name alone.
+        # Draws from torch's global generator then depend on the seed and the weight's name alone.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(slot.generator(0).initial_seed())
             merged: Tensor = method((group,), parameters=given)[0]
@@ -151,23 +152,23 @@ def wrapped(method: MergeMethod) -> type:
 
     doc = inspect.getdoc(_written(method)) or f"{spec.pretty_name or spec.name}, undescribed."
     fields = [(each.name, _type(each), _field(each)) for each in spec.parameters]
-    written = {"__doc__": doc, "__post_init__": __post_init__, "__call__": __call__}
+    namespace = {"__doc__": doc, "__post_init__": __post_init__, "__call__": __call__}
     return dataclasses.make_dataclass(
-        "MergekitMethod", fields, namespace=written, frozen=True, kw_only=True
+        "MergekitMethod", fields, namespace=namespace, frozen=True, kw_only=True
     )
 
 
 def _check(given: ParameterSpec, value: Any) -> None:
-    """Ask mergekit whether a parameter may have this value."""
+    """Raise `ParameterError` for a value that mergekit refuses."""
     try:
         given.validate(value)
-    except ValueError as exc:  # pydantic's, which says more than fits a line
-        said = exc.errors()[0]["msg"] if hasattr(exc, "errors") else exc
-        raise ParameterError(f"{given.name}: {said}; got {value!r}") from exc
+    except ValueError as exc:  # pydantic's has several lines
+        message = exc.errors()[0]["msg"] if hasattr(exc, "errors") else exc
+        raise ParameterError(f"{given.name}: {message}; got {value!r}") from exc
 
 
 def _type(given: ParameterSpec) -> Any:
-    """Return a parameter's type as a recipe writes it; mergekit checks the rest."""
+    """Return a parameter's type in a recipe; mergekit checks the value further."""
     kind = given.value_type
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
@@ -191,13 +192,13 @@ def _written(method: MergeMethod) -> Any:
 
 
 def _kernel(method: MergeMethod) -> Any:
-    """Return the function that does the maths."""
+    """Return the function that computes the merged weight."""
     written = _written(method)
     return inspect.unwrap(getattr(written, "merge_group", written))
 
 
 def _names(code: types.CodeType) -> Iterable[str]:
-    """Yield the attributes and globals that a function names, those inside it included."""
+    """Yield the attributes and globals that a function and its nested functions name."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -205,15 +206,15 @@ def _names(code: types.CodeType) -> Iterable[str]:
 
 
 def _home(method: MergeMethod) -> str:
-    """Return the module that a method is written in."""
+    """Return the name of the module that defines a method."""
     return str(_written(method).__module__)
 
 
 def _version(method: MergeMethod, mergekit: str) -> str:
-    """Return what changes when a method's numbers may: it becomes part of a recipe's digest."""
+    """Compute a method's version, part of a recipe's digest: releases and a hash of its source."""
     module = sys.modules[_home(method)]
-    written_in = module if getattr(module, "__file__", None) else _written(method)
-    digest = hashlib.sha256(inspect.getsource(written_in).encode()).hexdigest()[:8]
+    source = module if getattr(module, "__file__", None) else _written(method)
+    digest = hashlib.sha256(inspect.getsource(source).encode()).hexdigest()[:8]
     top = module.__name__.partition(".")[0]
     for distribution in metadata.packages_distributions().get(top, ())[:1]:
         return f"{metadata.version(distribution)}+{digest}, mergekit {mergekit}"
@@ -221,6 +222,6 @@ def _version(method: MergeMethod, mergekit: str) -> str:
 
 
 def _imported(name: str) -> types.SimpleNamespace:
-    """Import a module for what it registers with mergekit; it has no hooks of ours."""
+    """Import a module that registers methods with mergekit; returns a plugin without hooks."""
     import_module(name)
     return types.SimpleNamespace()

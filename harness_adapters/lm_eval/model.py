@@ -1,11 +1,8 @@
-"""``lm_eval --model merged``: everything ``--model hf`` does, on a merge that is made as it loads.
+"""The model class of ``lm_eval --model merged``: `HFLM` on a merge that is made as it loads.
 
-`MergedLM` replaces one step of lm-eval's `HFLM`, where the weights come from, and everything that
-tells one model from another: recorded model info, names of files, cache keys. A class that derives
-from it and from another `HFLM` does the same for that one.
-
-``python -m harness_adapters.lm_eval`` is lm-eval's own command line, for environments where the
-start-up hook does not run.
+`MergedLM` replaces the step of lm-eval's `HFLM` that loads the weights, and everything that
+identifies a model: recorded model info, file names, cache keys. A class that derives from it and
+from a subclass of `HFLM` does the same for that subclass.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +19,15 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PretrainedConfig, PreTrainedModel
 
 import merge_plugins
-from harness_adapters import _arguments
-from harness_adapters._routed import RoutedRequests
+from harness_adapters.lm_eval.arguments import (
+    check_names,
+    config_overrides,
+    outputs_depend_on,
+    refuse,
+    refuse_routed,
+    take_quantization,
+)
+from harness_adapters.lm_eval.routed import RoutedRequests
 from merge_plugins import identity
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.plugins import registry
@@ -35,24 +38,24 @@ from merge_plugins.weights.hub import resolve
 
 
 class MergedLM(RoutedRequests, HFLM):
-    """``--model merged``: weights from a recipe; tokenizer, batches, devices, scores from HFLM."""
+    """Score a merge: weights come from a recipe, everything else from `HFLM`."""
 
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
         self.recipe, options = Recipe.split_model_args(arguments)
         options.pop("model", None)  # our own label, when recorded arguments are run again
-        _arguments.refuse(options)
+        refuse(options)
         if registry().get(self.recipe.merge_method).is_routed:
-            _arguments.refuse_routed(options, self.recipe.merge_method)
+            refuse_routed(options, self.recipe.merge_method)
         self._options = dict(options)
-        self._quantization = _arguments.take_quantization(options)
+        self._quantization = take_quantization(options)
         options.setdefault("tokenizer", str(tokenizer_folder(self.recipe)))
         super().__init__(pretrained=str(model_folder(self.recipe.donor)), **options)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Build the model, and name it in the arguments that lm-eval records."""
+        """Build the model, and write the merge's name into the arguments that lm-eval records."""
         lm = super().create_from_arg_obj(arg_dict, *args, **kwargs)
         if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
             arg_dict["base_model"] = arg_dict.pop("pretrained")
@@ -60,7 +63,7 @@ class MergedLM(RoutedRequests, HFLM):
         donor, folder = lm.recipe.tokenizer_donor, tokenizer_folder(lm.recipe)
         if not isinstance(donor, str) or resolve(donor) != folder:
             donor = str(folder)
-        if "@" not in donor:  # synthetic tasks load it, and know no revisions
+        if "@" not in donor:  # synthetic tasks load it, without support for revisions
             arg_dict.setdefault("tokenizer", donor)
         return lm
 
@@ -68,7 +71,7 @@ class MergedLM(RoutedRequests, HFLM):
         super()._get_config(*args, **kwargs)
         method = registry().get(self.recipe.merge_method)
         words = {*short_form.KEYS, *method.spellings}
-        _arguments.check_names(self._options, type(self), self._config, words)
+        check_names(self._options, type(self), self._config, words)
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
         auto_class = self.AUTO_MODEL_CLASS
@@ -79,12 +82,13 @@ class MergedLM(RoutedRequests, HFLM):
             self.AUTO_MODEL_CLASS = auto_class
 
     def get_model_info(self) -> dict[str, Any]:
-        """Add to what lm-eval writes beside the scores: the recipe, and what its sources were."""
+        """Add the recipe and the identity of each source to the info beside lm-eval's scores."""
         info: dict[str, Any] = super().get_model_info()
-        info["model_sha"] = identity.digest(self.recipe)
+        digest = identity.digest(self.recipe)
+        info["model_sha"] = digest
         info["merge"] = {
             "recipe": self.recipe.as_dict(),
-            "digest": identity.digest(self.recipe),
+            "digest": digest,
             "sources": {str(ref): identity.model_identity(ref) for ref in self.recipe.references},
             "merge_plugins": merge_plugins.__version__,
         }
@@ -94,7 +98,7 @@ class MergedLM(RoutedRequests, HFLM):
 
     @cached_property
     def tokenizer_name(self) -> str:
-        """Key of lm-eval's cache of prompts: the name, and what the tokenizer does."""
+        """Key of lm-eval's prompt cache: the tokenizer's name and a hash of its content."""
         tokenizer = self.tokenizer
         if tokenizer.is_fast:
             rules = tokenizer.backend_tokenizer.to_str()
@@ -105,7 +109,7 @@ class MergedLM(RoutedRequests, HFLM):
         return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Give this model its own table: lm-eval's keys for ``--use_cache`` do not name a model."""
+        """Use a cache table of this model alone: lm-eval's ``--use_cache`` keys name no model."""
         super().set_cache_hook(cache_hook)
         database = cache_hook.dbdict
         if database is None:
@@ -114,7 +118,7 @@ class MergedLM(RoutedRequests, HFLM):
             "merge_plugins": merge_plugins.__version__,
             "digest": identity.digest(self.recipe),
             "tokenizer": self.tokenizer_name,
-            "options": _arguments.outputs_depend_on(self._options, type(self)),
+            "options": outputs_depend_on(self._options, type(self)),
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
         database.tablename = f"merged_{key[:32]}"  # lm-eval's reader holds the same object
@@ -126,7 +130,7 @@ class MergedLM(RoutedRequests, HFLM):
 
 @dataclass(frozen=True)
 class Merging:
-    """Stands where lm-eval expects an ``AutoModelFor...``: the same call returns merged weights."""
+    """Load a merge by the call that lm-eval makes on an ``AutoModelFor...`` class."""
 
     auto_class: type
     recipe: Recipe
@@ -143,20 +147,10 @@ class Merging:
         quantization_config: Any = None,
         **kwargs: Any,
     ) -> PreTrainedModel:
-        """Ignore what says where weights would be; the recipe says it."""
+        """Load the merged model; arguments that locate weights are ignored, the recipe does."""
         if self.quantization is not None:
             kwargs["quantization_config"] = self.quantization
         config = copy.deepcopy(self.config)
-        for name in _arguments.config_overrides(kwargs, config):
+        for name in config_overrides(kwargs, config):
             setattr(config, name, kwargs.pop(name))
         return load_merged(self.recipe, self.auto_class, config=config, **kwargs)
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    from harness_adapters import _discovery
-
-    _discovery.add_models()
-    _discovery.add_tasks()
-    sys.exit(cli_evaluate())

@@ -1,0 +1,1 @@
+"""bigcode-evaluation-harness on merges: ``accelerate launch -m harness_adapters.bigcode``."""

@@ -1,0 +1,1 @@
+"""Bridges: merge methods that other programs' plugins registered, as methods of ours."""
