@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_against_mergekit import METHODS, number, per_model, weights, write_models
+from mergekit_recipes import METHODS, number, per_model, weights, write_models
 
 from harness_adapters import mergekit_bridge
 from merge_plugins.errors import MergeError
