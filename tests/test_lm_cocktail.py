@@ -185,7 +185,7 @@ def test_what_is_written_is_the_live_model(
     assert tokenizer.get_vocab() == tokenizer_of(model_type).get_vocab()
     assert (folder / "modules.json").exists() == (model_type == "encoder")
     recipe = Recipe.load(folder)
-    assert [model.parameters["weight"] for model in recipe.models] == weights
+    assert [model.parameters["weight"].as_yaml() for model in recipe.models] == weights
 
 
 def test_an_encoder_is_written_as_a_sentence_transformers_model(
@@ -281,7 +281,7 @@ def test_a_mix_with_data_is_the_mix_of_the_weights_found(
     weights = compute_weights(family, "encoder", RETRIEVAL, **given)
     assert same(model, mixed_by_hand(family, AutoModel, weights))
     recipe = Recipe.load(tmp_path / "mix")
-    assert [model.parameters["weight"] for model in recipe.models] == weights
+    assert [model.parameters["weight"].as_yaml() for model in recipe.models] == weights
     for folder, weight in zip(family, weights, strict=True):
         (said,) = (m for m in messages if m.startswith(f"{folder}: loss"))
         assert said.endswith(f"weight {weight:.4f}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from merge_plugins.api import Batch, PerExpert, Slot, Sources
+from merge_plugins.api import Batch, PerExpert, Slot, Sources, Weight
 from merge_plugins.calibration.batches import UNSCORED
 from merge_plugins.errors import RecipeError
 
@@ -93,7 +93,7 @@ class Descent:
         self,
         module: Any,
         batches: Sequence[Sequence[Batch]],
-        slots: Mapping[str, Slot],
+        slots: Mapping[str, Weight],
         live: Mapping[str, Tensor],
         raw: Tensor,
     ) -> None:
@@ -121,7 +121,7 @@ class Descent:
         logger.info("coefficients after %d steps: %s", self.steps, _spelled(raw))
 
     def _announce(
-        self, slots: Mapping[str, Slot], live: Mapping[str, Tensor], n_experts: int
+        self, slots: Mapping[str, Weight], live: Mapping[str, Tensor], n_experts: int
     ) -> None:
         size = 8 * sum(weight.numel() for weight in live.values()) / 1e9
         logger.info(
@@ -138,7 +138,7 @@ class Descent:
             )
 
 
-def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
+def _write(slot: Weight, coefficients: Sequence[float], weight: Tensor) -> None:
     """Merge a whole weight into a live model's."""
 
     def write(block: Slot) -> None:
@@ -148,10 +148,10 @@ def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
     slot.map_blocks(write)
 
 
-def _dots(slot: Slot, weight: Tensor | None) -> Tensor:
+def _dots(slot: Weight, weight: Tensor | None) -> Tensor:
     """Take the gradient away from a live weight; its dot products with the task vectors: [N]."""
     if weight is None or weight.grad is None:
-        return torch.zeros(len(slot.experts))
+        return torch.zeros(slot.n_experts)
     gradient, weight.grad = weight.grad.cpu(), None
 
     def dots(block: Slot) -> Tensor:

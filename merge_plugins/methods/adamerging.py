@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, Sources, parameter
 from merge_plugins.calibration.coefficients import Descent, blended, mean_entropy
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import check_share
@@ -41,6 +41,7 @@ class AdaMerging:
     initial: float = parameter(0.3, doc="coefficient to start from, in [0, 1]")
     steps: int = parameter(500, doc="steps of Adam, each a batch of every expert's data")
     learning_rate: float = parameter(1e-3, doc="of Adam, above 0", alias=("lr",))
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("initial", (self.initial,))
@@ -64,5 +65,5 @@ class AdaMerging:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Yang et al. 2023, arXiv:2310.02575"
-    facts = {"elementwise": True, "needs_base": True, "needs_data": True, "paper": paper}
+    facts = {"needs_base": True, "needs_data": True, "paper": paper}
     register("adamerging", AdaMerging, **facts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import weighted_sum
 from merge_plugins.plugins import hookimpl
@@ -20,6 +20,7 @@ class Linear:
 
     weight: PerExpert = parameter(doc="share of each model")
     normalize: bool = parameter(True, doc="divide by the sum of the weights")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.normalize and isinstance(self.weight, tuple) and abs(sum(self.weight)) < 1e-8:
@@ -39,6 +40,8 @@ class Linear:
 class Average:
     """Plain mean of the models; the base is not used [WIDEN, DARE: average_merging]."""
 
+    granularity = ELEMENT
+
     def __call__(self, slot: Slot) -> Tensor:
         """Return the mean: float32 [*shape]."""
         return weighted_sum(slot.experts, (1.0,) * len(slot.experts)).div_(len(slot.experts))
@@ -49,6 +52,7 @@ class Passthrough:
     """One model, each weight multiplied by ``scale``."""
 
     scale: PerExpert = parameter(1.0, doc="factor on every weight")
+    granularity = ELEMENT
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return scale * x: float32 [*shape]."""
@@ -64,6 +68,6 @@ def is_untouched(method: Passthrough) -> bool:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     soups = "Wortsman et al. 2022, arXiv:2203.05482"
-    register("linear", Linear, elementwise=True, paper=soups)
-    register("average_merging", Average, elementwise=True, paper=soups)
-    register("passthrough", Passthrough, elementwise=True, max_experts=1, copies=is_untouched)
+    register("linear", Linear, paper=soups)
+    register("average_merging", Average, paper=soups)
+    register("passthrough", Passthrough, max_experts=1, copies=is_untouched)

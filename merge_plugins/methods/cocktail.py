@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from merge_plugins.api import Sources, parameter
+from merge_plugins.api import ELEMENT, Sources, parameter
 from merge_plugins.calibration.losses import ExampleLoss, ModelType, check_temperature, weigh
 from merge_plugins.errors import RecipeError
 from merge_plugins.methods.averages import Linear
@@ -25,6 +25,7 @@ class Cocktail:
         2048, doc="tokens of an input that are read, whatever data: says"
     )
     neg_number: int = parameter(7, doc="negatives per query, for an encoder or a reranker")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -52,4 +53,4 @@ class Cocktail:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Xiao et al. 2023, arXiv:2311.13534"
-    register("cocktail", Cocktail, elementwise=True, needs_data=True, paper=paper)
+    register("cocktail", Cocktail, needs_data=True, paper=paper)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import lambda_field
 from merge_plugins.ops.arithmetic import added
@@ -37,6 +37,7 @@ class Consensus:
         alias=("prun_thre_k",),
     )
     lambda_: float = lambda_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not min(self.mask_lambda) >= 0:
@@ -64,4 +65,4 @@ class Consensus:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Wang et al. 2024, arXiv:2405.07813"
-    register("consensus", Consensus, elementwise=True, needs_base=True, paper=paper)
+    register("consensus", Consensus, needs_base=True, paper=paper)

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import MaybePerExpert, PerExpert, Region, Slot, parameter
+from merge_plugins.api import ROW, WHOLE, MaybePerExpert, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import (
     Rescale,
@@ -77,6 +77,7 @@ class DellaLinear:
         "'inverse_keep' if drop_rate or window_size is set, else 'l1'",
     )
     int8_mask: bool = int8_mask_field()
+    granularity = ROW
 
     def __post_init__(self) -> None:
         _ = self.windows
@@ -104,9 +105,9 @@ class DellaLinear:
         rows = delta if delta.ndim else delta.view(1)
         return by_rank(rows, falling(high, low, rows.shape[-1])).view(delta.shape)
 
-    def regions(self, slot: Slot) -> Sequence[Region]:
+    def regions(self, weight: Weight) -> Sequence[Region]:
         """The parts of a weight whose probabilities depend on nothing beyond them."""
-        return slot.blocks(whole_rows=True)
+        return weight.blocks(whole_rows=True)
 
     def prune(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero entries at random and divide the others if asked to; overwrites ``deltas``."""
@@ -120,11 +121,11 @@ class DellaLinear:
             pruned.append(kept.float().div_(keep) if self.how == "inverse_keep" else kept)
         return pruned
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the factor that restores each task vector's L1 norm."""
         if self.how != "l1" or all(low >= 1 for low, _ in self.windows):
             return {"factor": torch.ones(len(self.windows))}
-        return {"factor": l1_factors(slot, self.prune, self.regions(slot))}
+        return {"factor": l1_factors(weight, self.prune, self.regions(weight))}
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * combination of what was kept: float32 [*shape]."""
@@ -167,14 +168,15 @@ class DellaLayerNorm(Della):
     """DELLA with magnitudes ranked over the whole weight, not row by row [Deep et al. 2024]."""
 
     published: ClassVar[bool] = True
+    granularity = WHOLE
 
     def probabilities(self, delta: Tensor, low: float, high: float) -> Tensor:
         """Return how likely each entry is kept: float32 [*shape]."""
         return by_rank(delta.reshape(-1), falling(high, low, delta.numel())).view(delta.shape)
 
-    def regions(self, slot: Slot) -> Sequence[Region]:
+    def regions(self, weight: Weight) -> Sequence[Region]:
         """The whole weight."""
-        return [Region.whole(slot.shape)]
+        return [Region.whole(weight.shape)]
 
 
 def window(
@@ -233,7 +235,7 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         "DELLA's code elects signs under this name too; della_linear with normalize: true does not"
     )
     aliases = {"della_noelect": elects, **never_adaptive("della")}
-    register("della", Della, rowwise=True, needs_base=True, paper=PAPER, aliases=aliases)
-    register("della_linear", DellaLinear, rowwise=True, needs_base=True, paper=PAPER)
-    register("della_norank", DellaNoRank, rowwise=True, needs_base=True, paper=PAPER)
+    register("della", Della, needs_base=True, paper=PAPER, aliases=aliases)
+    register("della_linear", DellaLinear, needs_base=True, paper=PAPER)
+    register("della_norank", DellaNoRank, needs_base=True, paper=PAPER)
     register("della_layer_norm", DellaLayerNorm, needs_base=True, paper=PAPER)

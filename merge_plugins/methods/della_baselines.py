@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ROW, Slot, Weight, parameter
 from merge_plugins.methods._fields import (
     Rescale,
     Rescaling,
@@ -62,12 +62,13 @@ class TiesRow(TiesNoElect):
     """
 
     elect: ClassVar[bool] = True
+    granularity = ROW
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return each task vector's rescaling factor."""
-        trim, regions = functools.partial(self.trim, {}), slot.blocks(whole_rows=True)
+        trim, regions = functools.partial(self.trim, {}), weight.blocks(whole_rows=True)
         how = rescaling(self.rescale, self.rescales)
-        return {"factor": rescale_factors(slot, how, self.density, trim, regions)}
+        return {"factor": rescale_factors(weight, how, self.density, trim, regions)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero all but the largest entries of each row of each task vector."""
@@ -109,11 +110,11 @@ class DareDella(DareNoElect):
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     for name, method, facts in (
-        ("nodrop_elect", NoDropElect, {"elementwise": True, "aliases": never_adaptive("nodrop")}),
-        ("nodrop_noelect", NoDropNoElect, {"elementwise": True}),
-        ("ties_noelect", TiesNoElect, {"elementwise": True}),
-        ("ties_row", TiesRow, {"rowwise": True}),
-        ("dare_noelect", DareNoElect, {"elementwise": True}),
-        ("dare_della", DareDella, {"elementwise": True, "aliases": never_adaptive("dare_della")}),
+        ("nodrop_elect", NoDropElect, {"aliases": never_adaptive("nodrop")}),
+        ("nodrop_noelect", NoDropNoElect, {}),
+        ("ties_noelect", TiesNoElect, {}),
+        ("ties_row", TiesRow, {}),
+        ("dare_noelect", DareNoElect, {}),
+        ("dare_della", DareDella, {"aliases": never_adaptive("dare_della")}),
     ):
         register(name, method, needs_base=True, paper=PAPER, **facts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
+from merge_plugins.api import ELEMENT, Branch, Gate, PerExpert, PerExpertText, Slot, Sources
 from merge_plugins.ops.arithmetic import added
 from merge_plugins.plugins import hookimpl
 from merge_plugins.routing.gates import (
@@ -45,7 +45,7 @@ def rescaled(slot: Slot, rescalers: Sequence[float], dtype: torch.dtype) -> list
         for part, found, r in zip(parts, masked(block), rescalers, strict=True):
             block.box.of(part).copy_(found.mul_(r))
 
-    slot.map_blocks(fill)
+    slot.weight().map_blocks(fill)
     return list(parts)
 
 
@@ -64,9 +64,10 @@ class EmrMerging:
     router_weight: PerExpert = router_weight_field()
     tasks: PerExpertText = tasks_field()
     top_k: int | None = top_k_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
-        _ = self.gate  # its own checks
+        _ = self.gate  # raises for parameters it cannot have
 
     @property
     def gate(self) -> Gate:
@@ -85,8 +86,8 @@ class EmrMerging:
 
         n_experts = len(self.router_weight)
         total = torch.zeros(2, n_experts, dtype=torch.float64)
-        for slot in sources.slots():
-            for found in slot.map_blocks(norms) if math.prod(slot.shape) else ():
+        for weight in sources.slots():
+            for found in weight.map_blocks(norms) if math.prod(weight.shape) else ():
                 total += found
         own, kept = total
         return _Rescaled(self, tuple(torch.where(kept > 0, own / kept, 1.0).tolist()))
@@ -129,5 +130,5 @@ class _Rescaled:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Huang et al. 2024, arXiv:2405.17461"
-    facts = {"elementwise": True, "needs_base": True, "paper": paper}
+    facts = {"needs_base": True, "paper": paper}
     register("emr", EmrMerging, needs_data=learns, **facts)

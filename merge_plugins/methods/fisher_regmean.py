@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, PerExpert, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, MATRIX, Kernel, PerExpert, Slot, Sources, Weight, parameter
 from merge_plugins.calibration import fisher, gram
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.averages import Average
@@ -42,6 +42,7 @@ class FisherMerging:
         "per_example",
         doc="square each example's gradient (the paper), or each batch's as MergeLM's code does",
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not self.minimal_fisher_weight > 0:
@@ -66,7 +67,7 @@ class FisherMerging:
         _say_what_is_averaged(sources, name)
         if not self.normalize_fisher_weight:
             return None
-        weights = [slot.name for slot in sources.slots()]
+        weights = [weight.name for weight in sources.slots()]
         norms = []
         for i in range(len(sources.names)):
             found = sources.stat(name, i)
@@ -108,6 +109,7 @@ class RegMeanMerging:
     )
 
     stats = ("gram",)
+    granularity = MATRIX
 
     def __post_init__(self) -> None:
         if not 0 <= self.reduce_non_diagonal_ratio <= 1:
@@ -121,11 +123,16 @@ class RegMeanMerging:
         _say_what_is_averaged(sources, *self.stats)
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return the mean: float32 [*shape]."""
+        return Average()(slot)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return (sum G)^-1 sum(G W), inputs first: float32 [*shape], solved in float64."""
+        slot = weight.part(weight.region)
         grams = [found for found in slot.stats["gram"] if found is not None]
-        if len(grams) < len(slot.experts) or slot.input_dim is None or not slot.shape.numel():
-            return Average()(slot.read())
-        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.read().experts]
+        if len(grams) < len(slot.experts) or slot.input_dim is None:
+            return self(slot)
+        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.experts]
         merged, determined = _solved(grams, weights, self.reduce_non_diagonal_ratio)
         if determined < DETERMINED:
             merged, _ = _solved(grams, weights, self.reduce_non_diagonal_ratio / (1 + RIDGE))
@@ -164,9 +171,9 @@ def _say_what_is_averaged(sources: Sources, statistic: str) -> None:
     """
     known = [sources.stat(statistic, i).keys() for i in range(len(sources.names))]
     asked = [
-        slot.name
-        for slot in sources.slots()
-        if statistic != "gram" or (len(slot.shape) > 1 and slot.input_dim in (-1, -2))
+        weight.name
+        for weight in sources.slots()
+        if statistic != "gram" or (len(weight.shape) > 1 and weight.input_dim in (-1, -2))
     ]
     missing = [name for name in asked if not all(name in names for names in known)]
     if missing:
@@ -191,7 +198,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "fisher_merging",
         FisherMerging,
-        elementwise=True,
         stats=lambda method: method.stats,
         needs_data=True,
         paper="Matena & Raffel 2022, arXiv:2111.09832",
@@ -199,7 +205,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "regmean_merging",
         RegMeanMerging,
-        matrices=True,
         stats=RegMeanMerging.stats,
         paper="Jin et al. 2023, arXiv:2212.09849",
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, parameter
+from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import dot_products, sums, weighted_sum
 from merge_plugins.plugins import hookimpl
@@ -32,14 +32,15 @@ class Karcher:
 
     max_iter: int = parameter(10, doc="most steps towards the mean, 0 or more")
     tol: float = parameter(1e-5, doc="length of a step, as an angle, that is not taken any more")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.max_iter < 0:
             raise ParameterError(f"max_iter is a number of steps, 0 or more; got {self.max_iter}")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the factor on each model, float64 [N], or in 16 bits the path to the mean."""
-        dots = dot_products(slot, lambda block: block.experts)
+        dots = dot_products(weight, lambda block: block.experts)
         norms = dots.diagonal().sqrt()
         directed = norms > NO_DIRECTION
         factors = torch.zeros_like(norms)
@@ -47,8 +48,8 @@ class Karcher:
             return {"factors": factors}
         unit = norms[directed]
         cosines = (dots[directed][:, directed] / (unit[:, None] * unit)).clamp(-1, 1)
-        if slot.dtype.itemsize == 2 and float(cosines.mean()) > NO_DIRECTION:
-            return self.path(slot, norms.float())
+        if weight.dtype.itemsize == 2 and float(cosines.mean()) > NO_DIRECTION:
+            return self.path(weight, norms.float())
         factors[directed] = norms.mean() * self.mean(cosines) / unit
         return {"factors": factors}
 
@@ -78,7 +79,7 @@ class Karcher:
             middle = middle / length(middle)
         return middle
 
-    def path(self, slot: Slot, norms: Tensor) -> Mapping[str, Tensor]:
+    def path(self, weight: Weight, norms: Tensor) -> Mapping[str, Tensor]:
         """Return the numbers that lead to the mean in the inputs' dtype: see `_replayed`.
 
         Looks three times for each step.
@@ -91,7 +92,7 @@ class Karcher:
             held[block.region] = middle = _start(_units(block, norms))
             return [middle.float().square()]
 
-        lengths = [sums(slot, begin)[0].sqrt().float()]
+        lengths = [sums(weight, begin)[0].sqrt().float()]
 
         def turn(block: Slot) -> Sequence[Tensor]:
             held[block.region] = middle = held[block.region] / float(lengths[-1])
@@ -108,12 +109,12 @@ class Karcher:
             return [middle.float().square()]
 
         for _ in range(self.max_iter):
-            cosines.append(sums(slot, turn).to(slot.dtype))
-            steps.append(sums(slot, pull)[0].sqrt().float())
+            cosines.append(sums(weight, turn).to(weight.dtype))
+            steps.append(sums(weight, pull)[0].sqrt().float())
             if float(steps[-1]) < self.tol:
                 steps.pop()
                 break
-            lengths.append(sums(slot, move)[0].sqrt().float())
+            lengths.append(sums(weight, move)[0].sqrt().float())
         return {
             "norms": norms,
             "cosines": torch.stack(cosines[: len(steps)]) if steps else norms.new_empty(0),
@@ -177,4 +178,4 @@ def _replayed(slot: Slot) -> Tensor:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     paper = "Karcher 1977; Afsari 2011; mergekit 0.1.5"
-    register("karcher", Karcher, elementwise=True, merges_base=True, paper=paper)
+    register("karcher", Karcher, merges_base=True, paper=paper)

@@ -12,7 +12,19 @@ from typing import Any, Literal, cast, get_type_hints
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Measures, PerExpert, Prepares, Slot, Sources, parameter
+from merge_plugins.api import (
+    WHOLE,
+    Granularity,
+    Kernel,
+    Measures,
+    MergesMatrices,
+    PerExpert,
+    Prepares,
+    Slot,
+    Sources,
+    Weight,
+    parameter,
+)
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods import (
     averages,
@@ -133,7 +145,7 @@ class MaskMerging:
                 f"mask_apply_method {name} merges {wanted} models, got {n}; change models: to "
                 "that many, or write mask_apply_method: average_merging, which takes any number"
             )
-        _ = self.inner  # its own checks
+        _ = self.inner  # raises for parameters it cannot have
         for field in fields(self)[len(OWN) :]:
             value = getattr(self, field.name)
             given = value[0] if isinstance(value, tuple) else value
@@ -141,6 +153,12 @@ class MaskMerging:
                 raise ParameterError(
                     f"mask_apply_method {name} does not read {field.name}; delete it"
                 )
+
+    @property
+    def granularity(self) -> Granularity:
+        """That of the method which merges the masked models."""
+        found: Granularity = getattr(self.inner, "granularity", WHOLE)
+        return found
 
     @cached_property
     def _read(self) -> set[str]:
@@ -167,9 +185,9 @@ class MaskMerging:
         said = METHODS[self.mask_apply_method][1].get(name, default)
         return said(self.inner) if callable(said) else said
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where magnitudes are cut, and what the inner method measures after masking."""
-        return _Masked(self, self.inner).measure(slot)
+        return _Masked(self, self.inner).measure(weight)
 
     def prepare(self, sources: Sources) -> Kernel | None:
         """Prepare the inner method on the masked models, if it looks at the whole model."""
@@ -182,19 +200,23 @@ class MaskMerging:
         """Return the inner method's merge of the masked models: float32 [*shape]."""
         return _Masked(self, self.inner)(slot)
 
+    def merge_matrix(self, weight: Weight) -> Tensor:
+        """Return the inner method's merge of a masked matrix."""
+        return _Masked(self, self.inner).merge_matrix(weight)
+
     def vectors(self, slot: Slot) -> list[Tensor]:
         """What is masked: task vectors or the weights themselves, N of float32 [*shape]."""
         if self.weight_format == "delta_weight":
             return list(deltas(slot))
         return [expert.float().clone() for expert in slot.experts]
 
-    def cuts(self, slot: Slot) -> Mapping[str, Tensor]:
+    def cuts(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where each model's magnitudes are cut; nothing to know for random masks."""
         if self.mask_strategy == "random":
             return {}
-        n = math.prod(slot.shape)
+        n = math.prod(weight.shape)
         dropped = [int(n * rate) for rate in self.weight_mask_rate]
-        found = cuts([slot], self.vectors, [[n + 1 - k if k else n] for k in dropped])
+        found = cuts([weight], self.vectors, [[n + 1 - k if k else n] for k in dropped])
         measured = as_measured(found)
         nothing_dropped = torch.tensor([[k == 0] for k in dropped])
         last = torch.where(nothing_dropped, ALL, -1)  # entries equal to the k-th smallest go
@@ -213,7 +235,7 @@ class MaskMerging:
             if self.use_weight_rescale and rate < 1:
                 kept = kept / (1 - rate)
             experts.append(kept + slot.base if self.weight_format == "delta_weight" else kept)
-        return replace(slot, experts=tuple(experts), through=None)
+        return replace(slot, experts=tuple(experts))
 
 
 @dataclass(frozen=True)
@@ -223,14 +245,17 @@ class _Masked:
     mask: MaskMerging
     inner: Kernel
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        measured = dict(self.mask.cuts(slot))
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        measured = dict(self.mask.cuts(weight))
         if isinstance(self.inner, Measures):
-            measured.update(self.inner.measure(_seen_masked(slot, self.mask, measured)))
+            measured.update(self.inner.measure(_seen_masked(weight, self.mask, measured)))
         return measured
 
     def __call__(self, slot: Slot) -> Tensor:
-        return self.inner(self.mask.masked(slot.read()))
+        return self.inner(self.mask.masked(slot))
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
+        return cast(MergesMatrices, self.inner).merge_matrix(weight.through(self.mask.masked))
 
 
 @dataclass(frozen=True)
@@ -240,19 +265,16 @@ class _MaskedSources:
     mask: MaskMerging
     sources: Sources
 
-    def slots(self) -> Iterator[Slot]:
-        for slot in self.sources.slots():
-            yield _seen_masked(slot, self.mask, self.mask.cuts(slot))
+    def slots(self) -> Iterator[Weight]:
+        for weight in self.sources.slots():
+            yield _seen_masked(weight, self.mask, self.mask.cuts(weight))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sources, name)
 
 
-def _seen_masked(slot: Slot, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Slot:
-    def through(part: Slot) -> Slot:
-        return mask.masked(replace(part, measured=measured))
-
-    return replace(slot, through=through)
+def _seen_masked(weight: Weight, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Weight:
+    return weight.through(lambda part: mask.masked(replace(part, measured=measured)))
 
 
 @hookimpl
@@ -261,8 +283,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "mask_merging",
         MaskMerging,
-        elementwise=lambda mask: mask.fact("elementwise", False),
-        matrices=lambda mask: mask.fact("matrices", False),
         layout=lambda mask: mask.fact("layout", False),
         stats=lambda mask: mask.fact("stats", ()),
         needs_data=lambda mask: mask.fact("needs_data", False),

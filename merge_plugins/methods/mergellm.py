@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, Kernel, Slot, Sources, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import check_share
 from merge_plugins.ops.arithmetic import elected, keep_largest
@@ -44,14 +44,14 @@ class _TrimmedTies:
         rows = zip(deltas(slot), self.threshold, strict=True)
         return [keep_largest(delta, slot, threshold, everything) for delta, threshold in rows]
 
-    def signs(self, slot: Slot) -> Tensor:
+    def signs(self, weight: Weight) -> Tensor:
         """Sum of the elected signs over every entry of a whole weight: a scalar."""
 
         def of(block: Slot) -> Tensor:
             summed = functools.reduce(Tensor.add_, self.trim(block))
             return summed.sign_().sum().double()  # whole numbers: float32 is exact in a block
 
-        return torch.stack(slot.map_blocks(of)).sum()
+        return torch.stack(weight.map_blocks(of)).sum()
 
     def __call__(self, slot: Slot) -> Tensor:
         trimmed = self.trim(slot)
@@ -74,23 +74,24 @@ class TiesMerging:
     trim_scope: Scope = parameter(
         "tensor", doc="rank magnitudes within each weight (MergeLLM) or the whole model (MergeLM)"
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("param_value_mask_rate", (self.param_value_mask_rate,))
 
-    def over(self, slots: Sequence[Slot]) -> _TrimmedTies:
+    def over(self, weights: Sequence[Weight]) -> _TrimmedTies:
         """The kernel that ranks magnitudes over all of these weights."""
-        n = sum(math.prod(slot.shape) for slot in slots)
+        n = sum(math.prod(weight.shape) for weight in weights)
         kept = n + 1 - max(1, int(n * self.param_value_mask_rate))
-        found = cuts(slots, deltas, [[kept]] * len(slots[0].experts))
+        found = cuts(weights, deltas, [[kept]] * weights[0].n_experts)
         threshold = torch.tensor([cut.threshold for (cut,) in found])
         trimmed = _TrimmedTies(self.scaling_coefficient, threshold, 0.0)
-        majority = torch.stack([trimmed.signs(slot) for slot in slots]).sum().sign()
+        majority = torch.stack([trimmed.signs(weight) for weight in weights]).sum().sign()
         return replace(trimmed, majority=float(majority))
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where to trim each task vector of this weight, and the majority sign."""
-        trimmed = self.over([slot])
+        trimmed = self.over([weight])
         return {"threshold": trimmed.threshold, "majority": torch.tensor(trimmed.majority)}
 
     def prepare(self, sources: Sources) -> Kernel | None:
@@ -116,6 +117,7 @@ class BreadcrumbsMerging:
         0.09, doc="share dropped as the smallest, at most 1 - param_density; the rest are largest"
     )
     scaling_coefficient: float = parameter(1.0, doc="factor on the sum of task vectors")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("param_density", (self.param_density,))
@@ -128,14 +130,14 @@ class BreadcrumbsMerging:
                 f"set param_value_mask_rate to {dropped:g} or less"
             )
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where the outliers begin and where the crumbs end, for each task vector."""
-        n = math.prod(slot.shape)
+        n = math.prod(weight.shape)
         n_small = int(n * self.param_value_mask_rate)
         n_large = max(0, int(n * (1 - self.param_density)) - n_small)
         some_left = n_large + 1 < n  # then the largest one kept is known, and its equals stay
         counts = [n_large + some_left, n + 1 - max(1, n_small)]
-        found = as_measured(cuts([slot], deltas, [counts] * len(slot.experts)))
+        found = as_measured(cuts([weight], deltas, [counts] * weight.n_experts))
         (large, small), last = found["threshold"].T, found["last"][:, 0]
         return {
             "large": large,
@@ -163,4 +165,4 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         ("ties_merging", TiesMerging, "Yadav et al. 2023, arXiv:2306.01708"),
         ("breadcrumbs_merging", BreadcrumbsMerging, "Davari & Belilovsky 2024, arXiv:2312.06795"),
     ):
-        register(name, method, elementwise=True, needs_base=True, paper=paper)
+        register(name, method, needs_base=True, paper=paper)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import added, dot_products, least, sums, vectors
 from merge_plugins.plugins import hookimpl
@@ -29,6 +29,7 @@ class MultiSlerp:
     weight: PerExpert = parameter(doc="pull of each model")
     normalize_weights: bool = parameter(True, doc="divide by the sum of the weights")
     eps: float = parameter(1e-8, doc="added to lengths before dividing by them, 0 or more")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.eps < 0:
@@ -55,27 +56,27 @@ class MultiSlerp:
         pairs = zip(vectors, self.shares(dtype), strict=True)
         return added(vector * share for vector, share in pairs).to(dtype)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return each length, that of the mean, and each direction's cosine with it.
 
         In the inputs' dtype. Three looks: mergekit rounds whole vectors in between.
         """
         if len(self.weight) == 1:
             return {}
-        dtype = slot.dtype
-        norms = dot_products(slot, vectors).diagonal().sqrt().to(dtype)
+        dtype = weight.dtype
+        norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
 
         def mean(block: Slot) -> Sequence[Tensor]:
             return [self.weighed(self.directions(block, norms)).float().square()]
 
-        length = sums(slot, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
+        length = sums(weight, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
 
         def products(block: Slot) -> Sequence[Tensor]:
             found = self.directions(block, norms)
             middle = self.weighed(found) / length
             return [(one * middle).float() for one in found]
 
-        return {"norms": norms, "length": length, "cosines": sums(slot, products).to(dtype)}
+        return {"norms": norms, "length": length, "cosines": sums(weight, products).to(dtype)}
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return the mean, on the base if there is one: [*shape] in the inputs' dtype."""
@@ -95,7 +96,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "multislerp",
         MultiSlerp,
-        elementwise=True,
         takes_base=True,
         paper="Buss & Fillmore 2001, Spherical averages; mergekit 0.1.5",
     )

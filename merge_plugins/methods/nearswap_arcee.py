@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.selection import order_statistics
 from merge_plugins.plugins import hookimpl
@@ -29,6 +29,7 @@ class NearSwap:
     """
 
     t: float = parameter(doc="distance up to which entries are swapped, 0 or more")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.t < 0:
@@ -51,15 +52,17 @@ class ArceeFusion:
     sample, and this ranks all.
     """
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    granularity = ELEMENT
+
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return each row's divergence [*shape[:-1]] and the threshold, in the inputs' dtype."""
-        rows = slot.map_blocks(self.divergence, slot.blocks(whole_rows=True))
-        divergence = torch.cat([row.reshape(-1) for row in rows]).view(slot.shape[:-1])
-        n = math.prod(slot.shape)
+        rows = weight.map_blocks(self.divergence, weight.blocks(whole_rows=True))
+        divergence = torch.cat([row.reshape(-1) for row in rows]).view(weight.shape[:-1])
+        n = math.prod(weight.shape)
         if not n:
             return {"divergence": divergence, "threshold": torch.zeros(())}
         first, median, third = order_statistics(
-            slot,
+            weight,
             lambda block: self.importance(block, divergence),
             [int(share * (n - 1)) for share in (0.25, 0.5, 0.75)],
         )
@@ -74,8 +77,7 @@ class ArceeFusion:
     def importance(self, slot: Slot, divergence: Tensor) -> Tensor:
         """Return how much each change matters: [*shape]; bfloat16 divergences can be negative."""
         (other,) = slot.experts
-        region = slot.box
-        return (other - slot.base).abs_() * region.of_rows(divergence)
+        return (other - slot.base).abs_() * slot.of_rows(divergence)
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + what matters of the change: float32 [*shape]."""
@@ -87,6 +89,6 @@ class ArceeFusion:
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
-    facts = {"elementwise": True, "needs_base": True, "max_experts": 1}
+    facts = {"needs_base": True, "max_experts": 1}
     register("nearswap", NearSwap, paper="alchemonaut 2024, QuartetAnemoi-70B", **facts)
     register("arcee_fusion", ArceeFusion, paper="Arcee 2024, Arcee Fusion", **facts)

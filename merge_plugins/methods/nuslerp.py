@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, ROW, Granularity, PerExpert, Slot, Weight, parameter
 from merge_plugins.ops.arithmetic import dot_products, least, sums_over, vectors
 from merge_plugins.plugins import hookimpl
 
@@ -44,25 +44,30 @@ class NuSlerp:
     )
 
     @property
+    def granularity(self) -> Granularity:
+        """Rows where vectors are rows or columns: columns are measured before."""
+        return ELEMENT if self.nuslerp_flatten else ROW
+
+    @property
     def t(self) -> float:
         """Position between the first model (0) and the second (1)."""
         first, second = self.weight
         return second / (first + second) if abs(first + second) >= 1e-6 else 0.5
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the cosine between the vectors that are longer than a row, in the inputs' dtype.
 
         A number, or for columns [*shape[1:]]. Looks twice: directions are rounded, as mergekit has
         it, before they are compared.
         """
-        if not self.nuslerp_flatten and (not self.nuslerp_row_wise or len(slot.shape) < 2):
+        if not self.nuslerp_flatten and (not self.nuslerp_row_wise or len(weight.shape) < 2):
             return {}
-        dtype = slot.dtype
+        dtype = weight.dtype
         if self.nuslerp_flatten:
-            norms = dot_products(slot, vectors).diagonal().sqrt().to(dtype)
-            dots = dot_products(slot, lambda block: units(vectors(block), norms), dtype)
+            norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
+            dots = dot_products(weight, lambda block: units(vectors(block), norms), dtype)
             return {"cosine": dots[0, 1].to(dtype)}
-        squares = sums_over(slot, 0, lambda block: (v.float().square() for v in vectors(block)))
+        squares = sums_over(weight, 0, lambda block: (v.float().square() for v in vectors(block)))
         norms = squares.sqrt().to(dtype)
 
         def product(block: Slot) -> Sequence[Tensor]:
@@ -71,7 +76,7 @@ class NuSlerp:
             first, second = units(vectors(block), norms[columns])
             return [(first * second).float()]
 
-        return {"cosine": sums_over(slot, 0, product)[0].to(dtype)}
+        return {"cosine": sums_over(weight, 0, product)[0].to(dtype)}
 
     def cosine(self, slot: Slot, ends: Sequence[Tensor]) -> Tensor:
         """Return the cosine that holds for each element: a number, or one for rows or columns."""
@@ -108,8 +113,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "nuslerp",
         NuSlerp,
-        elementwise=lambda kernel: kernel.nuslerp_flatten,
-        rowwise=lambda kernel: not kernel.nuslerp_flatten,
         takes_base=True,
         min_experts=2,
         max_experts=2,

@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, Kernel, Slot, Sources, Weight, parameter
 from merge_plugins.methods._fields import check_share, lambda_field
 from merge_plugins.methods.mergellm import Scope
 from merge_plugins.ops.arithmetic import keep_largest
@@ -61,14 +61,14 @@ class _Balance:
         return [one.mul_(two) for one, two in zip(inter, intra, strict=True)]
 
     @classmethod
-    def over(cls, slots: Sequence[Slot]) -> _Balance:
+    def over(cls, weights: Sequence[Weight]) -> _Balance:
         """Look twice at weights, of which none is empty."""
-        n, n_experts = sum(math.prod(slot.shape) for slot in slots), len(slots[0].experts)
+        n, n_experts = sum(math.prod(weight.shape) for weight in weights), weights[0].n_experts
 
         def ends(block: Slot) -> Tensor:
             return torch.stack([torch.stack(x.aminmax()) for x in products(block).values()])
 
-        found = torch.stack([one for slot in slots for one in slot.map_blocks(ends)]).double()
+        found = torch.stack([one for weight in weights for one in weight.map_blocks(ends)]).double()
         low, high = found[..., 0].amin(0), found[..., 1].amax(0)
         ranged = cls(low, high, torch.ones_like(low), torch.ones_like(low))
 
@@ -77,7 +77,7 @@ class _Balance:
             sums = [[(x * k).exp_().sum(dtype=torch.float64) for x in each] for k in (1, n_experts)]
             return torch.tensor(sums, dtype=torch.float64)
 
-        found = torch.stack([one for slot in slots for one in slot.map_blocks(sums)])
+        found = torch.stack([one for weight in weights for one in weight.map_blocks(sums)])
         return cls(low, high, *(found.sum(0) / n))
 
 
@@ -118,29 +118,30 @@ class PcbMerging:
     scope: Scope = parameter(
         "model", doc="normalise and rank over the whole model, as the paper, or within each weight"
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", (self.density,))
 
-    def over(self, slots: Sequence[Slot]) -> _Balanced:
+    def over(self, weights: Sequence[Weight]) -> _Balanced:
         """The kernel that normalises and ranks over all of these weights; three looks at each."""
-        balance = _Balance.over(slots)
-        kept = int(self.density * sum(math.prod(slot.shape) for slot in slots))
-        found = as_measured(cuts(slots, balance, [[kept]] * len(slots[0].experts)))
+        balance = _Balance.over(weights)
+        kept = int(self.density * sum(math.prod(weight.shape) for weight in weights))
+        found = as_measured(cuts(weights, balance, [[kept]] * weights[0].n_experts))
         return _Balanced(balance, found, self.lambda_)
 
     def prepare(self, sources: Sources) -> Kernel | None:
         """Look at the whole model when ``scope`` says so."""
         if self.scope == "tensor":
             return None
-        some = [slot for slot in sources.slots() if math.prod(slot.shape)]
+        some = [weight for weight in sources.slots() if math.prod(weight.shape)]
         return self.over(some) if some else None
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return how entries of this weight are balanced and where to cut."""
-        if not math.prod(slot.shape):
+        if not math.prod(weight.shape):
             return {}
-        found = self.over([slot])
+        found = self.over([weight])
         return {**vars(found.balance), **found.cut}
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -156,4 +157,4 @@ class PcbMerging:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Du et al. 2024, arXiv:2410.02396"
-    register("pcb", PcbMerging, elementwise=True, needs_base=True, paper=paper)
+    register("pcb", PcbMerging, needs_base=True, paper=paper)

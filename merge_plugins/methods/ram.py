@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import added, sums, task_vectors
 from merge_plugins.plugins import hookimpl
@@ -46,6 +46,7 @@ class Ram:
     """
 
     epsilon: float = epsilon_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_not_negative(epsilon=self.epsilon)
@@ -68,11 +69,12 @@ class RamPlus:
     r: float = parameter(0.1, doc="how much of the ratio amplifies, 0 or more")
     alpha: float = parameter(0.2, doc="largest ratio that counts, 0 or more")
     epsilon: float = epsilon_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_not_negative(r=self.r, alpha=self.alpha, epsilon=self.epsilon)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the factor on each model's unique changes: float32 [N]."""
 
         def counted(block: Slot) -> Sequence[Tensor]:
@@ -81,7 +83,7 @@ class RamPlus:
             alone = n_changed == 1
             return [*(one * alone for one in changed), *(one * ~alone for one in changed)]
 
-        unique, shared = sums(slot, counted).view(2, -1)
+        unique, shared = sums(weight, counted).view(2, -1)
         ratio = torch.where(unique > 0, shared / unique, 0.0)
         return {"factor": (1 + self.r * ratio.clamp(max=self.alpha)).float()}
 
@@ -99,6 +101,6 @@ class RamPlus:
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
-    facts = {"elementwise": True, "needs_base": True, "paper": "Yuan et al. 2026, arXiv:2601.13572"}
+    facts = {"needs_base": True, "paper": "Yuan et al. 2026, arXiv:2601.13572"}
     register("ram", Ram, **facts)
     register("ramplus_tl", RamPlus, **facts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.methods._fields import check_share, int8_mask_field
 from merge_plugins.ops.arithmetic import added, elected, keep_largest, sums, task_vectors
 from merge_plugins.ops.selection import as_measured, cuts
@@ -55,22 +55,23 @@ class Sce:
         1.0, doc="share kept of the entries in which the models differ, in [0, 1]; 1: all entries"
     )
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("select_topk", (self.select_topk,))
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the cut of the variances, and each model's weight: float64 [N]."""
         cut: dict[str, Tensor] = {}
-        if self.select_topk < 1 and slot.shape.numel():
-            (differ,) = sums(slot, lambda block: [v.float().sign() for v in spread(block)])
-            cut = as_measured(cuts([slot], spread, [[int(self.select_topk * int(differ))]]))
-        dtype = slot.dtype
+        if self.select_topk < 1 and weight.shape.numel():
+            (differ,) = sums(weight, lambda block: [v.float().sign() for v in spread(block)])
+            cut = as_measured(cuts([weight], spread, [[int(self.select_topk * int(differ))]]))
+        dtype = weight.dtype
 
         def squares(block: Slot) -> Sequence[Tensor]:
             return [delta.square().float() for delta in self.selected(block, cut)]
 
-        energy = (sums(slot, squares) / max(1, slot.shape.numel())).to(dtype)
+        energy = (sums(weight, squares) / max(1, weight.shape.numel())).to(dtype)
         total = energy.sum()
         even = torch.full_like(energy, 1 / len(energy))
         return {**cut, "weight": even if float(total) < SMALLEST else energy / total}
@@ -98,4 +99,4 @@ class Sce:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     paper = "Wan et al. 2024, arXiv:2408.07990"
-    register("sce", Sce, elementwise=True, needs_base=True, paper=paper)
+    register("sce", Sce, needs_base=True, paper=paper)

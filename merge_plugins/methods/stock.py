@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, WHOLE, Granularity, Slot, Weight, parameter
 from merge_plugins.ops.arithmetic import dot_products, rounded, task_vectors
 from merge_plugins.plugins import hookimpl
 
@@ -47,12 +47,17 @@ class ModelStock:
 
     filter_wise: bool = parameter(False, doc="one share per row instead of one per weight")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    @property
+    def granularity(self) -> Granularity:
+        """Whole weights where each row has its own share."""
+        return WHOLE if self.filter_wise else ELEMENT
+
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the share of the fine-tunes' mean for this whole weight."""
         if self.filter_wise:
             return {}
-        dots = dot_products(slot, task_vectors, slot.dtype)
-        return {"share": share_of_mean(dots, slot.dtype)}
+        dots = dot_products(weight, task_vectors, weight.dtype)
+        return {"share": share_of_mean(dots, weight.dtype)}
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
@@ -73,10 +78,11 @@ class StockMerging:
         doc="keep the share in [0, 1]; false: as MergeLLM has it, moving away from models that "
         "disagree",
     )
+    granularity = ELEMENT
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the share of the fine-tunes' mean for this whole weight."""
-        dots = dot_products(slot, lambda block: block.deltas().unbind())
+        dots = dot_products(weight, lambda block: block.deltas().unbind())
         share = share_of_mean(dots, torch.float32)
         return {"share": share.clamp(0, 1) if self.clamp else share}
 
@@ -102,5 +108,5 @@ def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the family."""
     facts = {"needs_base": True, "min_experts": 2, "paper": "Jang et al. 2024, arXiv:2403.19522"}
-    register("model_stock", ModelStock, elementwise=lambda kernel: not kernel.filter_wise, **facts)
-    register("stock_merging", StockMerging, elementwise=True, **facts)
+    register("model_stock", ModelStock, **facts)
+    register("stock_merging", StockMerging, **facts)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Region, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import (
     Rescale,
@@ -38,7 +38,7 @@ from merge_plugins.plugins import hookimpl
 
 
 def l1_factors(
-    slot: Slot,
+    weight: Weight,
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
     regions: Sequence[Region] | None = None,
 ) -> Tensor:
@@ -54,15 +54,15 @@ def l1_factors(
         return torch.tensor([before, after], dtype=torch.float64)
 
     before, after = (
-        rounded(norm.float(), slot.dtype)
-        for norm in torch.stack(slot.map_blocks(norms, regions)).sum(0)
+        rounded(norm.float(), weight.dtype)
+        for norm in torch.stack(weight.map_blocks(norms, regions)).sum(0)
     )
     factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
-    return rounded(factor, slot.dtype)
+    return rounded(factor, weight.dtype)
 
 
 def rescale_factors(
-    slot: Slot,
+    weight: Weight,
     rescale: Rescale,
     density: PerExpert,
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
@@ -73,7 +73,7 @@ def rescale_factors(
         return torch.tensor([1 / share if share else 1.0 for share in density])
     if rescale == "none" or min(density) >= 1:
         return torch.ones(len(density))
-    return l1_factors(slot, sparsify, regions)
+    return l1_factors(weight, sparsify, regions)
 
 
 def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
@@ -91,6 +91,7 @@ class TaskArithmetic:
     lambda_: float = lambda_field()
     normalize: bool = normalize_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum(w delta): float32 [*shape]."""
@@ -118,17 +119,18 @@ class Ties:
     normalize: bool = normalize_field(True)
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where to cut each task vector so that int(density * n) entries remain."""
-        n = math.prod(slot.shape)
+        n = math.prod(weight.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
-        cut = as_measured(cuts([slot], task_vectors, counts))
+        cut = as_measured(cuts([weight], task_vectors, counts))
         trim, how = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
-        return {**cut, "factor": rescale_factors(slot, how, self.density, trim)}
+        return {**cut, "factor": rescale_factors(weight, how, self.density, trim)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero all but the largest entries of each task vector."""
@@ -163,16 +165,17 @@ class DareLinear:
     normalize: bool = normalize_field(False)
     rescale: Rescaling = rescale_field(True)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
         if rescaling(self.rescale) != "none" and 0 in self.density:
             raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return each task vector's rescaling factor."""
         how = rescaling(self.rescale, self.rescales)
-        return {"factor": rescale_factors(slot, how, self.density, self.drop)}
+        return {"factor": rescale_factors(weight, how, self.density, self.drop)}
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""
@@ -208,22 +211,26 @@ class Breadcrumbs:
     normalize: bool = normalize_field(False)
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
         check_share("gamma", self.gamma)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return where the outliers end and where the crumbs begin, for each task vector."""
-        n = math.prod(slot.shape)
+        n = math.prod(weight.shape)
         counts = []
         for density, gamma in zip(self.density, self.gamma, strict=True):
             middle = int(density * n) if density < 1 else n
             top = min(int(gamma * n), n - middle)  # the density is met first
             counts.append([top, top + middle])
-        cut = as_measured(cuts([slot], task_vectors, counts))
+        cut = as_measured(cuts([weight], task_vectors, counts))
         trim = functools.partial(self.trim, cut)
-        return {**cut, "factor": rescale_factors(slot, rescaling(self.rescale), self.density, trim)}
+        return {
+            **cut,
+            "factor": rescale_factors(weight, rescaling(self.rescale), self.density, trim),
+        }
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero the outliers and the crumbs of each task vector."""
@@ -266,4 +273,4 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         ("breadcrumbs_ties", BreadcrumbsTies, "Davari & Belilovsky 2024, arXiv:2312.06795"),
     ):
         also = aliases.get(name, {})
-        register(name, method, elementwise=True, needs_base=True, paper=paper, aliases=also)
+        register(name, method, needs_base=True, paper=paper, aliases=also)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, Sources, parameter
+from merge_plugins.api import MATRIX, Slot, Sources, Weight, parameter
 from merge_plugins.methods._fields import check_share, lambda_field
-from merge_plugins.ops.matrices import Matrix, Piece, Rows, announce, by_matrix, total
+from merge_plugins.ops.matrices import Matrix, Piece, Rows, announce, averaged, by_matrix, total
 from merge_plugins.plugins import hookimpl
 
 NOISE = 1e-6
@@ -117,14 +117,19 @@ class TaskSingularVectors:
     """
 
     lambda_: float = lambda_field()
+    granularity = MATRIX
 
     def prepare(self, sources: Sources) -> None:
         """Say what it costs."""
         announce(sources, "tsv", "decompositions", work(lambda n: n + 4, lambda n: n + 2))
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * mean task vector: float32 [*shape]."""
+        return averaged(slot, self.lambda_)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: see `by_matrix`."""
-        return by_matrix(slot, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Return how rows of a matrix are merged."""
@@ -150,14 +155,19 @@ class IsoC:
     """
 
     lambda_: float = lambda_field()
+    granularity = MATRIX
 
     def prepare(self, sources: Sources) -> None:
         """Say what it costs."""
         announce(sources, "iso_c", "decompositions", work(lambda n: 2, lambda n: 1))
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * mean task vector: float32 [*shape]."""
+        return averaged(slot, self.lambda_)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: see `by_matrix`."""
-        return by_matrix(slot, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Return how rows of a matrix are merged."""
@@ -180,6 +190,7 @@ class IsoCTS:
     common_space_fraction: float = parameter(
         0.8, doc="share of the directions taken from the sum of the task vectors, in [0, 1]"
     )
+    granularity = MATRIX
 
     def __post_init__(self) -> None:
         check_share("common_space_fraction", (self.common_space_fraction,))
@@ -189,8 +200,12 @@ class IsoCTS:
         announce(sources, "iso_cts", "decompositions", work(lambda n: 5 * n + 5, lambda n: n + 3))
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * mean task vector: float32 [*shape]."""
+        return averaged(slot, self.lambda_)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: see `by_matrix`."""
-        return by_matrix(slot, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, upright=True)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Return how rows of a matrix are merged."""
@@ -250,4 +265,4 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         ("iso_c", IsoC, "Marczak et al. 2025, arXiv:2502.04959"),
         ("iso_cts", IsoCTS, "Marczak et al. 2025, arXiv:2502.04959"),
     ):
-        register(name, method, matrices=True, needs_base=True, paper=paper)
+        register(name, method, needs_base=True, paper=paper)

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import (
+    ELEMENT,
+    WHOLE,
     Branch,
     Gate,
+    Granularity,
     Kernel,
     LowRank,
     Measures,
@@ -27,6 +30,7 @@ from merge_plugins.api import (
     Product,
     Slot,
     Sources,
+    Weight,
     parameter,
 )
 from merge_plugins.errors import MismatchError, ParameterError
@@ -91,7 +95,7 @@ class TwinMerging:
 
     def __post_init__(self) -> None:
         check_share("mask_rate", (self.mask_rate,))
-        _ = self.shared, self.gate  # their own checks
+        _ = self.shared, self.gate  # raise for parameters they cannot have
         if self.rank is not None and self.rank < 1:
             raise ParameterError(f"rank is 1 or more; got {self.rank}")
         if self.rank is not None and self.mask_strategy != "svd":
@@ -103,6 +107,11 @@ class TwinMerging:
                 "lora_space: separate needs mask_strategy svd and a shared_method that is one of "
                 f"{', '.join(FACTORWISE)}; change those, or leave lora_space out"
             )
+
+    @property
+    def granularity(self) -> Granularity:
+        """Whole weights where the factors of adapters are merged apart."""
+        return ELEMENT if self.lora_space == "delta" else WHOLE
 
     @property
     def shared(self) -> Kernel:
@@ -119,9 +128,9 @@ class TwinMerging:
         """How requests are weighed."""
         return gate_of(self.router, self.router_weight, self.tasks, self.top_k)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return what the shared expert's method measures."""
-        return self.shared.measure(slot) if isinstance(self.shared, Measures) else {}
+        return self.shared.measure(weight) if isinstance(self.shared, Measures) else {}
 
     def prepare(self, sources: Sources) -> Kernel | None:
         """Prepare the shared expert's method, if it looks at the whole model."""
@@ -208,7 +217,7 @@ class TwinMerging:
         if self.mask_strategy == "bernoulli":
             return drop_at_random(one.experts[0], one, expert, kept) / kept
         count = int(kept * delta.numel())
-        ((cut,),) = cuts([one], lambda part: part.experts, [[count]])
+        ((cut,),) = cuts([one.weight()], lambda part: part.experts, [[count]])
         threshold, last = torch.tensor(cut.threshold), torch.tensor(cut.last)
         return keep_largest(one.experts[0], one, threshold, last)
 
@@ -217,13 +226,8 @@ def _base(slot: Slot) -> Tensor:
     return slot.base.float()
 
 
-def _by_element(method: TwinMerging) -> bool:
-    return method.lora_space == "delta"
-
-
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Lu et al. 2024, arXiv:2406.15479"
-    facts = {"elementwise": _by_element, "needs_data": learns}
-    register("twin_merging", TwinMerging, needs_base=True, paper=paper, **facts)
+    register("twin_merging", TwinMerging, needs_base=True, needs_data=learns, paper=paper)

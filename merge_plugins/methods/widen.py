@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, parameter
+from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import sums_over
 from merge_plugins.plugins import hookimpl
@@ -37,6 +37,7 @@ class WidenMerging:
         doc="rank of a column that is zero, thus without direction, in base or model: as if it had "
         "not turned (first), or as if it had turned most (last), as MergeLLM has it",
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not self.above_average_value_ratio >= 0:
@@ -45,12 +46,12 @@ class WidenMerging:
                 f"got {self.above_average_value_ratio:g}"
             )
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Return the score of every column, float32 [N, *shape] with 1 where it is shared."""
-        if len(slot.shape) < 2 or slot.input_dim is None:
-            (scores,) = slot.map_blocks(self._scores_of_entries, [Region.whole(slot.shape)])
+        if len(weight.shape) < 2 or weight.input_dim is None:
+            (scores,) = weight.map_blocks(self._scores_of_entries, [Region.whole(weight.shape)])
         else:
-            scores = self._scores_of_columns(slot, slot.input_dim % len(slot.shape))
+            scores = self._scores_of_columns(weight, weight.input_dim % len(weight.shape))
         return {"scores": scores.float()}
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -72,12 +73,12 @@ class WidenMerging:
         average = changes.view(len(changes), -1).mean(1).view(-1, *[1] * len(slot.shape))
         return self._calibrated(changes, average)
 
-    def _scores_of_columns(self, slot: Slot, columns: int) -> Tensor:
+    def _scores_of_columns(self, weight: Weight, columns: int) -> Tensor:
         """Score the columns of every matrix by their mean score of length and direction."""
-        rows = 2 * len(slot.shape) - 3 - columns  # the other one of the last two dimensions
-        n_columns = slot.shape[columns]
+        rows = 2 * len(weight.shape) - 3 - columns  # the other one of the last two dimensions
+        n_columns = weight.shape[columns]
         changes = divergences(
-            column_products(slot, rows), torch.inf if self.zero_columns == "last" else 0.0
+            column_products(weight, rows), torch.inf if self.zero_columns == "last" else 0.0
         )
         ranks = [ranked(change) / max(1, n_columns) for change in changes]
         average = torch.tensor((n_columns - 1) / max(1, 2 * n_columns), dtype=torch.float64)
@@ -90,7 +91,7 @@ class WidenMerging:
         return torch.where(important, self.score_calibration_value, values.softmax(0))
 
 
-def column_products(slot: Slot, rows: int) -> Tensor:
+def column_products(weight: Weight, rows: int) -> Tensor:
     """Return <base, base>, N of <delta, base>, N of <delta, delta> over dimension ``rows``.
 
     float64 [2 N + 1, *shape without rows]. These, unlike lengths and cosines, lose nothing to
@@ -102,7 +103,7 @@ def column_products(slot: Slot, rows: int) -> Tensor:
         pairs = [(base, base), *((d, base) for d in deltas), *((d, d) for d in deltas)]
         return (a * b for a, b in pairs)
 
-    return sums_over(slot, rows, products)
+    return sums_over(weight, rows, products)
 
 
 def divergences(products: Tensor, undefined: float) -> tuple[Tensor, Tensor]:
@@ -139,7 +140,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "widen_merging",
         WidenMerging,
-        elementwise=True,
         layout=True,
         needs_base=True,
         paper="Yu et al. 2024, arXiv:2408.03092",

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, Sources, parameter
+from merge_plugins.api import MATRIX, Slot, Sources, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import lambda_field
-from merge_plugins.ops.matrices import Matrix, Rows, announce, by_matrix, total
+from merge_plugins.ops.matrices import Matrix, Rows, announce, averaged, by_matrix, total
 from merge_plugins.plugins import hookimpl
 
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.999
@@ -30,6 +30,7 @@ class Wudi:
     steps: int = parameter(300, doc="steps of Adam, 0 or more", alias=("iter_num",))
     learning_rate: float = parameter(1e-5, doc="of Adam, above 0: each entry moves at most so far")
     lambda_: float = lambda_field()
+    granularity = MATRIX
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -47,8 +48,12 @@ class Wudi:
         announce(sources, "wudi", f"{self.steps} steps of Adam", cost)
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return base + lambda * mean task vector: float32 [*shape]."""
+        return averaged(slot, self.lambda_)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: see `by_matrix`."""
-        return by_matrix(slot, self.lambda_, self.merge)
+        return by_matrix(weight, self.lambda_, self.merge)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Return how rows of a matrix are merged.
@@ -101,4 +106,4 @@ class Wudi:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Cheng et al. 2025, arXiv:2503.08099"
-    register("wudi", Wudi, matrices=True, needs_base=True, paper=paper)
+    register("wudi", Wudi, needs_base=True, paper=paper)

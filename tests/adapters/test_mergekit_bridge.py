@@ -79,7 +79,7 @@ def test_a_merge_by_a_method_of_ours_never_imports_mergekit(
         "import sys; from merge_plugins import Recipe, merged_tensors, registry\n"
         f"plain = dict(merge_method='ties', base_model={base!r}, models=[{expert!r}],\n"
         "             parameters=dict(weight=1, density=0.5))\n"
-        "recipe = Recipe.from_mapping(plain); recipe.digest\n"
+        "from merge_plugins import digest; recipe = Recipe.from_mapping(plain); digest(recipe)\n"
         "assert all(len(tensor[...]) for tensor in merged_tensors(recipe).values())\n"
         "print(sorted(registry().broken), 'mergekit' in sys.modules)"
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import in_memory
 import pytest
 import torch
 from torch import Tensor, nn
@@ -420,7 +421,7 @@ def test_regmean_keeps_a_models_outputs_where_the_other_has_no_inputs() -> None:
     only_first = torch.diag(torch.tensor([1.0, 2, 0, 0]))
     only_last = torch.diag(torch.tensor([0.0, 0, 3, 0]))
     slot = Slot("w", None, (a, b), {"gram": (only_first, only_last)})
-    found = RegMeanMerging()(slot)
+    found = in_memory.merged(RegMeanMerging(), slot)
     expected = torch.cat([a[:, :2], b[:, 2:3], (a + b)[:, 3:] / 2], dim=1)
     assert torch.allclose(found, expected, atol=1e-6)
 

@@ -8,12 +8,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import in_memory
 import pytest
 import torch
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import Example, Measures, Prepares
+from merge_plugins.api import Example, Prepares, Weight
 from merge_plugins.calibration.batches import batches
 from merge_plugins.engine import Merge
 from merge_plugins.plugins import Method, registry
@@ -206,13 +207,11 @@ class Case:
         kernel = self.kernel(**changes)
         if isinstance(kernel, Prepares):
             kernel = kernel.prepare(InMemory(slots)) or kernel
-        measure = kernel.measure if isinstance(kernel, Measures) else lambda _: {}
-        return [kernel(dataclasses.replace(slot, measured=measure(slot))) for slot in slots]
+        return [in_memory.merged(kernel, slot) for slot in slots]
 
     def measured(self, slot: Slot) -> Mapping[str, Tensor]:
         """What the method measures of a whole weight."""
-        kernel = self.kernel()
-        return kernel.measure(slot) if isinstance(kernel, Measures) else {}
+        return in_memory.measured(self.kernel(), slot)
 
     def slot(self, base: Tensor, *experts: Tensor, name: str = "w", seed: int = 0) -> Slot:
         maybe_base, experts = base if self.has_base else None, experts[: self.n_experts]
@@ -240,8 +239,8 @@ class InMemory:
         self.seed = slots[0].seed
         self.names = tuple(f"expert {i}" for i, _ in enumerate(slots[0].experts))
 
-    def slots(self) -> Iterator[Slot]:
-        return iter(self._slots)
+    def slots(self) -> Iterator[Weight]:
+        return (slot.weight() for slot in self._slots)
 
     def module(self, expert: int) -> Any:
         return copy.deepcopy(live_model(expert))  # the method's own to change

@@ -10,6 +10,7 @@ from contract.cases import Case, every_case, near, read, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merge_plugins.api import slot as slot_module
 from merge_plugins.engine import Merge
 
 
@@ -20,7 +21,7 @@ def test_a_weight_of_many_blocks_is_measured_as_a_whole(
     base, *_ = weights(1, (50, 60))
     slot = case.slot(base, *near(base, 3))
     (expected,) = case.merge(slot)
-    monkeypatch.setattr("merge_plugins.api.slot.block_size", lambda n_inputs: 64)
+    monkeypatch.setattr(slot_module, "block_size", lambda n_inputs: 64)
     (merged,) = case.merge(slot)
     assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
 

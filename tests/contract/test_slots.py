@@ -14,13 +14,14 @@ def test_a_kernel_may_be_called_on_a_region_of_a_slot() -> None:
     base, *experts = weights(4)
     slot = Slot("w", base, tuple(experts))
     region = Region((13, 29), ((3, 9), (4, 20)))
-    part = slot.part(region)
+    weight = slot.weight()
+    part = weight.part(region)
     assert torch.equal(part.base, base[3:9, 4:20])
     assert torch.equal(part.index(), torch.arange(13 * 29).view(13, 29)[3:9, 4:20])
     assert part.deltas().shape == (3, 6, 16)
-    inner = part.part(Region((13, 29), ((4, 9), (10, 12))))
+    inner = part.weight().part(Region((13, 29), ((4, 9), (10, 12))))
     assert torch.equal(inner.experts[2], experts[2][4:9, 10:12])
-    boxes = part.map_blocks(lambda block: block.base.sum())
+    boxes = part.weight().map_blocks(lambda block: block.base.sum())
     assert torch.stack(boxes).sum() == pytest.approx(float(base[3:9, 4:20].sum()), rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, as_region
+from merge_plugins.api import ELEMENT, ROW, WHOLE, Granularity, Region, Slot, as_region
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
 from merge_plugins.parallel import BLOCK
@@ -245,13 +245,15 @@ def test_a_method_of_whole_weights_sees_them_whole_whatever_is_asked(merge_by: A
 class Wrong:
     """A kernel that does not keep the shape."""
 
+    granularity: Granularity
+
     def __call__(self, slot: Slot) -> Tensor:
         return slot.experts[0].reshape(-1)
 
 
-@pytest.mark.parametrize("elementwise", [True, False])
-def test_a_kernel_that_changes_the_shape_is_named(elementwise: bool, merge_by: Any) -> None:
-    tensor = merge_by(Wrong(), elementwise=elementwise).tensors()["w"]
+@pytest.mark.parametrize("granularity", [ELEMENT, ROW, WHOLE])
+def test_a_kernel_that_changes_the_shape_is_named(granularity: Granularity, merge_by: Any) -> None:
+    tensor = merge_by(Wrong(granularity)).tensors()["w"]
     with pytest.raises(MismatchError, match=r"mine returned \[.*\] for w \[.*\]; a kernel keeps"):
         tensor[...]
 
@@ -287,7 +289,7 @@ class LooksOnce:
     looks: list[int] = dataclasses.field(default_factory=list)
 
     def prepare(self, sources: Any) -> Whole:
-        self.looks.append(sum(slot.experts[0].numel() for slot in sources.slots()))
+        self.looks.append(sum(weight.shape.numel() for weight in sources.slots()))
         return Whole()
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -308,10 +310,12 @@ def test_a_method_that_prepares_looks_at_everything_once(merge_by: Any) -> None:
 def test_a_kernel_that_raises_is_not_swallowed(merge_by: Any) -> None:
     @dataclasses.dataclass(frozen=True)
     class Broken:
+        granularity: Granularity
+
         def __call__(self, slot: Slot) -> Tensor:
             raise ZeroDivisionError("mine")
 
-    for elementwise in (True, False):
-        tensor = merge_by(Broken(), elementwise=elementwise).tensors()["w"]
+    for granularity in (ELEMENT, ROW, WHOLE):
+        tensor = merge_by(Broken(granularity)).tensors()["w"]
         with pytest.raises(ZeroDivisionError, match="mine"):
             tensor[...]

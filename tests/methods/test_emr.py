@@ -99,7 +99,7 @@ class InMemory:
     seed, names = 0, ()
 
     def __init__(self, *slots: Slot) -> None:
-        self.slots: Callable[[], Any] = lambda: iter(slots)
+        self.slots: Callable[[], Any] = lambda: (slot.weight() for slot in slots)
 
 
 def test_an_expert_alone_is_that_expert() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import field_formulas as field
+import in_memory
 import pytest
 import torch
 from hypothesis import example, given
@@ -62,9 +63,9 @@ def slot_of(base: Tensor, experts: list[Tensor], **facts: Any) -> Slot:
 @pytest.mark.parametrize("input_dim", [0, None])
 def test_embeddings_and_convolutions_are_averaged(method: Merging, input_dim: int | None) -> None:
     base, experts = family(3, 8, 6)
-    merged = method(slot_of(base, experts, input_dim=input_dim))
+    merged = in_memory.merged(method, slot_of(base, experts, input_dim=input_dim))
     assert torch.allclose(merged, torch.stack(experts).mean(0), atol=1e-6)
-    assert not torch.allclose(method(slot_of(base, experts)), merged, atol=1e-3)
+    assert not torch.allclose(in_memory.merged(method, slot_of(base, experts)), merged, atol=1e-3)
 
 
 @by_name
@@ -83,8 +84,8 @@ def test_only_what_is_no_matrix_is_merged_in_boxes(method: str, llamas: dict[str
 @by_matrix
 def test_a_layer_stored_the_other_way_round_is_the_same_layer(method: Merging) -> None:
     base, experts = family(2, 9, 5)
-    merged = method(slot_of(base, experts))
-    turned = method(slot_of(base.mT, [e.mT for e in experts], input_dim=-2))
+    merged = in_memory.merged(method, slot_of(base, experts))
+    turned = in_memory.merged(method, slot_of(base.mT, [e.mT for e in experts], input_dim=-2))
     assert torch.allclose(turned.mT, merged, atol=1e-6)
 
 
@@ -93,7 +94,7 @@ def test_inputs_in_float64_are_left_as_they_are(method: Merging) -> None:
     base, experts = family(2, 6, 5)
     before = [tensor.double() for tensor in (base, *experts)]
     first, *others = [tensor.clone() for tensor in before]
-    method(slot_of(first, others))
+    in_memory.merged(method, slot_of(first, others))
     assert all(map(torch.equal, (first, *others), before))
 
 
@@ -101,10 +102,10 @@ def test_inputs_in_float64_are_left_as_they_are(method: Merging) -> None:
 @pytest.mark.parametrize("input_dim", [-1, -2])
 def test_each_expert_of_a_stack_is_a_matrix_of_its_own(method: Merging, input_dim: int) -> None:
     base, experts = family(2, 3, 6, 8)
-    merged = method(slot_of(base, experts, input_dim=input_dim))
+    merged = in_memory.merged(method, slot_of(base, experts, input_dim=input_dim))
     for i in range(3):
         alone = slot_of(base[i], [e[i] for e in experts], input_dim=input_dim)
-        assert torch.equal(method(alone), merged[i])
+        assert torch.equal(in_memory.merged(method, alone), merged[i])
 
 
 @by_name
@@ -136,7 +137,9 @@ def test_a_box_of_a_stack_reads_the_matrices_it_touches_and_no_other(
 def test_which_inputs_a_layer_has_matters_to_interference() -> None:
     base, experts = family(2, 6, 6)
     method = Wudi(steps=50, learning_rate=1e-2)
-    one, other = (method(slot_of(base, experts, input_dim=dim)) for dim in (-1, -2))
+    one, other = (
+        in_memory.merged(method, slot_of(base, experts, input_dim=dim)) for dim in (-1, -2)
+    )
     assert not torch.allclose(one, other, atol=1e-3)
 
 
@@ -186,7 +189,7 @@ def test_task_singular_vectors_of_copies_are_those_of_one(
     n: int, size: tuple[int, int], seed: int
 ) -> None:
     base, (expert,) = family(1, *size, seed=seed)
-    merged = TaskSingularVectors()(slot_of(base, [expert] * n))
+    merged = in_memory.merged(TaskSingularVectors(), slot_of(base, [expert] * n))
     u, s, vt = torch.linalg.svd((expert - base).double(), full_matrices=False)
     k = max(1, min(size) // n)
     expected = base + (u[:, :k] * s[:k]) @ vt[:k]
@@ -197,7 +200,9 @@ def test_adapters_that_share_nothing_are_added_up() -> None:
     base, rows = normal(12, 10), torch.linalg.qr(normal(12, 4)).Q
     columns = torch.linalg.qr(normal(10, 4, seed=1)).Q
     deltas = [rows[:, i : i + 2] @ columns[:, i : i + 2].mT for i in (0, 2)]
-    merged = TaskSingularVectors()(slot_of(base, [base + delta for delta in deltas]))
+    merged = in_memory.merged(
+        TaskSingularVectors(), slot_of(base, [base + delta for delta in deltas])
+    )
     assert torch.allclose(merged, base + sum(deltas), atol=1e-5)
 
 
@@ -208,7 +213,7 @@ def test_an_isotropic_merge_spreads_the_same_sum_evenly_over_the_same_directions
     base = torch.zeros(9, 14)
     pairs = [(9, rank, seed + i, 14) for i in range(n)]
     deltas = [normal(m, r, seed=s) @ normal(r, k, seed=s + 50) for m, r, s, k in pairs]
-    merged = IsoC()(slot_of(base, deltas)).double()
+    merged = in_memory.merged(IsoC(), slot_of(base, deltas)).double()
     before, after = (torch.linalg.svdvals(a.double()) for a in (sum(deltas), merged))
     held = int((before > 1e-5 * before[0]).sum())
     assert torch.allclose(after[:held], before[:held].mean().expand(held), rtol=1e-4)
@@ -226,13 +231,17 @@ def test_what_rounding_leaves_outside_the_common_space_is_no_tasks_own(
     slot = slot_of(base, experts)  # of float32: rounded
     method = IsoCTS(common_space_fraction=0.5)
     assert method.own_directions(20, 2) == 5  # of each expert, if it had them
-    assert torch.allclose(method(slot), IsoC()(slot), atol=1e-4)
+    assert torch.allclose(in_memory.merged(method, slot), in_memory.merged(IsoC(), slot), atol=1e-4)
 
 
 def test_a_common_space_of_everything_is_iso_c() -> None:
     base, experts = family(3, 11, 8)
     slot = slot_of(base, experts)
-    assert torch.allclose(IsoCTS(common_space_fraction=1.0)(slot), IsoC()(slot), atol=1e-6)
+    assert torch.allclose(
+        in_memory.merged(IsoCTS(common_space_fraction=1.0), slot),
+        in_memory.merged(IsoC(), slot),
+        atol=1e-6,
+    )
 
 
 @given(rank=st.integers(1, 40), n=st.integers(1, 9), fraction=st.floats(0, 1))
@@ -253,7 +262,10 @@ def test_descent_lowers_interference_from_that_of_the_sum() -> None:
     slot = slot_of(base, experts)
     deltas = slot.deltas().double()
     methods = [Wudi(steps=steps, learning_rate=1e-3) for steps in (0, 10, 100)]
-    losses = [float(field.wudi_loss(method(slot).double() - base, deltas)) for method in methods]
+    losses = [
+        float(field.wudi_loss(in_memory.merged(method, slot).double() - base, deltas))
+        for method in methods
+    ]
     assert losses[0] == pytest.approx(float(field.wudi_loss(deltas.sum(0), deltas)), rel=1e-4)
     assert losses[0] > 1.05 * losses[1] > 1.1 * losses[2]
 
@@ -261,12 +273,14 @@ def test_descent_lowers_interference_from_that_of_the_sum() -> None:
 def test_one_expert_interferes_with_nobody() -> None:
     base, (expert,) = family(1, 6, 7)
     for experts in ([expert], [base, expert], [expert, base]):
-        assert torch.allclose(Wudi()(slot_of(base, experts)), expert, atol=1e-6)
+        assert torch.allclose(in_memory.merged(Wudi(), slot_of(base, experts)), expert, atol=1e-6)
 
 
 def test_a_task_vector_weighs_as_much_however_short_it_is() -> None:
     experts = [1e-30 * normal(6, 7), normal(6, 7, seed=1)]  # its square is 0 in float32
-    merged = Wudi(steps=20, learning_rate=1e-3)(slot_of(torch.zeros(6, 7), experts))
+    merged = in_memory.merged(
+        Wudi(steps=20, learning_rate=1e-3), slot_of(torch.zeros(6, 7), experts)
+    )
     expected = field.wudi(torch.stack(experts).double(), 20, 1e-3)
     assert torch.allclose(merged.double(), expected, atol=1e-6)
     assert not torch.allclose(merged, experts[1], atol=1e-3)
@@ -279,7 +293,10 @@ def test_a_task_vector_weighs_as_much_however_short_it_is() -> None:
 def test_a_consensus_merge_is_task_arithmetic_or_the_base(seed: int, threshold: int) -> None:
     base, experts = family(3, 40, seed=seed)
     method = Consensus(mask_lambda=(0.4,) * 3, threshold=threshold)
-    merged, plain = method(slot_of(base, experts)), base + slot_of(base, experts).deltas().sum(0)
+    merged, plain = (
+        in_memory.merged(method, slot_of(base, experts)),
+        base + slot_of(base, experts).deltas().sum(0),
+    )
     assert bool(((merged == base) | torch.isclose(merged, plain, atol=1e-6)).all())
     if threshold == 0:
         assert torch.allclose(merged, plain, atol=1e-6)
@@ -289,7 +306,7 @@ def test_selfish_and_catastrophic_entries_go() -> None:
     base = torch.zeros(3)
     together, selfish, against = [1.0, 1.0], [1.0, 0.0], [0.2, -1.0]
     experts = [torch.tensor(pair) for pair in zip(together, selfish, against, strict=True)]
-    merged = Consensus(mask_lambda=(0.4, 0.4))(slot_of(base, experts))
+    merged = in_memory.merged(Consensus(mask_lambda=(0.4, 0.4)), slot_of(base, experts))
     assert merged.tolist() == [2.0, 0.0, 0.0]
 
 
@@ -302,7 +319,7 @@ def test_a_balanced_entry_lies_between_the_experts_or_is_the_base(
 ) -> None:
     base, experts = family(3, 50, seed=seed)
     method, slot = PcbMerging(density=density, scope=scope), slot_of(base, experts)
-    found = method.over([slot])(slot) - base
+    found = method.over([slot.weight()])(slot) - base
     deltas = slot.deltas()
     low, high = deltas.amin(0).clamp(max=0), deltas.amax(0).clamp(min=0)
     assert bool(((low - 1e-6 <= found) & (found <= high + 1e-6)).all())

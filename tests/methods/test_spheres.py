@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import in_memory
 import mergekit_formulas as mergekit
 import pytest
 import torch
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Recipe, Slot
-from merge_plugins.api import Measures
 from merge_plugins.engine import merged_tensors
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.methods.karcher import Karcher
@@ -24,10 +24,7 @@ from merge_plugins.plugins import registry
 
 def merge(kernel: Any, *experts: Tensor, base: Tensor | None = None) -> Tensor:
     """Merge one whole weight in memory, as the runner would."""
-    slot = Slot("w", base, experts)
-    measured = kernel.measure(slot) if isinstance(kernel, Measures) else {}
-    merged: Tensor = kernel(Slot("w", base, experts, measured=measured))
-    return merged
+    return in_memory.merged(kernel, Slot("w", base, experts))
 
 
 def drawn(*shape: int, seed: int = 0, n: int = 2) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import in_memory
 import mergekit_formulas as mergekit
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import Measures, method
+from merge_plugins.api import slot as slot_module
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.nearswap_arcee import ArceeFusion, NearSwap
 from merge_plugins.methods.ram import Ram, RamPlus
@@ -21,10 +22,7 @@ from merge_plugins.methods.sce import Sce
 
 def merge(kernel: Any, base: Tensor, *experts: Tensor) -> Tensor:
     """Merge one whole weight in memory, as the runner would."""
-    slot = Slot("w", base, experts)
-    measured = kernel.measure(slot) if isinstance(kernel, Measures) else {}
-    merged: Tensor = kernel(Slot("w", base, experts, measured=measured))
-    return merged
+    return in_memory.merged(kernel, Slot("w", base, experts))
 
 
 def drawn(*shape: int, seed: int = 0, n: int = 2) -> list[Tensor]:
@@ -89,7 +87,7 @@ def test_arcee_fusion_ranks_all_blocks_together(seed: int, rows: int, columns: i
     other = base + 0.05 * other  # rounding makes some divergences negative
     whole = merge(ArceeFusion(), base, other)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method, "block_size", lambda n_inputs: 64)
+        patch.setattr(slot_module, "block_size", lambda n_inputs: 64)
         assert torch.equal(merge(ArceeFusion(), base, other), whole)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import in_memory
 import pytest
 import torch
 import transformers
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from merge_plugins import Recipe, Slot, load_merged
-from merge_plugins.api import method
+from merge_plugins.api import slot as slot_module
 from merge_plugins.engine import MergedTensor, merged_tensors
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.widen import WidenMerging, column_products, divergences
@@ -58,8 +58,7 @@ def reference(base: Tensor, experts: Sequence[Tensor], ratio: float, value: floa
 
 
 def widened(slot: Slot, **parameters: Any) -> Tensor:
-    kernel = WidenMerging(**parameters)
-    return kernel(dataclasses.replace(slot, measured=kernel.measure(slot)))
+    return in_memory.merged(WidenMerging(**parameters), slot)
 
 
 def drawn(*shape: int, seed: int = 0, step: float = 0.01) -> list[Tensor]:
@@ -69,7 +68,7 @@ def drawn(*shape: int, seed: int = 0, step: float = 0.01) -> list[Tensor]:
 
 
 def scores(slot: Slot, **parameters: Any) -> Tensor:
-    return WidenMerging(**parameters).measure(slot)["scores"]
+    return WidenMerging(**parameters).measure(slot.weight())["scores"]
 
 
 @pytest.mark.parametrize("step", [1e-4, 1e-2, 1.0])
@@ -86,7 +85,7 @@ def test_tiny_moves_are_told_apart_from_rounding() -> None:
     """Lengths and cosines in float32 would not see moves of this size at all."""
     base, *experts = (weight.double() for weight in drawn(48, 30, step=1e-6))
     slot = Slot("w", base, tuple(experts))
-    stretched, turned = divergences(column_products(slot, 0), 0.0)
+    stretched, turned = divergences(column_products(slot.weight(), 0), 0.0)
     x = torch.stack(experts)
     exact = (x.norm(dim=1) - base.norm(dim=0)).abs()
     assert torch.allclose(stretched, exact, rtol=1e-3, atol=1e-10)
@@ -124,7 +123,9 @@ def test_a_convolution_is_scored_entry_by_entry_as_a_vector_is() -> None:
 def test_half_of_the_columns_are_important_by_default() -> None:
     base, *experts = drawn(40, 30)
     found = scores(Slot("w", base, tuple(experts)), above_average_value_ratio=1.0)
-    stretched, turned = divergences(column_products(Slot("w", base, tuple(experts)), 0), 0.0)
+    stretched, turned = divergences(
+        column_products(Slot("w", base, tuple(experts)).weight(), 0), 0.0
+    )
     both = (stretched.argsort(-1).argsort(-1) >= 15) & (turned.argsort(-1).argsort(-1) >= 15)
     assert torch.equal(found[:, 0] == 1, both)
     assert ((found > 0.25) & (found <= 1)).all()
@@ -145,7 +146,7 @@ def test_a_column_of_zeros_has_not_turned_unless_told_it_has_most() -> None:
     base[:, 2] = experts[0][:, 2] = experts[1][:, 2] = 0  # a reserved token
     base[:, 5] = 0  # trained from nothing
     slot = Slot("w", base, tuple(experts))
-    stretched, turned = divergences(column_products(slot, 0), 0.0)
+    stretched, turned = divergences(column_products(slot.weight(), 0), 0.0)
     assert torch.equal(stretched[:, 2], torch.zeros(2, dtype=torch.float64))
     assert torch.equal(turned[:, [2, 5]], torch.zeros(2, 2, dtype=torch.float64))
     for choice in ("first", "last"):
@@ -169,7 +170,7 @@ def test_scores_do_not_depend_on_how_a_weight_is_cut(
     weights = [torch.randint(-8, 9, shape, generator=generator) / 8 for _ in range(3)]
     slot = Slot("w", weights[0], tuple(weights[1:]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method, "block_size", lambda n_inputs: block)
+        patch.setattr(slot_module, "block_size", lambda n_inputs: block)
         cut = scores(slot)
     assert torch.equal(cut, scores(slot))
 

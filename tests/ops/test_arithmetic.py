@@ -188,6 +188,6 @@ def test_task_vectors_leave_the_models_alone() -> None:
 def test_dot_products_are_those_of_the_whole_vectors() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 300_001, generator=generator)  # several blocks
-    dots = dot_products(Slot("w", None, tuple(rows)), lambda slot: slot.experts)
+    dots = dot_products(Slot("w", None, tuple(rows)).weight(), lambda slot: slot.experts)
     assert torch.allclose(dots, rows.double() @ rows.double().T, rtol=1e-5, atol=1e-2)
     assert torch.equal(dots, dots.T)

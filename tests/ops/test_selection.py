@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import method
+from merge_plugins.api import slot as slot_module
 from merge_plugins.ops import selection
 from merge_plugins.ops.arithmetic import keep_largest
 from merge_plugins.ops.selection import ALL, Cut, as_measured, cuts, order_statistics
@@ -24,9 +24,9 @@ ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and a sparse sample, even of a few hundred numbers."""
-    monkeypatch.setattr(method, "block_size", lambda n_inputs: 37)
+    monkeypatch.setattr(slot_module, "block_size", lambda n_inputs: 37)
     monkeypatch.setattr(selection, "SAMPLE", 64)
-    monkeypatch.setattr(selection, "RUN", 4)
+    monkeypatch.setattr(slot_module, "RUN", 4)
 
 
 def slot_of(*rows: Tensor, name: str = "w") -> Slot:
@@ -51,7 +51,7 @@ def largest(x: Tensor, count: int) -> Tensor:
 
 
 def check(x: Tensor, count: int) -> None:
-    ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+    ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[count]])
     assert torch.equal(kept_by(cut, x.float()), largest(x.float(), count))
 
 
@@ -89,14 +89,14 @@ def test_float64_is_ranked_by_all_of_its_bits() -> None:
     places = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
     x = 1 + places.double() * 1e-15  # all are 1 in float32
     for count in (1, 500, 999):
-        ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+        ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[count]])
         assert torch.equal(kept_by(cut, x), largest(x, count))
 
 
 @pytest.mark.parametrize("count", [-3, 0])
 def test_keeping_nothing_leaves_zeros_and_no_nan(count: int) -> None:
     x = torch.tensor([1.0, -2.0, 0.0, 3e38])
-    ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+    ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[count]])
     assert cut == Cut(math.inf, -1)
     assert torch.equal(kept_by(cut, x), torch.zeros(4))
 
@@ -104,7 +104,7 @@ def test_keeping_nothing_leaves_zeros_and_no_nan(count: int) -> None:
 @pytest.mark.parametrize("count", [4, 9])
 def test_keeping_everything_changes_nothing(count: int) -> None:
     x = torch.tensor([1.0, -2.0, 0.0, 1e-45])
-    ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+    ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[count]])
     assert cut == Cut(0.0, ALL)
     assert torch.equal(kept_by(cut, x), x)
 
@@ -123,20 +123,20 @@ def test_an_empty_weight_has_nothing_to_cut(shape: tuple[int, ...]) -> None:
 
 def test_zeros_only_are_all_ties() -> None:
     for count in (1, 50, 99):
-        ((cut,),) = cuts([slot_of(torch.zeros(100))], as_stored, [[count]])
+        ((cut,),) = cuts([slot_of(torch.zeros(100)).weight()], as_stored, [[count]])
         assert cut == Cut(0.0, count - 1)
 
 
 def test_of_equal_magnitudes_the_first_in_memory_are_kept() -> None:
     x = torch.tensor([[1.0, -2.0, 2.0], [2.0, -2.0, 3.0]])
-    ((cut,),) = cuts([slot_of(x)], as_stored, [[3]])
+    ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[3]])
     assert cut == Cut(2.0, 2)
     assert kept_by(cut, x).tolist() == [[0, -2, 2], [0, 0, 3]]
 
 
 def test_several_counts_and_rows_are_answered_at_once() -> None:
     first, second = torch.arange(10.0), torch.arange(10.0).flip(0) * 2
-    found = cuts([slot_of(first, second)], as_stored, [[1, 4], [0, 10]])
+    found = cuts([slot_of(first, second).weight()], as_stored, [[1, 4], [0, 10]])
     assert [[cut.threshold for cut in row] for row in found] == [[9, 6], [math.inf, 0]]
     measured = as_measured(found)
     assert measured["threshold"].shape == measured["last"].shape == (2, 2)
@@ -147,7 +147,7 @@ def test_several_weights_are_ranked_as_one_long_vector() -> None:
     generator = torch.Generator().manual_seed(1)
     shapes = [(13, 17), (), (400,), (0,), (7, 5, 3)]
     weights = [torch.randint(-4, 5, shape, generator=generator).float() for shape in shapes]
-    slots = [slot_of(weight, name=f"w{i}") for i, weight in enumerate(weights)]
+    slots = [slot_of(weight, name=f"w{i}").weight() for i, weight in enumerate(weights)]
     joined = torch.cat([weight.reshape(-1) for weight in weights])
     for count in (1, 100, 333, 500, len(joined) - 1):
         ((cut,),) = cuts(slots, as_stored, [[count]])
@@ -161,7 +161,9 @@ def hidden_from_the_sample(flat: Tensor) -> Tensor:
     """Zero every element a strided sample of runs would look at."""
     step = SIZE // selection.SAMPLE
     return (
-        flat.view(-1, step * selection.RUN).index_fill(1, torch.arange(selection.RUN), 0).view(-1)
+        flat.view(-1, step * slot_module.RUN)
+        .index_fill(1, torch.arange(slot_module.RUN), 0)
+        .view(-1)
     )
 
 
@@ -180,7 +182,7 @@ def test_a_misleading_sample_costs_time_and_never_exactness(arrange: object) -> 
     x = arrange(torch.randn(SIZE, generator=torch.Generator().manual_seed(2)))  # type: ignore[operator]
     magnitudes = x.abs().sort(descending=True).values
     for count in (1, 150, 5000, SIZE // 5, SIZE // 2, SIZE - 1):
-        ((cut,),) = cuts([slot_of(x)], as_stored, [[count]])
+        ((cut,),) = cuts([slot_of(x).weight()], as_stored, [[count]])
         assert cut.threshold == magnitudes[count - 1]
         assert int(kept_by(cut, x + 0.0).count_nonzero()) == int((magnitudes[:count] > 0).sum())
 
@@ -196,7 +198,7 @@ def test_order_statistics_are_those_of_a_sort(
     vector = torch.tensor(x).clamp(-3e38, 3e38).to(dtype)
     ranks = [rank % len(x) for rank in ranks]
     expected = vector.sort().values[ranks]
-    found = order_statistics(slot_of(vector), lambda block: block.experts[0], ranks)
+    found = order_statistics(slot_of(vector).weight(), lambda block: block.experts[0], ranks)
     assert found.dtype == dtype
     assert torch.equal(found, expected)
 
@@ -207,7 +209,9 @@ def test_order_statistics_reach_over_blocks_and_over_zero(signs: str) -> None:
     x = torch.randn(700, generator=torch.Generator().manual_seed(0))
     x = {"both": x, "negative": -x.abs(), "positive": x.abs(), "few": (x > 1.5) * x}[signs]
     ranks = [1, 174, 349, 524, 698]
-    found = order_statistics(slot_of(x.view(20, 35)), lambda block: block.experts[0], ranks)
+    found = order_statistics(
+        slot_of(x.view(20, 35)).weight(), lambda block: block.experts[0], ranks
+    )
     assert torch.equal(found, x.sort().values[ranks])
 
 
@@ -218,8 +222,7 @@ def test_a_sample_knows_its_rows() -> None:
     x = rows[:, None] + torch.zeros(20, 35)
 
     def vector(block: Slot) -> Tensor:
-        assert block.region is not None
-        assert torch.equal(block.region.of_rows(rows).expand(block.shape), block.experts[0])
+        assert torch.equal(block.of_rows(rows).expand(block.shape), block.experts[0])
         return block.experts[0]
 
-    assert order_statistics(slot_of(x), vector, [350]).item() == 10.0
+    assert order_statistics(slot_of(x).weight(), vector, [350]).item() == 10.0

@@ -46,7 +46,7 @@ def loaded(*plugins: Any) -> Registry:
 
 
 def register_median(register: Register, name: str = "median", **facts: Any) -> None:
-    register(name, Median, elementwise=True, **facts)
+    register(name, Median, **facts)
 
 
 def test_a_plain_dataclass_is_a_method() -> None:
@@ -156,6 +156,14 @@ def test_statistics_are_registered_the_same_way() -> None:
     statistic = found.statistics["fisher"]
     assert (statistic.function, statistic.plugin) == (fisher, "plugin-0")
     assert "already registered" in str(found.broken["plugin-1"])
+
+
+def test_a_fact_of_earlier_releases_shows_the_line_to_write() -> None:
+    old = plugin(lambda register: register("median", Median, elementwise=True))
+    found = loaded(old)
+    message = str(found.broken["plugin-0"])
+    assert "In class Median write  granularity = ELEMENT" in message
+    assert "from merge_plugins import ELEMENT" in message
 
 
 def test_nobody_may_shadow_a_method_of_ours() -> None:

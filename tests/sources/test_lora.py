@@ -175,7 +175,7 @@ def test_every_spelling_of_an_adapted_model_is_one(adapted: Adapted, tmp_path: P
     short = {"method": "linear", "models": f"{model}++{adapter}:0.25+{model}:0.75"}
     found = Recipe.from_model_args(short)
     assert [m.ref for m in found.models] == [expected, model]
-    assert [m.parameters["weight"] for m in found.models] == [0.25, 0.75]
+    assert [m.parameters["weight"].as_yaml() for m in found.models] == [0.25, 0.75]
     assert Recipe.from_mapping(found.as_dict()) == found
     strange = tmp_path / "ad+apter"
     shutil.copytree(adapter, strange)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from merge_plugins import Slot, hookimpl
+from merge_plugins import ELEMENT, Slot, hookimpl
 
 
 @dataclass(frozen=True)
@@ -12,13 +12,14 @@ class Median:
     """Elementwise median of the experts."""
 
     scale: float = 1.0
+    granularity = ELEMENT
 
-    def __call__(self, slot: Slot) -> torch.Tensor:
+    def __call__(self, slot: Slot) -> Tensor:
         """Return the middle one of an odd number of weights, the lower of the middle two else."""
-        return self.scale * torch.stack(slot.experts).float().median(dim=0).values
+        return self.scale * slot.stacked().median(dim=0).values
 
 
 @hookimpl
 def register_merge_methods(register):
     """Register one method."""
-    register("median", Median, elementwise=True)
+    register("median", Median)
