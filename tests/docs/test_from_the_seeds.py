@@ -18,7 +18,7 @@ from merge_plugins import Recipe, load_merged
 from merge_plugins.cli import main
 from merge_plugins.recipe import read_recipe
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "from_the_seeds.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "from_the_seeds.md"
 LAST = 76
 
 

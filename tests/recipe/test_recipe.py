@@ -30,7 +30,7 @@ models:
 parameters: {density: 0.5, lambda: 1.0}
 dtype: bfloat16
 """
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "mergekit"
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "mergekit"
 
 
 def write_model(folder: Path, value: float, n_layers: int = 4) -> None:

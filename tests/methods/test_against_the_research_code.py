@@ -24,7 +24,7 @@ from merge_plugins.errors import ParameterError
 from merge_plugins.plugins import registry
 
 Merged = Callable[..., dict[str, MergedTensor]]
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "seeds-cases.json").read_text())
 NOT_YET = {"twin"}
 """Methods of the seeds that have another formula here, or none yet."""

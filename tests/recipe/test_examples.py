@@ -11,7 +11,7 @@ import yaml
 from merge_plugins import Recipe
 from merge_plugins.outputs.load import load_merged
 
-FILE = Path(__file__).parent / "data" / "mergekit-examples.yaml"
+FILE = Path(__file__).parents[1] / "data" / "mergekit-examples.yaml"
 EXAMPLES = {held.pop("name"): held for held in yaml.safe_load_all(FILE.read_text())}
 
 

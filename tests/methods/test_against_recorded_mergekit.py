@@ -23,7 +23,7 @@ from merge_plugins.methods.nearswap_arcee import POSITIVE, ArceeFusion
 from merge_plugins.planning import PlannedTensor
 from merge_plugins.plugins import registry
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 RECIPES = json.loads((DATA / "mergekit-recipes.json").read_text())
 MODELS = ("base", "ft_a", "ft_b", "ft_c")
 IN_FLOAT32 = ("arcee_fusion", "ramplus_tl")

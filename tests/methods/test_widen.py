@@ -222,7 +222,7 @@ def test_every_architecture_is_merged_by_the_columns_of_its_layers(
         if key in live:
             assert torch.equal(live[key], merged), key
         if merged.ndim < 2 or input_dim is None:
-            continue  # entry by entry: tests/test_contract.py
+            continue  # entry by entry: tests/contract
         by_row = input_dim % merged.ndim != merged.ndim - 1
         matrices = [weight.mT if by_row else weight for weight in weights]
         if all(matrix.norm(dim=-2).min() > 0 for matrix in matrices):

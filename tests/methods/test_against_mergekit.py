@@ -11,27 +11,29 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from mergekit_recipes import (
+    FAMILIES,
+    FILTERS,
+    METHODS,
+    N_LAYERS,
+    number,
+    per_model,
+    weights,
+    write_models,
+)
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import merge_plugins
 
 MERGEKIT = os.environ.get("MERGE_PLUGINS_MERGEKIT", "")
 N_RECIPES = int(os.environ.get("MERGE_PLUGINS_MERGEKIT_RECIPES", "200"))
 VERSION = "from importlib.metadata import version; print(version('mergekit'))"
-METHODS = (
-    *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough", "task_arithmetic"),
-    *("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della"),
-    *("della_linear", "model_stock", "sce", "nearswap", "arcee_fusion", "ram", "ramplus_tl"),
-)
 N_MODELS = {
     **dict.fromkeys(("linear", "karcher", "model_stock"), (2, 3)),
     **dict.fromkeys(("passthrough", "slerp", "nearswap", "arcee_fusion"), (1, 1)),
@@ -40,9 +42,6 @@ N_MODELS = {
 """Fewest and most models besides the base; of the others 1 to 3."""
 IN_FLOAT32 = ("arcee_fusion", "ramplus_tl")
 """Methods whose bfloat16 merges mergekit writes in float32 unless out_dtype is set."""
-FAMILIES = ("llama-float32", "qwen2-float32", "llama-bfloat16", "qwen2-bfloat16")
-FILTERS = ("mlp", "self_attn", "norm", "embed_tokens", "layers.1.", "q_proj", "o_proj")
-N_LAYERS = 3
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
 """Of a number's digits, by dtype."""
 
@@ -97,28 +96,6 @@ def merged_by_mergekit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = subprocess.run([*command, *options], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return folder
-
-
-def write_models(folder: Path) -> None:
-    """Write a base and three experts; one weight in three is the same in an expert and the base."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    if folder.name.startswith("llama"):
-        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=N_LAYERS, **sizes, **heads))
-    else:  # biases, and one weight for embedding and head
-        tied = {"tie_word_embeddings": True}
-        model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=N_LAYERS, **sizes, **heads, **tied))
-    model.to(getattr(torch, folder.name.split("-")[1]))
-    generator = torch.Generator().manual_seed(0)
-    base = [0.05 * torch.randn(p.shape, generator=generator) for p in model.parameters()]
-    for name in ("base", "a", "b", "c"):
-        for parameter, weight in zip(model.parameters(), base, strict=True):
-            moved = torch.rand(weight.shape, generator=generator) < (
-                0.0 if name == "base" else 0.67
-            )
-            delta = moved * 0.01 * torch.randn(weight.shape, generator=generator)
-            parameter.data.copy_(weight + delta)
-        model.save_pretrained(folder / name)
 
 
 def draw_recipe(number: int, folder: Path) -> dict[str, Any]:
@@ -262,32 +239,6 @@ def maybe(rng: random.Random, plain: dict[str, Any], name: str, value: Any) -> N
         plain["parameters"][name] = value
 
 
-def per_model(
-    rng: random.Random, plain: dict[str, Any], name: str, low: float, high: float
-) -> None:
-    """Set a parameter for every model, or for all at the top with exceptions at some models."""
-    at_top = name in plain["parameters"] or rng.random() < 0.3
-    if at_top:
-        plain["parameters"][name] = number(rng, low, high)
-    for model in plain["models"]:
-        if not at_top:
-            model["parameters"][name] = number(rng, low, high)
-        elif rng.random() < 0.5:
-            only = {"filter": rng.choice(FILTERS), "value": number(rng, low, high, nested=True)}
-            model["parameters"][name] = [only]
-
-
-def number(rng: random.Random, low: float, high: float, *, nested: bool = False) -> Any:
-    """Draw a setting that says something of every weight: scalar, gradient or filters."""
-    points = [round(rng.uniform(low, high), 2) for _ in range(rng.randint(2, 4))]
-    kind = rng.choice(["scalar", "gradient"] + ["filters"] * (not nested))
-    if kind == "filters":
-        some = rng.sample(FILTERS, rng.randint(1, 3))
-        filters = [{"filter": word, "value": number(rng, low, high, nested=True)} for word in some]
-        return [*filters, {"value": points[0]}]
-    return points if kind == "gradient" else points[0]
-
-
 def truth(rng: random.Random) -> Any:
     """Draw a setting that is true or false: for all weights, in steps over the layers, by name."""
     steps = [rng.random() < 0.5 for _ in range(rng.randint(2, 4))]
@@ -361,8 +312,3 @@ def references(plain: dict[str, Any]) -> list[str]:
     """Every model once, the base first."""
     named = [plain.get("base_model"), *(model["model"] for model in plain["models"])]
     return [ref for ref in dict.fromkeys(named) if ref]
-
-
-def weights(folder: str | Path) -> Mapping[str, Tensor]:
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}

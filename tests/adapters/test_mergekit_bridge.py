@@ -2,7 +2,7 @@
 
 The second half runs where MERGE_PLUGINS_MERGEKIT_BRIDGE names the python of a venv that has both
 merge-plugins and mergekit 0.1.5 (`pip install 'merge-plugins[mergekit]'`): it merges by the methods
-in `plugins/mergekit-methods` through us and through mergekit, and compares bit by bit.
+in `sample_plugins/mergekit-methods` through us and through mergekit, and compares bit by bit.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_against_mergekit import METHODS, number, per_model, weights, write_models
+from mergekit_recipes import METHODS, number, per_model, weights, write_models
 
 from harness_adapters.bridges import mergekit as mergekit_bridge
 from merge_plugins.errors import MergeError
 from merge_plugins.plugins import registry
 
-PLUGINS = Path(__file__).parent / "plugins" / "mergekit-methods"
-ROOT = Path(__file__).parents[1]
+PLUGINS = Path(__file__).parents[1] / "sample_plugins" / "mergekit-methods"
+ROOT = Path(__file__).parents[2]
 BRIDGE = os.environ.get("MERGE_PLUGINS_MERGEKIT_BRIDGE", "")
 USABLE = (
     "power_mean",

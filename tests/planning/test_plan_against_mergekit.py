@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_against_mergekit import FAMILIES, N_LAYERS, write_models
+from mergekit_recipes import FAMILIES, N_LAYERS, write_models
 
 from merge_plugins import Recipe
 from merge_plugins.engine import open_merge

@@ -1,6 +1,6 @@
 """Singular vectors, interference, consensus and competition: what the formulas promise.
 
-That they are the papers' formulas is shown in test_contract, against field_formulas.
+That they are the papers' formulas is shown in tests/contract, against field_formulas.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 SETUP = ('pip install -e ".[lm-eval]" && merge-plugins demo', 'pip install -e ".[dev]" && pytest')
 
 
