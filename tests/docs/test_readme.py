@@ -100,6 +100,8 @@ def test_every_command_and_file_of_the_readme_works(folder: Path) -> None:
         elif block.text.startswith("# "):  # a file, named in its first line
             name = block.text.splitlines()[0].removeprefix("# ")
             (folder / name).write_text(block.text)
+        elif "@hookimpl" in block.text:  # the plugin that the entry point below names
+            (folder / "merge_median.py").write_text(block.text)
         elif block.language == "python":
             (folder / "example.py").write_text(block.text)
             assert int(run(f"{sys.executable} example.py", folder).split()[-1]) > 0
