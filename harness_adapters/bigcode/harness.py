@@ -77,7 +77,7 @@ class Harness:
             args: argparse.Namespace = self.main.parse_args()
         finally:
             sys.argv = before
-        if args.prompt == "incoder":  # each task's own prompt, which the harness calls "prompt"
+        if args.prompt == "incoder":  # MBPP's own; the harness calls a task's own "prompt"
             args.prompt = "prompt"
         return args
 

@@ -147,7 +147,7 @@ class Merging:
         quantization_config: Any = None,
         **kwargs: Any,
     ) -> PreTrainedModel:
-        """Load the merged model; arguments that locate weights are ignored, the recipe does."""
+        """Load the merged model from the recipe; arguments that locate weights are ignored."""
         if self.quantization is not None:
             kwargs["quantization_config"] = self.quantization
         config = copy.deepcopy(self.config)

@@ -40,11 +40,11 @@ class Reporting(Loader):
         self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Part of the loader protocol."""
+        """Create the module by the real loader."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Part of the loader protocol."""
+        """Restore the real loader, run the module by it, then call `imported`."""
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
