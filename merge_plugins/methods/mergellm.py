@@ -117,7 +117,7 @@ class BreadcrumbsMerging:
     param_density: float = parameter(0.9, doc="share of each task vector kept, in [0, 1]")
     param_value_mask_rate: float = parameter(
         0.09,
-        doc="share dropped as the smallest, at most 1 - param_density; the largest make up the rest",
+        doc="share dropped as the smallest, at most 1 - param_density; the rest are largest",
     )
     scaling_coefficient: float = parameter(1.0, doc="factor on the sum of task vectors")
     granularity = ELEMENT
