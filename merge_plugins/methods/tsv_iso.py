@@ -43,8 +43,8 @@ class Spectrum(NamedTuple):
 def spectrum(gram: Tensor, most: int | None = None, norm: Tensor | None = None) -> Spectrum:
     """Compute the leading singular values and right vectors of a matrix from its Gram matrix.
 
-    ``gram``: [n, n]. ``most``: limit of their number. ``norm``: of the matrix before a projection;
-    noise is a share of it, by default of the largest value.
+    ``gram``: [n, n]. ``most``: limit of their number. ``norm``: noise is measured relative to this
+    norm of the matrix before a projection, by default relative to the largest value.
     """
     squares, v = torch.linalg.eigh(gram)  # smallest first
     s = squares.clamp_(min=0).sqrt_().flip(0)[:most]
