@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from families import word_tokenizer, write_family
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import processors
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -93,18 +94,15 @@ def new(model_type: str) -> PreTrainedModel:
 
 
 def tokenizer_of(model_type: str) -> PreTrainedTokenizerFast:
-    words = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "?", *map(str, range(50))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = ["<s>", "<pad>", "</s>", "?", *map(str, range(50))]
+    if model_type == "decoder":
+        return word_tokenizer(words, unknown="?", eos_token="</s>")
+    found = word_tokenizer(words, unknown="?", eos_token="</s>", pad_token="<pad>")
     special = [("<s>", 0), ("</s>", 2)]
-    if model_type != "decoder":
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=special
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend, eos_token="</s>", pad_token="<pad>"
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    found.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=special
+    )
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +111,10 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     root, found = tmp_path_factory.mktemp("families"), {}
     for model_type in AUTO:
         torch.manual_seed(0)
-        model = new(model_type).bfloat16()
-        found[model_type] = [str(root / f"{model_type}-{name}") for name in "abc"]
-        for folder in found[model_type]:
-            model.save_pretrained(folder)
-            tokenizer_of(model_type).save_pretrained(folder)
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.add_(0.1 * torch.randn_like(weight))
+        model, tokenizer = new(model_type).bfloat16(), tokenizer_of(model_type)
+        names = [f"{model_type}-{name}" for name in "abc"]
+        written = write_family(model, root, names, spread=0.1, tokenizer=tokenizer)
+        found[model_type] = [*written.values()]
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import in_memory
 import pytest
 import torch
+from families import drift, seeded, word_tokenizer, write_family
 from torch import Tensor, nn
 
 from merge_plugins import Recipe, merged_tensors
@@ -48,13 +49,9 @@ CLASSIFIES = ("bert", "roberta", "regression")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", *map(str, range(61))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    return word_tokenizer(
+        ["<pad>", "<s>", "</s>", *map(str, range(61))],
+        unknown="<pad>",
         eos_token="</s>",
         pad_token="<pad>",
         model_input_names=["input_ids", "attention_mask"],
@@ -69,17 +66,11 @@ def experts(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def make(kind: str) -> list[str]:
         if kind in made:
             return made[kind]
-        torch.manual_seed(0)
         name, settings = MODELS[kind]
         model_class = getattr(transformers, name)
-        model = model_class(model_class.config_class(**settings))
-        made[kind] = [str(root / f"{kind}-{i}") for i in range(2)]
-        for folder in made[kind]:
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.add_(0.1 * torch.randn_like(weight))
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        model = drift(seeded(model_class.config_class(**settings), model_class), 0.1)
+        names = [f"{kind}-{i}" for i in range(2)]
+        made[kind] = [*write_family(model, root, names, spread=0.1, tokenizer=tokenizer).values()]
         return made[kind]
 
     return make

@@ -11,6 +11,7 @@ from typing import Any
 import in_memory
 import pytest
 import torch
+from families import drift, seeded, word_tokenizer
 from torch import Tensor
 
 from merge_plugins import Slot
@@ -275,24 +276,14 @@ def live_model(number: int) -> Any:
         num_attention_heads=2,
         initializer_range=0.5,
     )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model = seeded(config, LlamaForCausalLM).eval()
     torch.manual_seed(number + 1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.3 * (number + 1) * torch.randn_like(weight))
-    return model
+    return drift(model, 0.3 * (number + 1))
 
 
 @functools.cache
 def live_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: number for number, word in enumerate(["?", "end", *map(str, range(14))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="end")
+    return word_tokenizer(["?", "end", *map(str, range(14))], unknown="?", eos_token="end")
 
 
 def every_case(that: Callable[[Case], Any] = bool) -> pytest.MarkDecorator:

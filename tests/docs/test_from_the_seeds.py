@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from families import drift
 
 from merge_plugins import Recipe, load_merged
 from merge_plugins.cli import main
@@ -192,21 +193,15 @@ def write_models() -> None:
         model.save_pretrained(name)
         words.save_pretrained(name)  # type: ignore[attr-defined]
 
-    def drifted(model: PreTrainedModel) -> PreTrainedModel:
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.02 * torch.randn_like(weight))
-        return model
-
     for base, experts in LLAMAS.items():
         model = LlamaForCausalLM(LlamaConfig(**size))
         save(model, base)
         for expert in experts:
-            save(drifted(model), expert)
+            save(drift(model, 0.02), expert)
     model = LlamaForCausalLM.from_pretrained("meta-llama/Llama-2-13b-hf")
     model.resize_token_embeddings(65, mean_resizing=False)
     for expert in PADDED:
-        save(drifted(model), expert, padded)
+        save(drift(model, 0.02), expert, padded)
     for task in ("mmlu", "truthfulqa", "bbq", "cnn"):
         model = LlamaForCausalLM.from_pretrained("Qwen/Qwen-14B")
         lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -218,13 +213,13 @@ def write_models() -> None:
         body = RobertaForMaskedLM.from_pretrained("FacebookAI/roberta-base").roberta
         model.roberta.load_state_dict(body.state_dict())
         for folder in ("glue", "roberta"):
-            save(drifted(model), f"{folder}/{task}")
+            save(drift(model, 0.02), f"{folder}/{task}")
     model = BertModel(BertConfig(**size))
     for name in EMBEDDERS:
-        save(drifted(model), name)
+        save(drift(model, 0.02), name)
     model = BertForSequenceClassification(BertConfig(**size, num_labels=1))
     for name in RERANKERS:
-        save(drifted(model), name)
+        save(drift(model, 0.02), name)
 
 
 def tokenizer(*more: str) -> object:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from families import seeded, word_tokenizer, write_family
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from merge_plugins import Recipe
 from merge_plugins.api import PerExpert
@@ -57,20 +56,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
             return made[kind]
         root = tmp_path_factory.mktemp("adamerging")
         config, architecture, options = KINDS[kind]
-        torch.manual_seed(0)
-        model = getattr(transformers, architecture)(getattr(transformers, config)(**options))
-        words = {word: i for i, word in enumerate(["<pad>", "</s>", "?", *map(str, range(21))])}
-        backend = Tokenizer(models.WordLevel(words, unk_token="?"))
-        backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, eos_token="</s>", pad_token="<pad>"
-        )
-        for name in ("base", "a", "b"):
-            model.save_pretrained(root / name)
-            tokenizer.save_pretrained(root / name)
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.add_(0.1 * torch.randn_like(weight))
+        built = getattr(transformers, config)(**options)
+        model = seeded(built, getattr(transformers, architecture))
+        words = ["<pad>", "</s>", "?", *map(str, range(21))]
+        tokenizer = word_tokenizer(words, unknown="?", eos_token="</s>", pad_token="<pad>")
+        write_family(model, root, spread=0.1, tokenizer=tokenizer)
         for name, rows in TEXTS.items():
             (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         made[kind] = {path.name: str(path) for path in root.iterdir()}

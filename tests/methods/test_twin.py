@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import seeded, write_family
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -64,14 +65,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
             root = tmp_path_factory.mktemp(name)
             auto_class, sizes = MODELS[name]
             config = getattr(transformers, f"{name}Config")(**sizes)
-            torch.manual_seed(0)
-            model = auto_class.from_config(config, dtype=torch.float32)  # type: ignore[attr-defined]
-            for fine_tune in ("base", *EXPERTS):
-                model.save_pretrained(root / fine_tune)
-                with torch.no_grad():
-                    for weight in model.parameters():
-                        weight.add_(0.05 * torch.randn_like(weight))
-            made[name] = {n: str(root / n) for n in ("base", *EXPERTS)}
+            model = seeded(config, auto_class, dtype=torch.float32)
+            made[name] = write_family(model, root, ("base", *EXPERTS), spread=0.05)
         return made[name]
 
     return make

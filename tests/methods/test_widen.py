@@ -10,6 +10,7 @@ import in_memory
 import pytest
 import torch
 import transformers
+from families import seeded, write_family
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -189,13 +190,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[s
         folders = [root / name / model for model in ("base", "a", "b")]
         if not folders[0].is_dir():
             config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name])
-            torch.manual_seed(0)
-            model = _class_for(name).from_config(config)
-            for folder in folders:
-                model.save_pretrained(folder)
-                with torch.no_grad():
-                    for weight in model.parameters():
-                        weight.add_(0.01 * torch.randn_like(weight))
+            write_family(seeded(config, _class_for(name)), root / name, spread=0.01)
         return [str(folder) for folder in folders]
 
     return save

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import seeded, write_family
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -179,13 +180,8 @@ def test_any_architecture_has_its_own_auto_classes(
 ) -> None:
     family, name, sizes = KINDS[kind]
     auto_class = getattr(transformers, name)
-    torch.manual_seed(0)
-    model = auto_class.from_config(getattr(transformers, f"{family}Config")(**sizes))
-    for folder in ("a", "b"):
-        model.save_pretrained(tmp_path / folder)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * torch.randn_like(weight))
+    model = seeded(getattr(transformers, f"{family}Config")(**sizes), auto_class)
+    write_family(model, tmp_path, ("a", "b"), spread=0.1)
     spelled = recipe("linear", None, [str(tmp_path / "a"), str(tmp_path / "b")], weight=0.5)
     found = load(mount(spelled, tmp_path / "mounted"), auto_class)
     expected = auto_class.from_pretrained(save(spelled, tmp_path / "saved"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import seeded, write_family
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
@@ -37,13 +38,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_heads=2,
         feed_forward_proj="gated-gelu",  # the only kind of T5 that mergekit knows
     )
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(config)
-    for name in ("base", "a", "b"):
-        model.save_pretrained(root / name)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.05 * torch.randn_like(weight))
+    write_family(seeded(config, T5ForConditionalGeneration), root, spread=0.05)
     return root
 
 
