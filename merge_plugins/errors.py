@@ -1,7 +1,7 @@
 """Errors and the warning that this package raises, as a tree.
 
 MergeError                   anything this package refuses to do
-├── RecipeError              the recipe says something impossible, before any file is opened
+├── RecipeError              the recipe is impossible, which shows before any file is opened
 │   ├── UnknownMethodError   no plugin registers that merge method
 │   └── ParameterError       a method's parameter is unknown, missing or out of range
 ├── CheckpointError          a model is missing, damaged, or not a kind we read

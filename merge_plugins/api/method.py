@@ -59,7 +59,7 @@ class Example:
     prompt: str
     """The text, the query, or the instruction as the model would see it."""
     response: str = ""
-    """What should follow, "" for a plain text; for a classifier, the second text of a pair."""
+    """The text that should follow, "" for none; for a classifier, the second text of a pair."""
     label: float | None = None
     """The class, or a regression's target."""
     positives: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class MergesMatrices(Protocol):
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A method that looks at all models once before it becomes a kernel."""
+    """A method that reads all models once before it becomes a kernel."""
 
     def prepare(self, sources: Sources, /) -> Kernel | None:
         """Return the kernel for every weight, or None if this setting works weight by weight."""

@@ -1,4 +1,4 @@
-"""Which part of a weight: a box of half-open ranges, one per dimension."""
+"""Regions of a weight: boxes of half-open ranges, one per dimension."""
 
 from __future__ import annotations
 

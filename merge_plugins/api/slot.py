@@ -42,9 +42,9 @@ class Slot:
     """Calibration statistics, by name, one per expert; None: the model has none of this weight. A
     statistic of the weight's shape is cut with it into regions."""
     factors: tuple[LowRank | None, ...] = ()
-    """What an adapter added to each expert, as stored: of the whole weight, whatever the region."""
+    """Update of each expert by an adapter, as stored: of the whole weight, whatever the region."""
     measured: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the method's ``measure`` returned for the whole weight."""
+    """Result of the method's ``measure`` for the whole weight."""
     seed: int = 0
     """The recipe's seed."""
     input_dim: int | None = -1
@@ -53,7 +53,7 @@ class Slot:
     and of nothing else; None: the weight is no matrix (biases, convolutions). Known to methods
     registered ``layout=True`` and to those whose granularity is MATRIX."""
     region: Region | None = None
-    """Which part of the weight this is, or was sampled from; None: all of it."""
+    """Part of the weight that this is, or was sampled from; None: all of it."""
     positions: Tensor | None = None
     """Flat positions in the whole weight, of a sample, whose elements fill no box: int64 [n]."""
 
@@ -155,19 +155,21 @@ class Weight:
     name: str
     """Checkpoint name, e.g. ``model.layers.3.mlp.up_proj.weight``."""
     region: Region
-    """Which part of the stored weight this is: all of it, or one matrix of a stack."""
+    """Part of the stored weight that this is: all of it, or one matrix of a stack."""
     dtype: torch.dtype
     """The dtype that holds every input: the models', or the recipe's ``dtype``."""
     n_experts: int
+    """Number of experts, N."""
     has_base: bool
+    """Whether slots of it have a base."""
     input_dim: int | None
     """See `Slot.input_dim`."""
     reader: Reader = field(repr=False)
     rounds_to: torch.dtype = torch.float32
-    """What the engine rounds the merged weight to. Kernels return float32; one that is handed all
-    of a matrix may write this instead, row by row, rather than hold twice as much."""
+    """Dtype that the engine rounds the merged weight to. Kernels return float32; one that merges a
+    whole matrix may write this instead, row by row, rather than hold twice as much."""
     device: torch.device = torch.device("cpu")
-    """Where parts of it are read to."""
+    """Device that parts of it are read to."""
 
     @property
     def shape(self) -> torch.Size:

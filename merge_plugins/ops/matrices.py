@@ -114,7 +114,7 @@ def by_matrix(
 ) -> Tensor:
     """Add scale * merged task vector to the base: [*shape] in the weight's ``rounds_to``.
 
-    ``merge`` looks at one matrix and returns the function that merges its rows; ``upright``: at
+    ``merge`` measures one matrix and returns the function that merges its rows; ``upright``: at
     `Matrix.upright`.
     """
     result = torch.empty(weight.shape, dtype=weight.rounds_to, device=weight.device)

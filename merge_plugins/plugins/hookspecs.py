@@ -66,7 +66,7 @@ def register_statistics(register: Callable[..., None]) -> None:
 
     ``function(module, batches)`` yields mappings from parameter name (as the module has it) to a
     tensor (see `merge_plugins.api.Statistic`). Results are cached on disk by model, data, name
-    and the plugin's version. The first line of its docstring says what it computes and what that
+    and the plugin's version. The first line of its docstring states what it computes and what that
     costs; users see it before it runs. ``elementwise``: each tensor has its parameter's shape and
     describes each element, so that it can follow the weight wherever a checkpoint stores
     it in other pieces than the module; without, such weights have no statistic.

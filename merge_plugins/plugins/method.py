@@ -53,7 +53,7 @@ class Method:
     plugin: str
     version: str = ""
     known_as: str = ""
-    """What digests call the plugin: its name at its first release."""
+    """Name of the plugin in digests: that of its first release."""
     layout: bool | Callable[[Any], bool] = False
     copies: Callable[[Any], bool] | None = None
     needs_base: bool = False
@@ -128,7 +128,7 @@ class RegisteredStatistic:
     plugin: str
     version: str = ""
     known_as: str = ""
-    """What cache keys call the plugin: its name at its first release."""
+    """Name of the plugin in cache keys: that of its first release."""
     elementwise: bool = False
 
     @property

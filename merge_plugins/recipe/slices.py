@@ -33,7 +33,7 @@ class Entry:
     """Range of layers to merge; None: all."""
 
     def as_dict(self, write: Write) -> dict[str, Any]:
-        """Return the entry as YAML holds it; ``write`` says how each reference is written."""
+        """Return the entry as YAML holds it; ``write`` spells each reference."""
         mapping = {
             "model": write(self.ref),
             "layer_range": list(self.layers or ()),
