@@ -3,16 +3,21 @@
 from importlib import import_module
 
 from merge_plugins._version import __version__
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, MATRIX, ROW, WHOLE, PerExpert, Slot, Weight, parameter
 from merge_plugins.errors import MergeError
 from merge_plugins.plugins import hookimpl, registry
 from merge_plugins.recipe import Recipe
 
 __all__ = [
+    "ELEMENT",
+    "MATRIX",
+    "ROW",
+    "WHOLE",
     "MergeError",
     "PerExpert",
     "Recipe",
     "Slot",
+    "Weight",
     "__version__",
     "digest",
     "hookimpl",

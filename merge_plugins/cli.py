@@ -77,22 +77,22 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
 
 def list_methods(options: argparse.Namespace) -> int:
     """List the merge methods, their parameters, and plugins that failed to load."""
-    found = registry()
-    found.load_bridges()
+    known = registry()
+    known.load_bridges()
     if options.json:
-        methods = [_as_json(method) for method in found.methods.values()]
-        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in found.broken.items()}
+        methods = [_as_json(method) for method in known.methods.values()]
+        broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in known.broken.items()}
         print(json.dumps({"methods": methods, "broken": broken}, indent=2))
         return 0
-    width = max(map(len, found.methods))
-    for name, method in found.methods.items():
+    width = max(map(len, known.methods))
+    for name, method in known.methods.items():
         print(f"{name:{width}}  {method.summary}")
         parameters = "  ".join(_brief(p) for p in method.parameters.values())
         source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
         print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
         if method.aliases:
             print(f"{'':{width}}  also named {', '.join(method.aliases)}")
-    for name, exc in found.broken.items():
+    for name, exc in known.broken.items():
         print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
     return 0
 
@@ -108,8 +108,8 @@ def show_method(options: argparse.Namespace) -> int:
         alias = f" (also {', '.join(p.alias)})" if p.alias else ""
         kind = "one per model" if p.per_expert else "one for all"
         print(f"  {_brief(p)}{alias}\n      {p.doc or 'no description'}; {kind}")
-    for name, said in method.aliases.items():
-        print(f"{name} is the same: {said}")
+    for name, meaning in method.aliases.items():
+        print(f"{name} is the same: {meaning}")
     source = f"{method.plugin} {method.version}".strip()
     print(f"plugin: {source}")
     return 0
@@ -117,18 +117,18 @@ def show_method(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check a recipe and its models without reading a weight."""
-    found = open_merge(read_recipe(options.recipe)).plan
-    print(f"{found}. Digest {identity.digest(found.recipe)}.")
+    plan = open_merge(read_recipe(options.recipe)).plan
+    print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
     return 0
 
 
 def show_plan(options: argparse.Namespace) -> int:
     """Show which tensors make each merged tensor, and with which parameters."""
-    found = open_merge(read_recipe(options.recipe)).plan
+    plan = open_merge(read_recipe(options.recipe)).plan
     if options.json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(plan.as_dict(), indent=2))
         return 0
-    for name, tensor in found.tensors.items():
+    for name, tensor in plan.tensors.items():
         shown = ", ".join(f"{key}={_plain(value)}" for key, value in tensor.parameters.items())
         if tensor.kernel is None:
             shown = "copied" if len(tensor.stored) == 1 else "copied: all models must agree"
@@ -161,8 +161,10 @@ def _needs(method: Method) -> str:
     low, high = method.min_experts, method.max_experts
     count = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
     models = "model" if count == "1" else "models"
-    asked = callable(method.stats) and method.needs_data is not True
-    data = f" and {'for some settings ' * asked}calibration data" if method.takes_data else ""
+    data = ""
+    if method.takes_data:
+        is_optional = callable(method.stats) and method.needs_data is not True
+        data = f" and {'for some settings ' if is_optional else ''}calibration data"
     base = "a base and " if method.needs_base else "perhaps a base and " * method.takes_base
     return f"{base}{count} {models}{data}"
 

@@ -1,13 +1,13 @@
-"""What can go wrong, as a tree.
+"""Errors and the warning that this package raises, as a tree.
 
 MergeError                   anything this package refuses to do
-├── RecipeError              the recipe says something impossible, before any file is opened
+├── RecipeError              the recipe is impossible, which shows before any file is opened
 │   ├── UnknownMethodError   no plugin registers that merge method
 │   └── ParameterError       a method's parameter is unknown, missing or out of range
 ├── CheckpointError          a model is missing, damaged, or not a kind we read
 ├── DataError                calibration data is missing, or a row of it is no example
 └── MismatchError            the models do not fit together: names, shapes, vocabularies
-MergeWarning                 something is merged that is not what its name says
+MergeWarning                 a merge goes ahead, but is not what the recipe's words promise
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write a folder or a file whole or not at all; find the cache folder.
 
-What is written appears under its name only when it is complete: under a hidden name beside it
-first, then renamed. A run that fails or is interrupted leaves nothing behind.
+Everything is written under a hidden name beside the target and renamed when it is complete. A run
+that fails or is interrupted leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from merge_plugins.errors import MergeError
 
 
 def cache_folder() -> Path:
-    """Return where we keep what is costly to compute: $MERGE_PLUGINS_CACHE, or the user's cache."""
+    """Return the folder for costly results: $MERGE_PLUGINS_CACHE, or one in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("MERGE_PLUGINS_CACHE") or f"{root}/merge-plugins").expanduser()
 
 
 def new_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a folder to write, or raise `MergeError` if it holds files."""
+    """Check that a folder is absent or empty and return its absolute path, or `MergeError`."""
     target = Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} exists and is not empty; name a new folder or remove it")
@@ -34,9 +34,9 @@ def new_folder(folder: str | os.PathLike[str]) -> Path:
 def complete_or_nothing(target: Path, size: int = 0, *, shared: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside the target; rename it on success, delete it on any failure.
 
-    ``size``: bytes that will be written, so that a disk too small is noticed at once.
-    ``shared``: the target is named after all that it depends on. If another process was faster,
-    its folder stays; otherwise a target that holds files by then is an error.
+    ``size``: bytes that will be written; raises `MergeError` at once if the disk has less.
+    ``shared``: several processes may write the same content to the target, and the first one's
+    folder stays. Otherwise a target that has files when the block ends is an error.
     """
     unfinished = _beside(target)
     try:
@@ -64,7 +64,7 @@ def complete_or_nothing(target: Path, size: int = 0, *, shared: bool = False) ->
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file so that no reader ever sees a part of it; of several writers the last wins.
+    """Write a file atomically: readers never get a part of it, and the last writer wins.
 
     Text is UTF-8. Raises `OSError` where the folder cannot be written to.
     """

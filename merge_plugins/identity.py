@@ -1,6 +1,6 @@
 """Identify a merge, a model or a tokenizer by content: every byte of every file counts.
 
-Harnesses cache results by name, so the digest of a merge belongs into every name they are given.
+Harnesses cache results by model name, so that name must contain the digest of the merge.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from merge_plugins.weights.files import adapter_files, tokenizer_files, weight_f
 from merge_plugins.weights.hub import resolve
 
 IDENTIFYING = ("config.json", "generation_config.json")
-"""Files of a model folder that count beside its weights."""
+"""Files of a model folder that are hashed besides its weights."""
 
 
 def digest(recipe: Recipe) -> str:
     """Hash a recipe, its method's version and the content of every file it needs: 12 hex digits.
 
-    Recipes that mean the same merge have one digest. Downloads what is not here yet, and reads
-    every weight file whose hash is not known: seconds for each 10 GB, once.
+    Recipes of the same merge have one digest. Downloads missing files, and reads every weight file
+    whose hash is not in the cache: a few seconds per 10 GB, once.
     """
     method = registry().get(recipe.merge_method)
-    contents = {ref: model_identity(ref) for ref in recipe.references}  # all files are here now
+    contents = {ref: model_identity(ref) for ref in recipe.references}  # downloads every file
 
-    def spelled(what: Reference | Data) -> str:
-        return what.digest if isinstance(what, Data) else contents.get(what) or model_identity(what)
+    def write(value: Reference | Data) -> str:
+        if isinstance(value, Data):
+            return value.digest
+        return contents.get(value) or model_identity(value)
 
-    written = recipe.normal(method).spelled(spelled, str)
+    written = recipe.normal(method).written_with(write, str)
     readers = [tokenizer_folder(m.ref) for m in recipe.models if recipe.data_of(m)]
     if readers:
         written["readers"] = [tokenizer_identity(str(folder)) for folder in readers]
@@ -58,10 +60,10 @@ def label(recipe: Recipe) -> str:
 
 
 def model_identity(ref: Reference) -> str:
-    """Hash the weights and configuration of a model, wherever it lies: 32 hex digits.
+    """Hash the weights and configuration of a model, whatever its path: 32 hex digits.
 
-    12 for a merge: its digest. Files in the hub's cache are named after their content already;
-    others are read once, and the hash is kept until they change.
+    For a merge, return its digest: 12 hex digits. Files in the hub's cache are named by their hash;
+    the hash of any other file is cached until the file changes.
     """
     if isinstance(ref, str):
         folder = resolve(ref)

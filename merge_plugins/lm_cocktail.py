@@ -1,4 +1,4 @@
-"""LM-Cocktail's functions: average fine-tunes of one model, by given weights or by a few examples.
+"""Average fine-tunes of one model as LM-Cocktail does, by given weights or by a few examples.
 
 The names, arguments and defaults of `LM_Cocktail` [Xiao et al. 2023, arXiv:2311.13534], on the one
 engine here: a mix is a recipe of method ``linear``, merged tensor by tensor as it loads. The recipe
@@ -44,9 +44,9 @@ AUTO_CLASSES: Mapping[str, Any] = {
     "reranker": AutoModelForSequenceClassification,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
-"""What a model of each of LM-Cocktail's types is loaded as."""
+"""Auto class of each of LM-Cocktail's model types."""
 OFF = 1e-3
-"""How far from 1 the sum of given weights may be."""
+"""Largest distance from 1 of the sum of given weights."""
 
 
 def mix_models(
@@ -59,7 +59,7 @@ def mix_models(
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Return the weighted sum of models as a live model, in float32 on the CPU by default.
+    """Mix models by given weights: a live model, in float32 on the CPU by default.
 
     A model is a folder, a hub id, or anything else a recipe's ``model:`` may be, another `Recipe`
     included; the first gives config and tokenizer. ``model_type`` is decoder, encoder, reranker or
@@ -82,7 +82,7 @@ def mix_models(
 
 
 mix_models_by_layers = mix_models
-"""The same: every mix here is made tensor by tensor, without temporary files."""
+"""Another name of `mix_models`: every mix is made tensor by tensor, without temporary files."""
 
 
 def mix_models_with_data(
@@ -100,7 +100,7 @@ def mix_models_with_data(
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Return `mix_models` of the weights that `compute_weights` finds."""
+    """Mix models by the weights that `compute_weights` finds."""
     if output_path is not None:
         new_folder(output_path)
     weights = compute_weights(
@@ -137,12 +137,12 @@ def compute_weights(
     seed: int = 0,
     trust_remote_code: bool | None = None,
 ) -> list[float]:
-    """Return softmax(-loss / temperature) of the models on examples: one weight each, with sum 1.
+    """Compute softmax(-loss / temperature) of models on examples: one weight each, with sum 1.
 
     An example is ``{"input", "output"}`` for a decoder or an encoder-decoder, ``{"query", "pos":
     [...], "neg": [...]}`` for an encoder or a reranker; ``seed`` decides which ``neg_number`` of
-    the negatives are drawn. The losses are those of `merge_plugins.calibration.losses`. One model at a time is
-    loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
+    the negatives are drawn. For the losses, see `merge_plugins.calibration.losses`. One model at
+    a time is loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
 
     Raises `MergeError` before any weight is read if models, examples and type do not fit together.
     """
@@ -179,7 +179,7 @@ def _auto_class(model_type: str) -> Any:
 
 
 def _mix(models: Sequence[Any], weights: Sequence[float], dtype: torch.dtype | str) -> Recipe:
-    """Return the recipe of a weighted sum, with not one rounding before ``dtype``."""
+    """Build the recipe of a weighted sum that is rounded once, to ``dtype``."""
     if len(weights) != len(models):
         raise ParameterError(
             f"{len(weights)} weights for {len(models)} models; give one for each, in their order"
@@ -204,14 +204,14 @@ def _mix(models: Sequence[Any], weights: Sequence[float], dtype: torch.dtype | s
 
 
 def _named(model: Any) -> Any:
-    """Return a model as a recipe's ``model:`` names it."""
+    """Spell a model as a recipe's ``model:``."""
     if isinstance(model, Recipe):
         return model.as_dict()
     return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def sentence_transformers_files(width: int) -> dict[str, str]:
-    """Return what makes an encoder's folder a sentence-transformers model: texts by path.
+    """Write the files that make an encoder a sentence-transformers model: texts by path.
 
     A text's embedding is the state of its first token, ``width`` numbers, L2-normalised: what
     LM-Cocktail's loss and its encoders use.

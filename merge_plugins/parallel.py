@@ -2,7 +2,7 @@
 
 Blocks fit the last-level cache, so elementwise kernels run at the speed of arithmetic and their
 float32 temporaries never reach main memory. One pool serves the whole process: loaders that ask for
-several tensors at once share it, and memory stays "threads times a few blocks".
+several tensors at once share it, and memory stays at a few blocks per thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ cache, but threads then wait for each other's Python (1.4 to 1.9 times slower at
 KEPT = 8 << 20
 """Bytes: temporaries up to this size are reused rather than returned to the system."""
 MOST_WORKERS = 16
-"""Past this, threads wait for each other's Python rather than compute."""
+"""Most threads of the pool: with more, they wait for each other's Python."""
 
 TRIM_EVERY = 128
 """Blocks between two returns of unused memory to the system: at 32 the page faults that follow take
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 def block_size(n_inputs: int, most: int = BLOCK) -> int:
-    """Return elements per block such that memory does not grow with the number of experts."""
+    """Compute elements per block such that memory does not grow with the number of inputs."""
     return max(1, min(most, 3 * most // n_inputs))
 
 
@@ -46,8 +46,8 @@ def _pool(pid: int) -> ThreadPoolExecutor:
     threads = get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
-    # glibc returns every large piece of freed memory to the system at once, and each temporary
-    # then costs page faults, until it has seen one piece of a size freed: here it is.
+    # glibc returns large freed blocks to the system at once, so that each temporary costs page
+    # faults, until a block of that size has been freed once: free one here.
     torch.empty(KEPT, dtype=torch.uint8)
 
     def start() -> None:
@@ -64,7 +64,7 @@ def _pool(pid: int) -> ThreadPoolExecutor:
 
 
 def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Return ``[function(item) for item in items]``, computed on every core.
+    """Compute ``[function(item) for item in items]`` on every core.
 
     The first exception, or Ctrl-C, cancels what has not started. Never call it from ``function``.
     """
@@ -86,10 +86,10 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def alone(function: Callable[[], R]) -> R:
-    """Return ``function()``, of which only one runs at a time; it may use every core.
+    """Call ``function()`` in one shared thread, one call at a time; it may use every core.
 
-    All of them in one thread: each thread that multiplies matrices keeps a heap and buffers of its
-    own, several times what is worked on. Ctrl-C cancels what has not started. Never call it from
+    One thread, since each that multiplies matrices keeps a heap and buffers of its own, several
+    times the size of its operands. Ctrl-C cancels calls that have not started. Never call it from
     ``function``.
     """
     threads = get_num_threads()
@@ -112,12 +112,12 @@ def alone(function: Callable[[], R]) -> R:
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
-    """Return malloc_trim of glibc, where there is one."""
+    """Find malloc_trim of glibc; None on other systems."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 def return_memory() -> None:
-    """Give holes between live objects back to the system: they only grow."""
+    """Return free memory between live objects to the system: glibc itself never does."""
     trim = _trim()
     if trim is not None:
         trim(0)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from families import SMALL, seeded, word_tokenizer, write_family
 from hypothesis import HealthCheck, settings
 from memorised import KNOWN, Memorised, examples, memorise
 from safetensors.torch import save_file
-from tiny_models import write_family
 from torch import Tensor
 
 from merge_plugins import Recipe, parallel
@@ -109,19 +109,16 @@ def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny Llama with tokenizer and generation config, and two fine-tunes of it, in bfloat16."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).bfloat16()
+    model = seeded(LlamaConfig(**SMALL), LlamaForCausalLM).bfloat16()
     model.generation_config = GenerationConfig(eos_token_id=[2, 3], repetition_penalty=1.25)
-    root, words = tmp_path_factory.mktemp("llamas"), [*map(str, range(61))]
-    return write_family(model, root, words, spread=0.01)
+    words = ["<pad>", "<s>", "</s>", *map(str, range(61))]
+    return write_family(
+        model,
+        tmp_path_factory.mktemp("llamas"),
+        ("base", "math", "code"),
+        spread=0.01,
+        tokenizer=word_tokenizer(words, unknown="<pad>", blanks=True, eos_token="</s>"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What the papers of newer methods define, written down once more, in float64.
 
-Each takes b [*shape], x [N, *shape] like the oracles of test_contract, or task vectors t [N, m, n].
+Each takes b [*shape], x [N, *shape] like the oracles in contract/, or task vectors t [N, m, n].
 """
 
 from __future__ import annotations

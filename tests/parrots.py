@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from families import seeded, write_family
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -65,15 +66,11 @@ def parrots(root: Path, known: Mapping[str, Sequence[tuple[str, str]]]) -> Parro
 def babblers(root: Path) -> Parrots:
     """Write models with random weights: what they say is nonsense, and differs by prompt."""
     tokenizer = byte_tokenizer([])
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(_config(tokenizer, hidden_size=32, num_hidden_layers=2))
+    model = seeded(_config(tokenizer, hidden_size=32, num_hidden_layers=2), LlamaForCausalLM)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(4) if weight.ndim == 2 else None
-        for name in ("base", "left", "right"):
-            _write(model, tokenizer, root / name)
-            for weight in model.parameters():
-                weight.add_(0.02 * torch.randn_like(weight))
+    write_family(model, root, ("base", "left", "right"), spread=0.02, tokenizer=tokenizer)
     return Parrots(root)
 
 

@@ -59,6 +59,8 @@ MORE: Mapping[str, str] = {
 LEARNING = ("adamerging", "fisher_merging", "regmean_merging", "cocktail", "twin_merging")
 """Methods that need training examples: of each expert's own skill, or (cocktail) of all skills."""
 COLUMNS = (*SKILLS, "mean")
+TASKS = tuple(f"merge_demo_{skill}" for skill in SKILLS)
+"""lm-eval's names of the demo's tasks, a skill each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,30 +116,31 @@ def _examples(folder: Path, *, each: bool) -> str:
     return str(folder / "all.jsonl")
 
 
-def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
-    """Score a model on each skill: percent of exact matches, then their mean."""
+@functools.cache
+def _tasks() -> Any:
+    """Build lm-eval's task objects, once for all rows of the table."""
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager, get_task_dict
     except ImportError as exc:
         raise MergeError('the demo needs lm-eval: pip install "merge-plugins[lm-eval]"') from exc
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tasks = [f"merge_demo_{skill}" for skill in SKILLS]
     ours = TaskManager(include_path=list(task_folders()), include_defaults=False)  # the rest: slow
+    return get_task_dict([*TASKS], ours)
+
+
+def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
+    """Score a model on each skill: percent of exact matches, then their mean."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     bars = io.StringIO()  # hides progress bars: each row of the table is progress
     with contextlib.redirect_stderr(bars), contextlib.redirect_stdout(bars):
-        results: dict[str, Any] = simple_evaluate(
-            model=model,
-            model_args=dict(arguments),
-            tasks=tasks,
-            task_manager=ours,
-            limit=limit,
-            device="cpu",
-            batch_size=64,
-            log_samples=False,
-            bootstrap_iters=0,
-        )
-    scores = [100 * results["results"][task]["exact_match,none"] for task in tasks]
+        tasks = _tasks()
+        from lm_eval.api.registry import get_model
+        from lm_eval.evaluator import evaluate
+
+        options = {"batch_size": 64, "device": "cpu"}
+        lm = get_model(model).create_from_arg_obj(dict(arguments), options)
+        # simple_evaluate would also describe this machine anew for each row: seconds
+        results: Any = evaluate(lm, tasks, limit=limit, log_samples=False, bootstrap_iters=0)
+    scores = [100 * results["results"][task]["exact_match,none"] for task in TASKS]
     return [f"{score:.1f}" for score in (*scores, sum(scores) / len(scores))]
 
 

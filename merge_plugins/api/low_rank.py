@@ -17,7 +17,7 @@ class LowRank:
     scale: float = 1.0
 
     def dense(self) -> Tensor:
-        """The matrix [m, n]."""
+        """Multiply out: [m, n]."""
         return self.scale * self.up @ self.down
 
 
@@ -33,6 +33,6 @@ class Product:
 
 
 Branch: TypeAlias = Tensor | LowRank | Product
-"""What one expert adds to a weight where the router gives it weight 1; shaped like the weight.
-Weights of products multiply their changes, so that the changes of all experts are multiplied too.
+"""One expert's addition to a weight, shaped like it, where the router gives it weight 1. Of
+products, the router's weights multiply the changes, so that changes of all experts mix.
 """

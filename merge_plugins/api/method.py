@@ -1,63 +1,96 @@
-"""The contract between a merge method and everything else.
-
-A method is a frozen dataclass. Its fields are its parameters, validated in ``__post_init__``; its
-call is the maths, from one `Slot` to one tensor. There is no base class. Three optional protocols
-say more: `Measures` (scalars of the whole tensor), `Prepares` (one look at everything first) and
-`merge_plugins.api.Routes` (weights that depend on the input).
-"""
+"""The contract of a merge method: types of its parameters, its granularity, optional protocols."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-from merge_plugins.api.slot import Slot
+from merge_plugins.api.slot import Slot, Weight
 
 Batch: TypeAlias = Mapping[str, Tensor]
+"""Inputs of a live model by argument name, and the labels."""
 PerExpert: TypeAlias = tuple[float, ...]
 """Type of a parameter that takes one number per expert, in the order of the recipe's models."""
 PerExpertText: TypeAlias = tuple[str, ...]
-"""The same for a text."""
+"""Type of a parameter that takes one text per expert."""
 MaybePerExpert: TypeAlias = tuple[float | None, ...]
-"""The same for a number that need not be given."""
+"""Type of a parameter that takes one number, or none, per expert."""
 
+
+class Granularity(Enum):
+    """Into which parts of a weight a method may be cut without changing a bit of the result.
+
+    A method declares the finest that is true as ``granularity``, an attribute or a property beside
+    its maths; without one it is handed whole weights. The finer, the less memory a merge takes.
+    """
+
+    ELEMENT = "element"
+    """Each output element depends on the same element of the inputs and on what ``measure``
+    returned: the kernel is called on any region."""
+    ROW = "row"
+    """Each output row, along the last dimension, depends on the same row of the inputs and on what
+    ``measure`` returned: the kernel is called on any number of whole rows."""
+    MATRIX = "matrix"
+    """Matrices of linear layers, one of a stack at a time, are merged by `MergesMatrices`; every
+    other weight element by element."""
+    WHOLE = "whole"
+    """Anything may depend on anything: the kernel is called on whole weights."""
+
+
+ELEMENT, ROW, MATRIX, WHOLE = Granularity
 
 Kernel: TypeAlias = Callable[[Slot], Tensor]
-"""Pure: no input or output, no globals, inputs untouched. The runner rounds the result once."""
+"""Pure: no input or output, no globals, inputs untouched. The engine rounds the result once."""
 Statistic: TypeAlias = Callable[[nn.Module, Iterable[Batch]], Iterable[Mapping[str, Tensor]]]
 """From one live model and calibration batches to one tensor per weight, by the module's own
 parameter names, in pieces: each is on disk before the next is asked for. Batches may be walked
 more than once; each walk moves a progress bar."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """One calibration example."""
+
+    prompt: str
+    """The text, the query, or the instruction as the model would see it."""
+    response: str = ""
+    """The text that should follow, "" for none; for a classifier, the second text of a pair."""
+    label: float | None = None
+    """The class, or a regression's target."""
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+
+
 class Sources(Protocol):
-    """A lazy, read-only view of the models; at most one slot or one live model is resident."""
+    """A lazy, read-only view of the models; at most one live model is resident."""
 
     names: Sequence[str]
+    """The experts, as the recipe names them."""
     seed: int
     """The recipe's seed."""
 
-    def slots(self) -> Iterator[Slot]:
-        """Every float weight once, whole, in checkpoint order; tensors are memory-mapped."""
+    def slots(self) -> Iterator[Weight]:
+        """Iterate over every float weight, whole and not read yet, in checkpoint order."""
 
     def module(self, expert: int) -> nn.Module:
-        """The live expert: float32, in evaluation mode. Asking for another drops the last.
+        """Load an expert: float32, in evaluation mode. Loading another drops the last.
 
         Its parameters may be replaced but not written to: they may be pages of the file.
         """
 
     def tokenizer(self, expert: int) -> Any:
-        """The expert's own tokenizer."""
+        """Load an expert's own tokenizer."""
 
     def examples(self, expert: int) -> tuple[Example, ...]:
-        """The expert's calibration data, or an error that says how to name some."""
+        """Read an expert's calibration data, or raise an error that shows how to name some."""
 
     def batches(self, expert: int) -> Iterator[Batch]:
-        """The same, tokenised: int64 input_ids, attention_mask and labels, each [batch, length].
+        """Tokenise an expert's examples: int64 input_ids, attention_mask, labels [batch, length].
 
         Padded on the right to the longest of its batch. Labels are -100 outside the response, and
         everywhere in padding; a text without a response is all response. For a classifier, labels
@@ -65,23 +98,31 @@ class Sources(Protocol):
         """
 
     def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
-        """One calibration statistic of one expert, by checkpoint name; float32, on disk."""
+        """Load or compute a statistic of an expert, by checkpoint name; float32, on disk."""
 
 
 @runtime_checkable
 class Measures(Protocol):
-    """Scalars of one whole weight that an elementwise kernel needs: thresholds, norms, dots."""
+    """A method that needs scalars of the whole weight: thresholds, norms, dot products."""
 
-    def measure(self, slot: Slot, /) -> Mapping[str, Tensor]:
-        """Look at the whole weight block by block; the result arrives as ``slot.measured``."""
+    def measure(self, weight: Weight, /) -> Mapping[str, Tensor]:
+        """Compute them block by block; the result arrives as ``slot.measured``."""
+
+
+@runtime_checkable
+class MergesMatrices(Protocol):
+    """A method whose granularity is MATRIX."""
+
+    def merge_matrix(self, weight: Weight, /) -> Tensor:
+        """Merge a matrix that is read in pieces: [rows, columns], float32 or ``rounds_to``."""
 
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A method that looks at all models once before it becomes a kernel."""
+    """A method that reads all models once before it becomes a kernel."""
 
     def prepare(self, sources: Sources, /) -> Kernel | None:
-        """The kernel for every weight, or None when this setting works weight by weight."""
+        """Return the kernel for every weight, or None if this setting works weight by weight."""
 
 
 def parameter(
@@ -97,17 +138,3 @@ def parameter(
     documentation, which is all a small plugin needs.
     """
     return field(default=default, metadata={"doc": doc, "alias": tuple(alias)})
-
-
-@dataclass(frozen=True)
-class Example:
-    """One calibration example."""
-
-    prompt: str
-    """The text, the query, or the instruction as the model would see it."""
-    response: str = ""
-    """What should follow, "" for a plain text; for a classifier, the second text of a pair."""
-    label: float | None = None
-    """The class, or a regression's target."""
-    positives: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()

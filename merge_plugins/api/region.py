@@ -1,4 +1,4 @@
-"""Which part of a weight: a box of half-open ranges, one per dimension."""
+"""Regions of a weight: boxes of half-open ranges, one per dimension."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Region:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Region:
-        """Return the region that is all of a weight."""
+        """Return the region that covers all of a weight."""
         return cls(tuple(shape), tuple((0, size) for size in shape))
 
     @functools.cached_property
@@ -57,21 +57,21 @@ class Region:
         return values[tuple(slice(*bounds) for bounds in self.bounds[:-1])].unsqueeze(-1)
 
     def rows(self) -> Region:
-        """The same box, with whole rows: all of the last dimension."""
+        """Extend the box to whole rows: all of the last dimension."""
         return Region(self.shape, (*self.bounds[:-1], *((0, size) for size in self.shape[-1:])))
 
     def shared(self, other: Region) -> Region:
-        """The part of this box that another one of the same weight covers too."""
+        """Intersect with another box of the same weight."""
         pairs = zip(self.bounds, other.bounds, strict=True)
         return Region(self.shape, tuple((max(a, c), min(b, d)) for (a, b), (c, d) in pairs))
 
     def within(self, outer: Region) -> tuple[slice, ...]:
-        """Where this box lies in a tensor that holds ``outer``."""
+        """Return the slices that pick this box out of a tensor that holds ``outer``."""
         pairs = zip(self.bounds, outer.bounds, strict=True)
         return tuple(slice(start - first, stop - first) for (start, stop), (first, _) in pairs)
 
     def index(self) -> Tensor:
-        """Flat positions in the whole tensor: int64, shaped like the box."""
+        """Compute flat positions in the whole tensor: int64, shaped like the box."""
         if self.span is not None:
             return torch.arange(*self.span).view(self.sizes)
         index = torch.zeros((), dtype=torch.int64)
@@ -80,7 +80,7 @@ class Region:
         return index
 
     def matrices(self) -> Iterator[Region]:
-        """The matrices that this box touches, one by one: all of the last two dimensions."""
+        """Iterate over the matrices that this box touches: all of the last two dimensions."""
         whole = tuple((0, size) for size in self.shape[-2:])
         for at in itertools.product(*(range(*bounds) for bounds in self.bounds[:-2])):
             yield Region(self.shape, (*((i, i + 1) for i in at), *whole))
@@ -107,7 +107,7 @@ Index = EllipsisType | slice | tuple[slice, ...]
 
 
 def as_region(index: Index, shape: Sequence[int]) -> Region:
-    """Return the box that ``...``, a slice or a tuple of slices picks; steps must be 1."""
+    """Convert an index (``...``, a slice, a tuple of slices) to the box it picks; steps are 1."""
     parts = index if isinstance(index, tuple) else (index,)
     given = [part for part in parts if part is not Ellipsis]
     at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)

@@ -1,4 +1,4 @@
-"""The contract of a method whose weights depend on the input; part of `merge_plugins.api`."""
+"""The contract of a method whose weights depend on the input."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from merge_plugins.api.slot import Slot
 
 
 class Requests(Protocol):
-    """What a router may look at; nothing is computed before it is asked for."""
+    """Requests to be routed; features are computed when they are first asked for."""
 
     def __len__(self) -> int:
-        """How many requests there are."""
+        """Count the requests."""
 
     @property
     def features(self) -> Tensor:
@@ -23,7 +23,7 @@ class Requests(Protocol):
 
     @property
     def task(self) -> str:
-        """The harness's name of the task that all of these belong to, or an error."""
+        """The harness's name of the task that all requests belong to, or an error."""
 
 
 Router: TypeAlias = Callable[[Requests], Tensor]
@@ -31,14 +31,14 @@ Router: TypeAlias = Callable[[Requests], Tensor]
 
 
 class Gate(Protocol):
-    """How requests will be weighed, once the examples have been seen. Compared by value."""
+    """A way to weigh requests, before the examples have been seen. Compared by value."""
 
     @property
     def by_task(self) -> bool:
-        """Whether the router goes by the name of a task, not by what prompts say."""
+        """Whether the router goes by the name of a task, not by the prompts."""
 
     def learn(self, features: Callable[[int], Tensor], seed: int, /) -> Router:
-        """The router; ``features(expert)`` are those of its examples: float32 [n, width]."""
+        """Learn the router; ``features(expert)``: of the expert's examples, float32 [n, width]."""
 
 
 @runtime_checkable
@@ -47,10 +47,10 @@ class Routes(Protocol):
 
     @property
     def gate(self) -> Gate:
-        """How requests are weighed: one for the whole model."""
+        """The gate of the whole model."""
 
     def branch_numel(self, shape: Sequence[int], /) -> int:
-        """Number of elements each branch of a weight of that shape has; 0: it is only shared."""
+        """Count the elements of each branch of a weight of that shape; 0: it is only shared."""
 
     def branches(self, slot: Slot, shared: Tensor, /) -> Sequence[Branch]:
-        """One branch per expert, float32 and all of one kind; ``shared``: the merged weight."""
+        """Compute a branch per expert, float32, all of one kind; ``shared``: the merged weight."""

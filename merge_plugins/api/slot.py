@@ -1,4 +1,4 @@
-"""One named weight of every model: unread as a `Weight`, in memory as a `Slot`."""
+"""One named weight of every model: a `Weight` is not read yet, a `Slot` is tensors in memory."""
 
 from __future__ import annotations
 
@@ -13,34 +13,23 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api.low_rank import LowRank as LowRank
+from merge_plugins.api.low_rank import LowRank
 from merge_plugins.api.region import Region
 from merge_plugins.errors import RecipeError
 from merge_plugins.parallel import block_size, parallel
 
 T = TypeVar("T")
-
-
-class Reader(Protocol):
-    """Reads regions of one weight from every model, and forgets them again."""
-
-    def read(self, region: Region, /) -> Slot:
-        """The slot of that region, in the recipe's dtype."""
-
-    def convert(self, stored: Tensor, /) -> Tensor:
-        """Part of a stored weight, in the recipe's dtype."""
-
-    def release(self, region: Region, /) -> None:
-        """Hand the region's pages back to the system."""
+RUN = 64
+"""Neighbours sampled together: one page read serves them all."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One named weight as every model sees it. All tensors share one shape; dtype as stored.
+    """One named weight of every model, or a region of it, in memory: what a kernel is called with.
 
-    An elementwise kernel may be handed any region of the weight; ``index()`` tells where its
-    elements are, so that counter-based randomness gives the same bits for any region. With a
-    ``reader`` nothing is read yet: look at the weight through `part`, `walk` or `map_blocks`.
+    All tensors share one shape; dtype as stored, or the recipe's ``dtype``. A kernel whose
+    granularity is ELEMENT may be handed any region of the weight; `index` gives the positions of
+    its elements, so that counter-based randomness gives the same bits for any region.
     """
 
     name: str
@@ -53,29 +42,24 @@ class Slot:
     """Calibration statistics, by name, one per expert; None: the model has none of this weight. A
     statistic of the weight's shape is cut with it into regions."""
     factors: tuple[LowRank | None, ...] = ()
-    """What an adapter added to each expert, as stored: of the whole weight, whatever the region."""
+    """Update of each expert by an adapter, as stored: of the whole weight, whatever the region."""
     measured: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the method's ``measure`` said of the whole weight."""
+    """Result of the method's ``measure`` for the whole weight."""
     seed: int = 0
     """The recipe's seed."""
     input_dim: int | None = -1
     """The dimension that runs over the layer's inputs: the last of a linear layer (out, in), -2 of
     a GPT-2 Conv1D (in, out) or of experts stored (expert, in, out), 0 of an embedding (tokens, d)
     and of nothing else; None: the weight is no matrix (biases, convolutions). Known to methods
-    registered ``layout=True`` or ``matrices=True``."""
+    registered ``layout=True`` and to those whose granularity is MATRIX."""
     region: Region | None = None
-    """Which part of the weight this is; None: all of it."""
-    reader: Reader | None = field(default=None, repr=False)
-    """How the runner reads regions of a weight on disk; None: cut them from the tensors here."""
-    rounds_to: torch.dtype = torch.float32
-    """What the runner rounds a kernel's result to. Kernels return float32; one that is handed all
-    of a matrix may write this instead, row by row, rather than hold twice as much."""
-    through: Callable[[Slot], Slot] | None = field(default=None, repr=False)
-    """What a method that wraps another one changes in every region before the other sees it."""
+    """Part of the weight that this is, or was sampled from; None: all of it."""
+    positions: Tensor | None = None
+    """Flat positions in the whole weight, of a sample, whose elements fill no box: int64 [n]."""
 
     @property
     def box(self) -> Region:
-        """Which part of the weight this is, also where that is all of it."""
+        """The part of the weight that this slot lies in, also where that is all of it."""
         return self.region or Region.whole(self.shape)
 
     @property
@@ -85,75 +69,42 @@ class Slot:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Flat range of the whole weight that this region lies in, possibly with gaps."""
+        """Flat range of the whole weight that this slot lies in, possibly with gaps."""
         return self.box.span or (0, math.prod(self.box.shape))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds every input: the models', or the recipe's ``dtype``."""
+        """The dtype that holds every input."""
         tensors = (*self.experts, *(() if self.maybe_base is None else (self.maybe_base,)))
-        if self.reader is not None:
-            tensors = tuple(self.reader.convert(t.new_empty(0)) for t in tensors)
         dtype: torch.dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
         return dtype
 
     @property
     def base(self) -> Tensor:
-        """The base model's weight, or an error that says how to name one."""
+        """The base model's weight, or an error that shows how to name one."""
         if self.maybe_base is None:
             raise RecipeError(
                 f"{self.name}: this method needs a base model; add base_model: <model>"
             )
         return self.maybe_base
 
-    def part(self, region: Region) -> Slot:
-        """The same slot, seen through one region of it."""
-        if self.reader is not None:
-            part = self.reader.read(region)
-        else:
-            at = region.within(self.box)
-            base = None if self.maybe_base is None else self.maybe_base[at]
-            experts = tuple(expert[at] for expert in self.experts)
-            part = dataclasses.replace(self, maybe_base=base, experts=experts, region=region)
-        return self.through(part) if self.through else part
-
-    def read(self) -> Slot:
-        """The same slot with its tensors read, in the recipe's dtype."""
-        return self if self.reader is None and self.through is None else self.part(self.box)
-
-    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
-        """Read regions of the weight one after another, each while the caller works on it."""
-        for region in regions:
-            yield self.part(region)
-            if self.reader is not None:
-                self.reader.release(region)
-
-    def map_blocks(
-        self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
-    ) -> list[T]:
-        """Apply a function to every cache-sized block of this slot: results in order.
-
-        What ``measure`` uses: runs on every core and reads each source once, in bounded memory.
-        ``regions``: walk these instead of all `blocks`, when the results are large.
-        """
-
-        def apply(region: Region) -> T:
-            [result] = [function(part) for part in self.walk([region])]
-            return result
-
-        return parallel(apply, self.blocks() if regions is None else regions)
-
-    def blocks(self, *, whole_rows: bool = False) -> list[Region]:
-        """The regions that `map_blocks` walks, in order; see `Region.blocks`."""
-        size = block_size(len(self.experts) + (self.maybe_base is not None))
-        return list(self.box.blocks(size, whole_rows=whole_rows))
-
     def index(self) -> Tensor:
         """Position of every element in the whole, flattened weight: int64, same shape."""
-        return self.box.index().to(self.experts[0].device)
+        index = self.box.index() if self.positions is None else self.positions
+        return index.to(self.experts[0].device)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """View one value per row of the whole weight, [*shape[:-1]], so that it meets this slot."""
+        if self.positions is None or not self.box.shape:
+            return self.box.of_rows(values)
+        return values.reshape(-1)[self.positions // self.box.shape[-1]]
+
+    def stacked(self) -> Tensor:
+        """Stack the experts: float32 [N, *shape]."""
+        return torch.stack([expert.float() for expert in self.experts])
 
     def deltas(self) -> Tensor:
-        """Task vectors, expert minus base: float32 [N, *shape]."""
+        """Subtract the base from each expert, giving task vectors: float32 [N, *shape]."""
         base = self.base.float()
         deltas = torch.empty(
             len(self.experts), *base.shape, dtype=torch.float32, device=base.device
@@ -163,17 +114,164 @@ class Slot:
         return deltas
 
     def generator(self, expert: int) -> torch.Generator:
-        """Random generator of one expert: the same draws in any order, shard or thread.
+        """Seed a random generator for one expert: the same draws in any order, shard or thread.
 
-        For methods that take whole tensors. An elementwise method draws from
+        For methods that take whole tensors. One whose granularity is ELEMENT draws from
         `merge_plugins.ops.random.keep_at_random`, which also agrees between regions.
         """
-        digest = hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.Generator().manual_seed(int.from_bytes(self.stream(expert)[:7], "big"))
+
+    def stream(self, expert: int) -> bytes:
+        """Hash seed, weight and expert: 32 bytes that no other stream of random numbers has."""
+        return hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
+
+    def weight(self) -> Weight:
+        """Return this slot as a `Weight` whose parts are views of the tensors here."""
+        n_experts, has_base = len(self.experts), self.maybe_base is not None
+        about = (self.name, self.box, self.dtype, n_experts, has_base, self.input_dim)
+        return Weight(*about, _InMemory(self), device=self.experts[0].device)
 
 
-class Weight(Protocol):
-    """A weight of a model, in memory or not: a slot, or a plan's tensor."""
+class Reader(Protocol):
+    """Reads parts of one weight from every model, and forgets them again."""
+
+    def read(self, region: Region, /) -> Slot:
+        """Read a region."""
+
+    def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor, /) -> Slot:
+        """Read what ``pick`` takes of the whole weight: the elements at flat ``positions``."""
+
+    def release(self, region: Region, /) -> None:
+        """Hand the region's pages back to the system."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One named weight of every model, not read yet, or one matrix of a stack of them.
+
+    What ``measure``, methods on matrices and `Sources` get. Read it in parts, each a `Slot`.
+    """
+
+    name: str
+    """Checkpoint name, e.g. ``model.layers.3.mlp.up_proj.weight``."""
+    region: Region
+    """Part of the stored weight that this is: all of it, or one matrix of a stack."""
+    dtype: torch.dtype
+    """The dtype that holds every input: the models', or the recipe's ``dtype``."""
+    n_experts: int
+    """Number of experts, N."""
+    has_base: bool
+    """Whether slots of it have a base."""
+    input_dim: int | None
+    """See `Slot.input_dim`."""
+    reader: Reader = field(repr=False)
+    rounds_to: torch.dtype = torch.float32
+    """Dtype that the engine rounds the merged weight to. Kernels return float32; one that merges a
+    whole matrix may write this instead, row by row, rather than hold twice as much."""
+    device: torch.device = torch.device("cpu")
+    """Device that parts of it are read to."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight, or of the matrix."""
+        return torch.Size(self.region.sizes)
+
+    def part(self, region: Region) -> Slot:
+        """Read a region, in coordinates of the stored weight."""
+        return self.reader.read(region)
+
+    def sample(self, step: int) -> Slot:
+        """Read about one element in ``step`` of a whole weight: runs of neighbours at even steps.
+
+        The slot's tensors have one dimension; `Slot.index` gives their positions.
+        """
+        total = self.region.numel
+        runs, run, stride = total // (step * RUN), RUN, step * RUN
+        if step == 1 or runs == 0:
+            runs, run, stride = -(-total // step), 1, step
+
+        def pick(tensor: Tensor) -> Tensor:
+            flat = tensor.reshape(-1)
+            return flat.as_strided((runs, run), (stride, 1), flat.storage_offset()).reshape(-1)
+
+        positions = (torch.arange(runs) * stride)[:, None] + torch.arange(run)
+        return self.reader.sample(pick, positions.view(-1))
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        """Read regions one after another, each while the caller works on it."""
+        for region in regions:
+            yield self.part(region)
+            self.reader.release(region)
+
+    def map_blocks(
+        self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
+    ) -> list[T]:
+        """Apply a function to every cache-sized block: results in order.
+
+        Runs on every core and reads each source once, in bounded memory. ``regions``: walk these
+        instead of all `blocks`, when the results are large.
+        """
+
+        def apply(region: Region) -> T:
+            [result] = [function(part) for part in self.walk([region])]
+            return result
+
+        return parallel(apply, self.blocks() if regions is None else regions)
+
+    def blocks(self, *, whole_rows: bool = False) -> list[Region]:
+        """List the regions that `map_blocks` walks, in order; see `Region.blocks`."""
+        size = block_size(self.n_experts + self.has_base)
+        return list(self.region.blocks(size, whole_rows=whole_rows))
+
+    def through(self, change: Callable[[Slot], Slot]) -> Weight:
+        """Return this weight with every part changed as it is read.
+
+        For a method that wraps another one, such as a mask before a merge.
+        """
+        return dataclasses.replace(self, reader=_Changed(self.reader, change))
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """Reads parts of a slot."""
+
+    slot: Slot
+
+    def read(self, region: Region) -> Slot:
+        at = region.within(self.slot.box)
+        return self._part(lambda tensor: tensor[at], region=region)
+
+    def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
+        return self._part(pick, positions=positions, region=self.slot.box)
+
+    def release(self, region: Region) -> None:
+        """Do nothing: nothing was read."""
+
+    def _part(self, cut: Callable[[Tensor], Tensor], **place: object) -> Slot:
+        base = None if self.slot.maybe_base is None else cut(self.slot.maybe_base)
+        experts = tuple(map(cut, self.slot.experts))
+        return dataclasses.replace(self.slot, maybe_base=base, experts=experts, **place)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """Reads what another reader does, changed."""
+
+    reader: Reader
+    change: Callable[[Slot], Slot]
+
+    def read(self, region: Region) -> Slot:
+        return self.change(self.reader.read(region))
+
+    def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
+        return self.change(self.reader.sample(pick, positions))
+
+    def release(self, region: Region) -> None:
+        self.reader.release(region)
+
+
+class Shaped(Protocol):
+    """A weight of which the shape is known: a `Slot`, a `Weight`, or a plan's tensor."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -181,9 +279,9 @@ class Weight(Protocol):
 
     @property
     def input_dim(self) -> int | None:
-        """The dimension that runs over its layer's inputs: see `Slot.input_dim`."""
+        """See `Slot.input_dim`."""
 
 
-def holds_matrices(weight: Weight) -> bool:
+def holds_matrices(weight: Shaped) -> bool:
     """Whether a weight is of linear layers, one or a stack: no embedding, convolution or vector."""
     return weight.input_dim in (-1, -2) and len(weight.shape) > 1 and math.prod(weight.shape) > 0

@@ -1,1 +1,1 @@
-"""Compute what data tells about a model: statistics, losses, coefficients."""
+"""Compute statistics, losses and merge coefficients by running models on data."""

@@ -1,4 +1,4 @@
-"""Examples as batches of token ids, padded on the right."""
+"""Tokenize examples into batches of token ids, padded on the right; run models on them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from merge_plugins.api import Example
+from merge_plugins.api import Batch, Example
 from merge_plugins.recipe import Data
 
 UNSCORED = -100
-"""Label of a token that no loss counts, as transformers and torch have it."""
+"""Label of a token that losses ignore; the default of transformers and torch."""
 Row = dict[str, list[int]]
 
 
 def batches(
     tokenizer: Any, examples: Sequence[Example], data: Data, *, classifier: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Cut examples into batches as `merge_plugins.api.Sources.batches` says."""
+    """Tokenize examples into batches; keys and shapes are those of `api.Sources.batches`."""
     pad = tokenizer.pad_token_id
-    size = 1 if classifier and pad is None else data.batch_size  # it finds a text's end by padding
+    size = (
+        1 if classifier and pad is None else data.batch_size
+    )  # a classifier without padding token cannot find where a padded text ends
     for start in range(0, len(examples), size):
         some = examples[start : start + size]
         if classifier:
@@ -37,9 +40,9 @@ def batches(
 
 
 def text_row(tokenizer: Any, example: Example, max_length: int) -> Row:
-    """Return a text, or a prompt and its response.
+    """Tokenize a text, or a prompt and its response, for a language model.
 
-    Of a text that is too long the end is cut, of a prompt and response the beginning.
+    Truncates the end of a plain text, the beginning of a prompt and response.
     """
     if not example.response:
         ids = tokenizer(example.prompt)["input_ids"][:max_length]
@@ -57,30 +60,45 @@ def text_row(tokenizer: Any, example: Example, max_length: int) -> Row:
 
 
 def pair_row(tokenizer: Any, example: Example, max_length: int) -> Row:
-    """Return a text, or two, as a classifier reads them."""
+    """Tokenize one text, or a pair of texts, for a classifier."""
     second = example.response or None
     found = tokenizer(example.prompt, second, truncation=True, max_length=max_length)
     return {key: list(found[key]) for key in found if key != "attention_mask"}
 
 
 def padded(rows: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
-    """Return rows as one batch, each key padded on the right to its longest, with attention_mask.
+    """Stack rows into one batch, each key padded on the right, and add attention_mask.
 
-    ``pad`` fills input_ids, 0 or a row of the embedding: it is masked.
+    ``pad``: token id that fills input_ids; any valid id, since padding is masked.
     """
     fill = {"input_ids": pad, "labels": UNSCORED}
     batch = {}
     for key in rows[0]:
-        length = max(len(row[key]) for row in rows)
-        filled = [row[key] + [fill.get(key, 0)] * (length - len(row[key])) for row in rows]
-        batch[key] = torch.tensor(filled)
+        columns = [torch.tensor(row[key], dtype=torch.int64) for row in rows]
+        batch[key] = pad_sequence(columns, batch_first=True, padding_value=fill.get(key, 0))
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return batch
 
 
+def without_labels(batch: Batch) -> dict[str, Tensor]:
+    """Drop the labels of a batch: the rest is a model's input."""
+    return {key: tensor for key, tensor in batch.items() if key != "labels"}
+
+
+def logits_of(module: Any, batch: Batch) -> Tensor | None:
+    """Run a classifier or causal language model; None if the model is neither.
+
+    Returns scores of classes [batch, classes] or of next tokens [batch, length, vocabulary], in the
+    model's dtype.
+    """
+    logits: Tensor | None = getattr(module(**without_labels(batch)), "logits", None)
+    generates = getattr(module, "can_generate", lambda: True)()
+    return None if logits is not None and logits.ndim == 3 and not generates else logits
+
+
 def unpadded(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut a batch into batches of one example, without padding."""
+    """Split a batch into batches of one example and strip their padding."""
     for i, length in enumerate(batch["attention_mask"].sum(-1).tolist()):
         yield {
             key: tensor[i : i + 1, :length] if tensor.ndim == 2 else tensor[i : i + 1]

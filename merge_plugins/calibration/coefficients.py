@@ -1,4 +1,4 @@
-"""Coefficients of task vectors, learned on a live model that is merged anew in every step."""
+"""Learn coefficients of task vectors on a live model that is merged again in every step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from merge_plugins.api import Batch, PerExpert, Slot, Sources
-from merge_plugins.calibration.batches import UNSCORED
+from merge_plugins.api import Batch, PerExpert, Slot, Sources, Weight
+from merge_plugins.calibration.batches import UNSCORED, logits_of
 from merge_plugins.errors import RecipeError
 
 DIGITS = 6
-"""Decimals of a learned coefficient: what the order of float32 sums changes lies beyond."""
+"""Decimals kept of a learned coefficient: few enough to hide the order of float32 sums."""
 
 
 logger = logging.getLogger(__name__)
 
 
 def blended(slot: Slot, coefficients: Sequence[float]) -> Tensor:
-    """Return base + sum of coefficient times task vector: float32 [*shape]."""
+    """Compute base + sum of coefficient times task vector: float32 [*shape]."""
     total = slot.base.to(torch.float32, copy=True)
     for delta, coefficient in zip(slot.deltas(), coefficients, strict=True):
         total.add_(delta, alpha=coefficient)
@@ -31,15 +31,13 @@ def blended(slot: Slot, coefficients: Sequence[float]) -> Tensor:
 
 
 def mean_entropy(module: Any, batch: Batch) -> Tensor:
-    """Mean Shannon entropy of what a model predicts, in nats: a scalar.
+    """Compute the mean Shannon entropy of a model's predictions, in nats: a scalar.
 
-    Of the classes of each text, or of the next token before each token that has a label; what the
-    labels say is not looked at. Raises `RecipeError` for a model that predicts neither.
+    A classifier predicts a class per text, a causal model the next token wherever that token has a
+    label; the labels' values are not used. Raises `RecipeError` for any other model.
     """
-    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-    logits = getattr(module(**inputs), "logits", None)
-    generates = getattr(module, "can_generate", lambda: True)()
-    if logits is None or logits.shape[-1] == 1 or (logits.ndim == 3 and not generates):
+    logits = logits_of(module, batch)
+    if logits is None or logits.shape[-1] == 1:
         raise RecipeError(
             "entropy is of a classifier with two classes or more, or of a causal language model; "
             f"{type(module).__name__} is neither. Choose a method that needs no data."
@@ -53,22 +51,22 @@ def mean_entropy(module: Any, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Descent:
-    """Adam on the coefficients of N task vectors, kept in [0, 1], to minimise a loss on batches."""
+    """Minimise a loss on batches by Adam over the coefficients of N task vectors, in [0, 1]."""
 
     loss: Callable[[Any, Batch], Tensor]
     initial: float
     steps: int
     learning_rate: float
     by_weight: bool
-    """One coefficient for each weight and expert, or one for each expert."""
+    """Learn one coefficient per weight and expert; otherwise one per expert."""
 
     def __call__(self, sources: Sources) -> dict[str, PerExpert]:
-        """Return the coefficients of every weight, by name.
+        """Learn the coefficients of every weight, one per expert, by checkpoint name.
 
         A step takes the next batch of every expert's data and sums their losses. Holds one live
         model and its gradients, in float32: a coefficient's gradient is the dot product of its
         task vector, read from disk, with the gradient of the merged weight. Weights that the live
-        model does not have under a name of their own keep the initial coefficient.
+        model does not hold as a parameter of its own keep the initial coefficient.
         """
         from merge_plugins.hf.experts import stored_whole  # seconds: imports transformers
 
@@ -84,8 +82,8 @@ class Descent:
         if live:
             batches = [list(sources.batches(expert)) for expert in range(n_experts)]
             self._descend(module, batches, slots, live, raw)
-        found = raw.detach().clamp(0, 1).double().expand(len(slots), -1).tolist()
-        each = (tuple(round(x, DIGITS) for x in row) for row in found)
+        learned = raw.detach().clamp(0, 1).double().expand(len(slots), -1).tolist()
+        each = (tuple(round(x, DIGITS) for x in row) for row in learned)
         return dict(zip(slots, each, strict=True))
 
     @torch.enable_grad()
@@ -93,13 +91,13 @@ class Descent:
         self,
         module: Any,
         batches: Sequence[Sequence[Batch]],
-        slots: Mapping[str, Slot],
+        slots: Mapping[str, Weight],
         live: Mapping[str, Tensor],
         raw: Tensor,
     ) -> None:
         module.requires_grad_(False)
         for weight in live.values():
-            weight.data = torch.empty_like(weight)  # of its own: it may be the file's pages
+            weight.data = torch.empty_like(weight)  # new memory: the old may be the file's pages
             weight.requires_grad_()
         optimizer = torch.optim.Adam([raw], lr=self.learning_rate)
         shown = tqdm(range(self.steps), desc="Learning coefficients", unit="step", delay=2)
@@ -121,7 +119,7 @@ class Descent:
         logger.info("coefficients after %d steps: %s", self.steps, _spelled(raw))
 
     def _announce(
-        self, slots: Mapping[str, Slot], live: Mapping[str, Tensor], n_experts: int
+        self, slots: Mapping[str, Weight], live: Mapping[str, Tensor], n_experts: int
     ) -> None:
         size = 8 * sum(weight.numel() for weight in live.values()) / 1e9
         logger.info(
@@ -138,8 +136,8 @@ class Descent:
             )
 
 
-def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
-    """Merge a whole weight into a live model's."""
+def _write(slot: Weight, coefficients: Sequence[float], weight: Tensor) -> None:
+    """Merge one weight, block by block, into the live model's parameter."""
 
     def write(block: Slot) -> None:
         region = block.box
@@ -148,10 +146,10 @@ def _write(slot: Slot, coefficients: Sequence[float], weight: Tensor) -> None:
     slot.map_blocks(write)
 
 
-def _dots(slot: Slot, weight: Tensor | None) -> Tensor:
-    """Take the gradient away from a live weight; its dot products with the task vectors: [N]."""
+def _dots(slot: Weight, weight: Tensor | None) -> Tensor:
+    """Compute the dot products of a gradient with the task vectors, [N]; drop the gradient."""
     if weight is None or weight.grad is None:
-        return torch.zeros(len(slot.experts))
+        return torch.zeros(slot.n_experts)
     gradient, weight.grad = weight.grad.cpu(), None
 
     def dots(block: Slot) -> Tensor:
@@ -163,7 +161,7 @@ def _dots(slot: Slot, weight: Tensor | None) -> Tensor:
 
 
 def _spelled(raw: Tensor) -> str:
-    """Mean of each expert's coefficients, and what they range over if there is more than one."""
+    """Format the mean of each expert's coefficients, with their range if there are several."""
     rows = raw.detach().clamp(0, 1).T
     return ", ".join(
         f"{row.mean():.3f}" + (f" ({row.min():.3f} to {row.max():.3f})" if len(row) > 1 else "")

@@ -1,4 +1,4 @@
-"""Fisher information of a live model's parameters: how much its predictions depend on each."""
+"""Compute the Fisher information of a live model's parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merge_plugins.api import Batch
-from merge_plugins.calibration.batches import UNSCORED, unpadded
+from merge_plugins.calibration.batches import UNSCORED, logits_of, unpadded
 from merge_plugins.errors import DataError, RecipeError
 
 
@@ -50,7 +50,7 @@ def of_batches(module: nn.Module, batches: Iterable[Batch]) -> Iterator[dict[str
 
 
 def _weighted_log_likelihoods(module: nn.Module, row: Batch) -> Iterator[Tensor]:
-    """Yield scalars whose squared gradients sum to the Fisher information of one example."""
+    """Compute scalars whose squared gradients sum to the Fisher information of one example."""
     logits = _logits(module, row)
     if logits.ndim == 3:
         yield _of_tokens(logits, row)
@@ -77,33 +77,31 @@ def _of_batch(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def _of_tokens(logits: Tensor, batch: Batch) -> Tensor:
-    """Log-likelihood of every scored token given those before it, summed: a scalar."""
+    """Sum the log-likelihood of every labelled token given those before it: a scalar."""
     predicted, labels = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     loss = functional.cross_entropy(predicted, labels, ignore_index=UNSCORED, reduction="sum")
     return -loss
 
 
 def _logits(module: nn.Module, batch: Batch) -> Tensor:
-    """Scores of classes [batch, classes] or of next tokens [batch, length, vocabulary]."""
-    inputs = {key: tensor for key, tensor in batch.items() if key != "labels"}
-    logits = getattr(module(**inputs), "logits", None)
-    generates = getattr(module, "can_generate", lambda: True)()
-    if logits is None or (logits.ndim == 3 and not generates):
+    """Compute float32 scores, [batch, classes] or [batch, length, vocabulary]."""
+    logits = logits_of(module, batch)
+    if logits is None:
         raise RecipeError(
             f"Fisher information is of a classifier or of a causal language model; "
             f"{type(module).__name__} is neither. regmean_merging takes any model."
         )
-    found: Tensor = logits.float()
-    return found
+    return logits.float()
 
 
 @contextmanager
 def _squared_gradients(
     module: nn.Module,
 ) -> Iterator[tuple[Mapping[int, Tensor], Callable[[Tensor], None]]]:
-    """Give a function that differentiates, and where each parameter's squared gradients add up.
+    """Accumulate squared gradients; yields them by id of the parameter, and a backward function.
 
-    A gradient is squared and dropped as soon as it is there: never a model's size of gradients.
+    Each gradient is squared and freed as soon as it is computed, so that the gradients of all
+    parameters never exist together.
     """
     parameters = [*module.parameters()]
     squares = {id(p): torch.zeros_like(p, requires_grad=False) for p in parameters}
@@ -115,7 +113,7 @@ def _squared_gradients(
             parameter.grad = None
 
     def backward(scalar: Tensor) -> None:
-        if scalar.requires_grad:  # not where no token is scored
+        if scalar.requires_grad:  # false if no token is scored
             scalar.backward(retain_graph=True)  # type: ignore[no-untyped-call]
 
     handles: list[Any] = []
@@ -133,7 +131,7 @@ def _squared_gradients(
 
 
 def _named(module: nn.Module, squares: Mapping[int, Tensor], n_examples: int) -> dict[str, Tensor]:
-    """Return the means by parameter name; a tied weight has them under both names."""
+    """Average squared gradients and name them; a tied weight appears under both names."""
     for square in squares.values():
         square.div_(n_examples)
     named: Any = module.named_parameters(remove_duplicate=False)

@@ -1,4 +1,4 @@
-"""Gram matrices of what goes into a live model's linear layers."""
+"""Compute Gram matrices of the inputs of a live model's linear layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins.api import Batch
-from merge_plugins.calibration.batches import unpadded
+from merge_plugins.calibration.batches import unpadded, without_labels
 
 MEMORY = 4 << 30
-"""Bytes of Gram matrices held at once; a model with more of them is run once per so many."""
+"""Bytes of Gram matrices in memory at once; models with more are run several times."""
 Layers = Mapping[str, Any]
-"""Layers that multiply a matrix, by the name of that matrix."""
+"""Linear layers by the parameter name of their weight."""
 
 
 def gram(module: nn.Module, batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
@@ -28,7 +28,7 @@ def gram(module: nn.Module, batches: Iterable[Batch]) -> Iterator[dict[str, Tens
     input share one.
     """
     layers = _linear_layers(module)
-    shared, routes = _look(module, layers, batches)
+    shared, routes = _shared_inputs(module, layers, batches)
     for group in _groups({name: layers[name] for name in layers if shared[name] == name}):
         means = _means(module, group, _one_by_one(batches) if routes else batches)
         yield {name: means[first] for name, first in shared.items() if first in means}
@@ -52,14 +52,14 @@ def _n_inputs(layer: Any) -> int:
     return int(layer.weight.shape[0 if _is_conv1d(layer) else 1])
 
 
-def _look(
+def _shared_inputs(
     module: nn.Module, layers: Layers, batches: Iterable[Batch]
 ) -> tuple[Mapping[str, str], bool]:
-    """Run one batch to see what the layers read.
+    """Run one batch to find layers that share their input, and whether tokens are routed.
 
-    Returns for each layer the first that reads the very same tensor, such as q for k and v; and
-    whether any reads neither every token nor one row per text, but tokens that were picked, such
-    as an expert's: which of those are padding cannot be told.
+    Returns the first layer with the very same input tensor for each layer, such as q for k and v;
+    and whether any layer reads selected tokens, as an expert of a mixture does, rather than every
+    token or one row per text: the mask cannot locate padding among selected tokens.
     """
     shared, routes = {name: name for name in layers}, False
     last: tuple[str, Tensor] | None = None
@@ -74,7 +74,7 @@ def _look(
         last = name, x  # kept alive: no other tensor can be the same object
 
     with _watching(layers, note), torch.no_grad():
-        module(**_inputs(batch))
+        module(**without_labels(batch))
     return shared, routes
 
 
@@ -84,7 +84,7 @@ def _one_by_one(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _groups(layers: Layers) -> Iterator[Layers]:
-    """Cut layers into groups whose Gram matrices fit into `MEMORY`, one layer at least."""
+    """Split layers into groups whose Gram matrices fit into `MEMORY`, one layer or more."""
     group: dict[str, Any] = {}
     n_bytes = 0
     for name, layer in layers.items():
@@ -98,7 +98,7 @@ def _groups(layers: Layers) -> Iterator[Layers]:
 
 
 def _means(module: nn.Module, layers: Layers, batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """Return the Gram matrix of each layer that a token reached."""
+    """Compute the mean Gram matrix of each layer that received a token."""
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
     mask = torch.empty(0)
@@ -113,25 +113,21 @@ def _means(module: nn.Module, layers: Layers, batches: Iterable[Batch]) -> dict[
     with _watching(layers, add), torch.no_grad():
         for batch in batches:
             mask = batch["attention_mask"].bool()
-            module(**_inputs(batch))
+            module(**without_labels(batch))
     return {name: total.div_(counts[name]) for name, total in sums.items()}
 
 
 def _tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the rows that are tokens and no padding, or one per text: [tokens, inputs]."""
+    """Select the rows of tokens that are not padding, or one row per text: [tokens, inputs]."""
     if x.shape[:-1] == mask.shape:
         return x[mask]
     x = x.reshape(-1, x.shape[-1])
     return x[mask.flatten()] if len(x) == mask.numel() else x
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in batch.items() if key != "labels"}
-
-
 @contextmanager
 def _watching(layers: Layers, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``see(name, x)`` with what goes into each of some layers."""
+    """Call ``see(name, input)`` whenever one of the layers runs, inside the block."""
 
     def hook(name: str) -> Callable[[nn.Module, Sequence[Tensor]], None]:
         return lambda _, inputs: see(name, inputs[0])

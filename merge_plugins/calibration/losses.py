@@ -1,4 +1,4 @@
-"""How badly a live model does on a few examples: the losses by which LM-Cocktail weighs models.
+"""Compute a live model's loss on a few examples, by which LM-Cocktail weights models.
 
 [Xiao et al. 2023, LM-Cocktail, arXiv:2311.13534] with the losses of its code. Examples are
 padded to the longest of their batch and masked by length, so no tokenizer needs a padding token;
@@ -25,7 +25,7 @@ from merge_plugins.calibration.batches import UNSCORED, Row, padded, pair_row, t
 from merge_plugins.errors import ParameterError, RecipeError
 
 ModelType: TypeAlias = Literal["decoder", "encoder", "reranker", "encoder-decoder"]
-"""What a model is for, in LM-Cocktail's words; it decides the loss."""
+"""Kind of model, in LM-Cocktail's terms; it decides the loss."""
 CONTRASTIVE_TEMPERATURE = 0.05
 
 
@@ -34,19 +34,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExampleLoss:
-    """The mean loss per batch of a model of one type on a few examples.
+    """Compute the mean loss per batch of a model of one type on a few examples.
 
-    Raises `ParameterError` for settings no loss can have.
+    Raises `ParameterError` for sizes below 1.
     """
 
     model_type: ModelType = "decoder"
     batch_size: int = 2
     max_input_length: int = 2048
-    """Tokens of one input; of a prompt with response the first are cut, of other texts the last."""
+    """Tokens per input. Truncates the start of a prompt with response, the end of other texts."""
     neg_number: int = 7
     """Negatives per query, drawn without replacement."""
     seed: int = 0
-    """Decides which negatives are drawn; they are the same for every model."""
+    """Seed of the draw of negatives, which are the same for every model."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_input_length", "neg_number"):
@@ -80,14 +80,14 @@ class ExampleLoss:
         return f"has {n_negatives} of the {self.neg_number} negatives (neg)" if short else ""
 
     def __call__(self, model: Any, tokenizer: Any, examples: Sequence[Example]) -> float:
-        """Return the loss of a transformers model in evaluation mode, on its own device."""
+        """Compute the loss of a transformers model in evaluation mode, on its own device."""
         self.check(examples)
         positions = getattr(model.config, "max_position_embeddings", None) or self.max_input_length
         limit = min(self.max_input_length, tokenizer.model_max_length, positions)
         loss, batches = LOSSES[self.model_type], self._batches(examples)
         with torch.no_grad():
-            found = [float(loss(model, tokenizer, batch, limit)) for batch in batches]
-        mean = math.fsum(found) / len(found)
+            losses = [float(loss(model, tokenizer, batch, limit)) for batch in batches]
+        mean = math.fsum(losses) / len(losses)
         if not math.isfinite(mean):
             raise RecipeError(f"the loss of {model.name_or_path} on the examples is {mean}")
         return mean
@@ -99,7 +99,7 @@ class ExampleLoss:
             yield examples[start : start + self.batch_size]
 
     def _drawn(self, number: int, example: Example) -> Example:
-        """Keep ``neg_number`` negatives: the first in an order that seed and number decide."""
+        """Draw ``neg_number`` negatives, in an order that depends on seed and number only."""
 
         def rank(negative: int) -> bytes:
             return hashlib.sha256(f"{self.seed}/{number}/{negative}".encode()).digest()
@@ -116,9 +116,9 @@ def weigh(
     tokenizer: Any,
     examples: Sequence[Example],
 ) -> tuple[float, ...]:
-    """Return the weight of each model by its loss; ``module(i)`` loads the i-th, one at a time.
+    """Weight models by their loss; ``module(i)`` loads the i-th, one at a time.
 
-    All models read the first one's tokens: a loss per token is comparable only then.
+    All models use the first one's tokenizer: only then are losses per token comparable.
     """
     check_temperature(temperature)
     loss.check(examples)
@@ -131,19 +131,19 @@ def weigh(
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise `ParameterError` unless losses can be divided by it."""
+    """Raise `ParameterError` unless the temperature is positive and finite."""
     if not 0 < temperature < math.inf:
         raise ParameterError(f"temperature is a number above 0; got {temperature}")
 
 
 def shares(losses: Sequence[float], temperature: float) -> tuple[float, ...]:
-    """Return the weight of each model, softmax(-loss / temperature): positive, with sum 1."""
+    """Compute softmax(-loss / temperature): one positive weight per model, with sum 1."""
     logits = torch.tensor(losses, dtype=torch.float64) / -temperature
     return tuple(logits.softmax(0).tolist())
 
 
 def causal_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
-    """Mean cross-entropy of the responses' tokens in a batch; of all tokens where there is none."""
+    """Compute the mean cross-entropy of responses, or of all tokens of texts without one."""
     rows = [text_row(tokenizer, example, limit) for example in batch]
     for row, example in zip(rows, batch, strict=True):
         if len(row["input_ids"]) < 2:
@@ -158,7 +158,7 @@ def causal_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int
 
 
 def contrastive_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
-    """Mean cross-entropy of finding each query's positive among all passages of the batch.
+    """Compute the mean cross-entropy of each query's positive among the batch's passages.
 
     Texts are embedded by their first token, L2-normalised; similarities are divided by 0.05.
     """
@@ -176,7 +176,7 @@ def contrastive_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit
 
 
 def reranking_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
-    """Mean cross-entropy of the positive's score among those of each query's own passages.
+    """Compute the mean cross-entropy of each query's positive among its own passages.
 
     Ours: LM-Cocktail mixes rerankers but has no loss for them.
     """
@@ -198,7 +198,7 @@ def reranking_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: 
 
 
 def seq2seq_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
-    """Mean cross-entropy of the responses' tokens, as transformers computes it from labels."""
+    """Compute the mean cross-entropy of responses; transformers derives it from labels."""
     rows = [pair_row(tokenizer, Example(example.prompt), limit) for example in batch]
     for row, example in zip(rows, batch, strict=True):
         target = tokenizer(text_target=example.response, truncation=True, max_length=limit)
@@ -208,13 +208,13 @@ def seq2seq_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: in
 
 
 def passages_of(example: Example) -> tuple[str, ...]:
-    """Return the passages a query is compared with, the positive first."""
+    """List the passages that a query is compared with, the positive first."""
     return (example.positives[0], *example.negatives)
 
 
 def on_device(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return a model's inputs, padded, where the model is."""
-    pad = max(0, model.config.pad_token_id or 0)  # LLaMA 1 says -1
+    """Pad rows into a batch on the model's device."""
+    pad = max(0, model.config.pad_token_id or 0)  # LLaMA 1 sets -1
     return {name: tensor.to(model.device) for name, tensor in padded(rows, pad).items()}
 
 

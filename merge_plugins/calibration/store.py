@@ -1,8 +1,8 @@
 """Calibration statistics on disk: computed once per model and data, shared by every merge of it.
 
-A statistic lies in ``statistics/<key>`` of the cache folder (see `merge_plugins.folders.cache_folder`)
-as safetensors files and an index, where the key says all it depends on. The folder appears under
-its name when it is complete; one that cannot be read is made again.
+A statistic is a folder ``statistics/<name>-<key>`` in `merge_plugins.folders.cache_folder`, with
+safetensors files and an index; the key is a hash of everything that it depends on. The folder
+appears under its name when it is complete; one that cannot be read is computed again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from merge_plugins.api import Batch
 from merge_plugins.errors import MergeError, RecipeError
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.identity import model_identity, tokenizer_identity
 from merge_plugins.plugins import registry
 from merge_plugins.plugins.method import RegisteredStatistic
@@ -45,8 +44,8 @@ Stored = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
-class Request:
-    """A statistic of one model on some data."""
+class StatisticRequest:
+    """Identify one statistic of one model on some data."""
 
     name: str
     model: Any
@@ -57,7 +56,7 @@ class Request:
 
     @property
     def registered(self) -> RegisteredStatistic:
-        """The statistic as a plugin registered it, or `RecipeError`."""
+        """The plugin's entry for this statistic, or `RecipeError` if there is none."""
         known = registry().statistics
         if self.name not in known:
             raise RecipeError(f"no plugin registers a statistic {self.name!r}")
@@ -65,7 +64,7 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, or will: named after all that it depends on."""
+        """The cache folder of this statistic, named by a hash of everything it depends on."""
         from merge_plugins._version import __version__
 
         found = self.registered
@@ -81,7 +80,7 @@ class Request:
 
 
 def read(folder: Path) -> Stored | None:
-    """Return a statistic by weight name, unread; None if it is not there, or not whole."""
+    """Open a statistic, memory-mapped, by weight name; None if it is absent or damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -94,34 +93,27 @@ def read(folder: Path) -> Stored | None:
 
 
 def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
-    """Write a statistic piece by piece; all of it appears at once, and is returned unread."""
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    """Write a statistic piece by piece, publish it whole and open it again, memory-mapped."""
     index: dict[str, tuple[str, str]] = {}
-    try:
-        unfinished.mkdir(parents=True)
+    with complete_or_nothing(folder, shared=True) as unfinished:
         for number, piece in enumerate(pieces):
             file, distinct = f"{number:05}.safetensors", dict[int, str]()
             for weight, tensor in piece.items():  # one tensor may stand for several weights
                 index[weight] = file, distinct.setdefault(id(tensor), weight)
-            held = {weight: piece[weight].detach() for weight in distinct.values()}
-            save_file({k: t.float().cpu().contiguous() for k, t in held.items()}, unfinished / file)
+            tensors = {weight: piece[weight].detach() for weight in distinct.values()}
+            tensors = {k: t.float().cpu().contiguous() for k, t in tensors.items()}
+            save_file(tensors, unfinished / file)
         (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        if read(folder) is None:  # no other process was faster
+        if read(folder) is None:  # damaged; a whole one, of a faster process, stays
             shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-    except OSError as exc:
-        if read(folder) is None:
-            raise MergeError(f"{folder} was not written: {exc}") from exc
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    found = read(folder)
-    if found is None:
+    written = read(folder)
+    if written is None:
         raise MergeError(f"{folder} was written and cannot be read")
-    return found
+    return written
 
 
-def announce(request: Request, n_elements: int) -> None:
-    """Say what is about to be computed and what it costs, above the progress bars."""
+def announce(request: StatisticRequest, n_elements: int) -> None:
+    """Print which statistic is about to be computed and its cost, above the progress bars."""
     n, name = len(request.data.examples()), request.registered
     size = 4 * n_elements / 1e9
     tqdm.write(
@@ -132,9 +124,9 @@ def announce(request: Request, n_elements: int) -> None:
 
 
 class Watched(Iterable[Batch]):
-    """Batches with a progress bar for every walk over them."""
+    """Iterate over batches, each time with a progress bar."""
 
-    def __init__(self, walk: Callable[[], Iterator[Batch]], request: Request) -> None:
+    def __init__(self, walk: Callable[[], Iterator[Batch]], request: StatisticRequest) -> None:
         self._walk, self._request = walk, request
 
     def __iter__(self) -> Iterator[Batch]:
@@ -146,9 +138,9 @@ class Watched(Iterable[Batch]):
 
 
 def checked(
-    pieces: Iterable[Mapping[str, Tensor]], request: Request
+    pieces: Iterable[Mapping[str, Tensor]], request: StatisticRequest
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Pass pieces on; raise `MergeError` at one with NaN or infinity."""
+    """Yield the pieces of a statistic; raise `MergeError` at NaN or infinity."""
     for piece in pieces:
         for name, tensor in piece.items():
             if not torch.isfinite(tensor).all():

@@ -8,5 +8,5 @@ MODELS = Path(__file__).parent / "models"
 
 
 def family() -> dict[str, Path]:
-    """The folders of the shipped models by name: the base first, then one expert per skill."""
+    """List the folders of the shipped models by name: the base, then one expert per skill."""
     return {name: MODELS / name for name in ("base", *SKILLS)}

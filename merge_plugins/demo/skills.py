@@ -15,7 +15,7 @@ ALPACA = (
 
 
 class Example(NamedTuple):
-    """A prompt with its right answer, and the answer of someone who does not know the skill."""
+    """A prompt with its right answer, and the wrong one of a model without the skill."""
 
     prompt: str
     answer: str

@@ -1,4 +1,4 @@
-"""Weights of a merge that are one model's own: checked, converted, and otherwise the file's."""
+"""Copy tensors of one model instead of merging them: checked, cast, else the file's own pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merge_plugins.weights.computed import refuse_damage
 
 
 def copied(planned: PlannedTensor, region: Region, read_as: str | None) -> Tensor:
-    """Return a box of a weight that is not merged; all of one that is stored costs no memory.
+    """Copy a box of a weight that is not merged; all of a stored weight takes no memory.
 
     ``read_as``: the recipe's ``dtype``. Raises for NaN, infinity, and values beyond the dtype.
     """
@@ -39,7 +39,7 @@ def copied(planned: PlannedTensor, region: Region, read_as: str | None) -> Tenso
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all are finite; a sum says so ten times faster, unless it overflows itself."""
+    """Whether all elements are finite; their sum is tried first, which is ten times faster."""
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 

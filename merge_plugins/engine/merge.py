@@ -1,4 +1,4 @@
-"""Merged tensors that exist only while somebody looks at them."""
+"""Lazy merged tensors: each is computed when it is indexed, block by block, and never stored."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import (
+    ELEMENT,
+    MATRIX,
+    ROW,
     Branch,
+    Granularity,
     Index,
     Kernel,
     Measures,
+    MergesMatrices,
     Prepares,
     Region,
     Routes,
     Slot,
+    Weight,
     as_region,
+    holds_matrices,
 )
 from merge_plugins.engine.copied import copied, is_finite
 from merge_plugins.engine.reader import WeightReader
@@ -30,13 +37,14 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.parallel import BLOCK, alone, block_size, parallel
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.plugins import registry
+from merge_plugins.plugins.method import granularity_of
 from merge_plugins.weights import held
 from merge_plugins.weights.computed import refuse_damage
 from merge_plugins.weights.stored import NAMES
 
 
 class MergedTensor:
-    """One merged tensor, computed when indexed; what a loader expects of a stored tensor.
+    """One merged tensor, computed when indexed; loaders take it for a stored tensor.
 
     ``tensor[...]`` merges all of it, ``tensor[a:b, c:d]`` only that box. The bits of an element do
     not depend on the box, on the number of threads, or on the order of calls.
@@ -51,11 +59,11 @@ class MergedTensor:
         self._lock = threading.Lock()
 
     def get_shape(self) -> list[int]:
-        """Shape, as a safetensors slice says it."""
+        """Return the shape, as a safetensors slice does."""
         return list(self.shape)
 
     def get_dtype(self) -> str:
-        """Dtype, as a safetensors slice says it."""
+        """Return the name of the dtype, as a safetensors slice does."""
         return NAMES[self.dtype]
 
     def is_floating_point(self) -> bool:
@@ -63,7 +71,7 @@ class MergedTensor:
         return self.dtype.is_floating_point
 
     def numel(self) -> int:
-        """Number of elements."""
+        """Count the elements."""
         return self.shape.numel()
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -80,49 +88,57 @@ class MergedTensor:
                 return region.of(self._agreed).to(self.dtype, copy=True)
             return copied(self.planned, region, self._merge.plan.recipe.dtype)
         with held(self.planned.stored):
-            kernel, method = self._merge.kernel(self.planned), self._merge.plan.method
-            whole_rows = method.is_rowwise(kernel)
+            kernel = self._merge.kernel(self.planned)
             if region.numel == 0:
                 return torch.empty(region.sizes, dtype=self.dtype)
-            if whole_rows or self.is_elementwise:
-                return self._by_blocks(kernel, region, whole_rows=whole_rows)
-            if method.merges_matrices(kernel):
-                return self._by_matrices(kernel, region)
+            granularity = self.granularity
+            if granularity in (ELEMENT, ROW):
+                return self._by_blocks(kernel, region, whole_rows=granularity is ROW)
+            if granularity is MATRIX:
+                return self._by_matrices(cast(MergesMatrices, kernel), region)
             return region.of(self._whole(kernel)).contiguous()
+
+    @property
+    def granularity(self) -> Granularity:
+        """Into which parts this weight may be cut: what the method declares, if it is merged.
+
+        A method on matrices takes any other weight element by element.
+        """
+        declared = granularity_of(self.planned.kernel)
+        return ELEMENT if declared is MATRIX and not holds_matrices(self.planned) else declared
 
     @property
     def is_elementwise(self) -> bool:
         """Whether any box of it can be merged alone."""
-        kernel = self.planned.kernel
-        return kernel is not None and self._merge.plan.method.is_elementwise(kernel, self.planned)
+        return self.planned.kernel is not None and self.granularity is ELEMENT
 
     def ready(self) -> None:
-        """Prepare and measure, so that `box` can follow; the inputs are held."""
+        """Prepare and measure, so that `box` may be called; the inputs are held."""
         _ = self._ready
 
     def box(self, region: Region) -> Tensor:
-        """Merge a small box where others are merged at the same time, as part of another merge."""
+        """Merge a small box of a weight that another merge reads, from inside its threads."""
         return self._merged(self._reader, self._merge.kernel(self.planned), region)
 
     def branches(self, device: torch.device) -> Sequence[Branch]:
-        """What each expert adds to this weight; computed on ``device`` from every model's whole."""
+        """Compute each expert's branch of this weight, on ``device``, from the whole weight."""
         prepared = self._merge.kernel(self.planned)
         routes = prepared if isinstance(prepared, Routes) else self.planned.kernel
         method, shared = cast(Routes, routes), self[...]
         whole = Region.whole(self.planned.shape)
 
-        def look() -> Sequence[Branch]:
+        def compute() -> Sequence[Branch]:
             slot = reader.read(whole)
             base = None if slot.maybe_base is None else slot.maybe_base.to(device)
             experts = tuple(expert.to(device) for expert in slot.experts)
             placed = dataclasses.replace(slot, maybe_base=base, experts=experts)
-            found = method.branches(placed, shared.to(device))
+            branches = method.branches(placed, shared.to(device))
             reader.release(whole)
-            return found
+            return branches
 
         with held(self.planned.stored):
             reader = self._ready
-            return alone(look)
+            return alone(compute)
 
     def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
         reader = self._ready
@@ -140,13 +156,13 @@ class MergedTensor:
         reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
 
-    def _by_matrices(self, kernel: Kernel, region: Region) -> Tensor:
+    def _by_matrices(self, kernel: MergesMatrices, region: Region) -> Tensor:
         reader = self._ready
 
         def merge(matrix: Region) -> Tensor:
-            slot = reader.slot(matrix)
-            slot.map_blocks(self._check_inputs)
-            result = kernel(slot)
+            weight = reader.weight(matrix)
+            weight.map_blocks(self._check_inputs)
+            result = kernel.merge_matrix(weight)
             self._check(result, matrix)
             reader.release(matrix)
             return result.to(self.dtype)[region.shared(matrix).within(matrix)]
@@ -181,7 +197,7 @@ class MergedTensor:
 
     @property
     def _ready(self) -> WeightReader:
-        """The reader, once what the method measures of the whole weight is known."""
+        """The reader, after the method has measured the whole weight."""
         with self._lock:
             return self._reader
 
@@ -191,12 +207,12 @@ class MergedTensor:
         kernel = self._merge.kernel(self.planned)
         _ = reader.statistics  # here, not in the threads that read blocks
         if isinstance(kernel, Measures):
-            reader.measured = kernel.measure(reader.slot(Region.whole(self.planned.shape)))
+            reader.measured = kernel.measure(reader.weight(Region.whole(self.planned.shape)))
         return reader
 
     @cached_property
     def _agreed(self) -> Tensor:
-        """A buffer's value, on which all models agree."""
+        """The value of a buffer, which must be the same in all models."""
         first, *others = self.planned.stored
         for other in others:
             if not torch.equal(first.view(), other.view()):
@@ -207,7 +223,7 @@ class MergedTensor:
         return first.view()
 
     def _check_inputs(self, slot: Slot) -> None:
-        """Refuse NaN and infinity, also where the method would have dropped them."""
+        """Refuse NaN and infinity in the inputs, even where the method would drop them."""
         bases = () if slot.maybe_base is None else (slot.maybe_base,)
         if not all(map(is_finite, (*bases, *slot.experts))):
             self._name_the_source()
@@ -221,55 +237,56 @@ class MergedTensor:
                 "a kernel keeps the shape of its slot"
             )
         if not is_finite(result if self.dtype != torch.float16 else result.half()):
-            self._name_the_source()  # what was measured spoils every block of the weight
+            self._name_the_source()  # a NaN that was measured spoils every block of the weight
             raise MismatchError(
                 f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
                 "finite weights; try smaller weights or out_dtype: float32"
             )
 
     def _name_the_source(self) -> None:
-        """Raise if a source holds NaN or infinity."""
+        """Raise an error that names the source with NaN or infinity, if there is one."""
         for stored in self.planned.stored:
             refuse_damage(stored)
 
 
 @dataclasses.dataclass
 class Merge:
-    """A plan being carried out."""
+    """A plan being carried out: its tensors, and what they share."""
 
     plan: Plan
     block: int = BLOCK
 
     def __post_init__(self) -> None:
         self._prepared: Kernel | None = None
-        self._looked = False
+        self._has_prepared = False
         self._lock = threading.Lock()
-        self.sources = PlannedSources(self.plan, self._slots)
+        self.sources = PlannedSources(self.plan, self._weights)
 
     def reader(self, planned: PlannedTensor) -> WeightReader:
-        """The reader of one tensor's inputs."""
+        """Return a reader of one tensor's inputs."""
         return WeightReader(planned, self.plan, self.sources)
 
-    def _slots(self) -> Iterator[Slot]:
+    def _weights(self) -> Iterator[Weight]:
         for planned in self.plan.tensors.values():
             if planned.kernel is not None:
                 with held(planned.stored):
-                    yield self.reader(planned).slot(Region.whole(planned.shape))
+                    yield self.reader(planned).weight(Region.whole(planned.shape))
 
     def kernel(self, planned: PlannedTensor) -> Kernel:
-        """The kernel of one tensor; a method that looks at all models first does so now, once."""
+        """Return the kernel of one tensor; a method that prepares does so now, once for all."""
         kernel: Any = planned.kernel
         if not isinstance(kernel, Prepares):
             return cast(Kernel, kernel)
         with self._lock:
-            if not self._looked:
-                self._prepared, self._looked = self._prepare(), True
+            if not self._has_prepared:
+                self._prepared, self._has_prepared = self._prepare(), True
         return self._prepared or cast(Kernel, kernel)
 
     def settled(self) -> dict[str, Any]:
-        """What the method came down to after its look at all models: a method and parameters.
+        """Return the method and parameters that a method came down to after it prepared.
 
-        It looks now, if it has not yet. Empty unless what it became is itself a registered method.
+        It prepares now, if it has not yet. Empty unless the prepared kernel is itself a registered
+        method, as LM-Cocktail's is ``linear``.
         """
         planned = next((t for t in self.plan.tensors.values() if t.kernel is not None), None)
         kernel = planned and self.kernel(planned)
@@ -300,5 +317,5 @@ class Merge:
         return prepared
 
     def tensors(self) -> dict[str, MergedTensor]:
-        """Every tensor of the merge, unread, in the donor's order."""
+        """Return every tensor of the merge, not merged yet, in the donor's order."""
         return {name: MergedTensor(t, self) for name, t in self.plan.tensors.items()}

@@ -41,7 +41,7 @@ def merged_tensors(recipe: Recipe) -> dict[str, MergedTensor]:
 def open_source(
     ref: Reference, base: Reference | None, opened: MutableMapping[Reference, Source]
 ) -> Source:
-    """Open a model and whatever it is computed from; reads headers only.
+    """Open a model, and the models it is computed from; reads headers only.
 
     ``base``: the recipe's, to which experts of other bases are brought. ``opened``: models opened
     before; this one is added.
@@ -74,7 +74,7 @@ def _open(
 
 
 def _as_source(tensor: MergedTensor) -> SourceTensor:
-    """Return a weight of an inner merge, rounded as if it had been saved."""
+    """Wrap a weight of an inner merge as a source, rounded as if it had been saved."""
     planned = tensor.planned
     if planned.kernel is None and len(planned.stored) == 1:
         (kept,) = planned.stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -10,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot
+from merge_plugins.api import Region, Slot, Weight
 from merge_plugins.engine.sources import PlannedSources
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.weights import SourceTensor
@@ -26,15 +27,40 @@ class WeightReader:
         self.measured: Mapping[str, Tensor] = {}
 
     def read(self, region: Region) -> Slot:
-        return self._slot(region, lambda stored: self.convert(stored.read(region)))
+        """Read a region."""
+        return self._slot(lambda stored: stored.read(region), region)
 
-    def slot(self, region: Region) -> Slot:
-        """The slot of that region, unread: for looking at it piece by piece."""
-        unread = self._slot(region, lambda stored: region.of(stored.view()))
-        return dataclasses.replace(unread, reader=self)
+    def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
+        """Read a few elements of the whole weight; see `merge_plugins.api.Reader`."""
+        whole = Region.whole(self._planned.shape)
+        slot = self._slot(lambda stored: pick(stored.view()).clone(), whole)
+        self.release(whole)  # a page was read for each run, and its neighbours with it
+        return dataclasses.replace(slot, positions=positions)
 
-    def _slot(self, region: Region, part: Callable[[SourceTensor], Tensor]) -> Slot:
+    def weight(self, region: Region) -> Weight:
+        """Return the weight, or one matrix of it, unread."""
+        planned = self._planned
+        for stored in planned.stored:
+            stored.view()  # computed weights are made once, not for every look at a block
+        dtypes = [self._dtype] if self._dtype else [stored.read_as for stored in planned.stored]
+        return Weight(
+            planned.name,
+            region,
+            functools.reduce(torch.promote_types, dtypes),
+            len(planned.experts),
+            planned.base is not None,
+            planned.input_dim,
+            self,
+            planned.dtype,
+        )
+
+    def _slot(self, read: Callable[[SourceTensor], Tensor], region: Region) -> Slot:
         base, experts = self._planned.base, self._planned.experts
+
+        def part(stored: SourceTensor) -> Tensor:
+            found = read(stored)
+            return found if self._dtype is None else found.to(self._dtype)
+
         return Slot(
             self._planned.name,
             None if base is None else part(base),
@@ -45,13 +71,10 @@ class WeightReader:
             seed=self._seed,
             input_dim=self._planned.input_dim,
             region=region,
-            rounds_to=self._planned.dtype,
         )
 
-    def convert(self, stored: Tensor) -> Tensor:
-        return stored if self._dtype is None else stored.to(self._dtype)
-
     def release(self, region: Region) -> None:
+        """Hand the pages of a region back to the system, in every source and statistic."""
         span = region.span
         for stored in (*self._planned.stored, *itertools.chain(*self.statistics.values())):
             if stored is not None:

@@ -1,4 +1,4 @@
-"""What a method may look at while it prepares: weights, live models, examples, statistics."""
+"""Weights, live models, examples and statistics of a plan, opened as a method asks for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from merge_plugins.api import Batch, Example, Slot
+from merge_plugins.api import Batch, Example, Weight
 from merge_plugins.calibration import store
 from merge_plugins.calibration.batches import batches
 from merge_plugins.errors import RecipeError
@@ -27,9 +27,9 @@ from merge_plugins.weights.files import tokenizer_files
 
 
 class PlannedSources:
-    """The sources of a plan, opened as they are asked for; see `merge_plugins.api.Sources`."""
+    """The engine's `merge_plugins.api.Sources`: at most one live model is in memory."""
 
-    def __init__(self, plan: Plan, slots: Callable[[], Iterator[Slot]]) -> None:
+    def __init__(self, plan: Plan, slots: Callable[[], Iterator[Weight]]) -> None:
         self._plan, self.slots = plan, slots
         self._experts = plan.recipe.models
         self.names, self.seed = tuple(str(model.ref) for model in self._experts), plan.recipe.seed
@@ -38,7 +38,7 @@ class PlannedSources:
         self.stored = cache(self._stored)
 
     def module(self, expert: int) -> nn.Module:
-        """The live expert: float32, in evaluation mode. Asking for another drops the last."""
+        """Load an expert: float32, in evaluation mode. Loading another drops the last."""
         with self._lock:
             if self._live is None or self._live[0] != expert:
                 from merge_plugins.hf.experts import load  # seconds: imports transformers
@@ -48,23 +48,23 @@ class PlannedSources:
             return self._live[1]
 
     def drop(self) -> None:
-        """Let go of the live model."""
+        """Drop the live model."""
         if self._live is not None:
             self._live = None
             gc.collect()  # modules refer to themselves
 
     def tokenizer(self, expert: int) -> Any:
-        """The expert's own tokenizer, or that of the merge where it comes without."""
+        """Load an expert's own tokenizer, or the merge's if it has none."""
         from merge_plugins.hf.experts import load_tokenizer
 
         return load_tokenizer(self._tokenizer(expert))
 
     def examples(self, expert: int) -> tuple[Example, ...]:
-        """The expert's calibration data, or an error that says how to name some."""
+        """Read an expert's calibration data, or raise an error that shows how to name it."""
         return self._data(expert).examples()
 
     def batches(self, expert: int) -> Iterator[Batch]:
-        """The same, tokenised, on the device of the live expert, whichever that is."""
+        """Tokenise an expert's examples, on the device of the live model."""
         from merge_plugins.hf.experts import is_classifier
 
         live = self._live[1] if self._live else self.module(expert)
@@ -77,7 +77,7 @@ class PlannedSources:
             yield {key: tensor.to(device) for key, tensor in batch.items()}
 
     def of_weight(self, name: str, expert: int, weight: str) -> SourceTensor | None:
-        """One weight's statistic, its rows in the merge's order; None if the model has none."""
+        """Find a weight's statistic, its rows in the merge's order; None if the model has none."""
         found = self.stored(name, expert).get(weight)
         plan = self._plan
         if found is None or plan.alignment is None or not registry().statistics[name].elementwise:
@@ -90,17 +90,17 @@ class PlannedSources:
         return aligned
 
     def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
-        """One calibration statistic of one expert, by checkpoint name; float32, on disk."""
+        """Load or compute a statistic of an expert, by checkpoint name; float32, memory-mapped."""
         return {key: stored.view() for key, stored in self.stored(name, expert).items()}
 
     def _stored(self, name: str, expert: int) -> store.Stored:
-        """The same, unread."""
+        """Load or compute one statistic of one expert; tensors are not read yet."""
         with self._lock:  # the first of several threads computes it
             model, data = self._experts[expert], self._data(expert)
-            request = store.Request(name, model.ref, str(self._tokenizer(expert)), data)
+            request = store.StatisticRequest(name, model.ref, str(self._tokenizer(expert)), data)
             return store.read(request.folder) or self._compute(request, expert)
 
-    def _compute(self, request: store.Request, expert: int) -> store.Stored:
+    def _compute(self, request: store.StatisticRequest, expert: int) -> store.Stored:
         from merge_plugins.hf.experts import by_checkpoint_name
 
         checkpoint, statistic = self._checkpoint(expert), request.registered
@@ -115,7 +115,7 @@ class PlannedSources:
             self.drop()
 
     def _tokenizer(self, expert: int) -> Path:
-        """The folder of the tokenizer that reads the expert's data."""
+        """Return the folder of the tokenizer for an expert's data."""
         own = tokenizer_folder(self._experts[expert].ref)
         return own if tokenizer_files(own) else tokenizer_folder(self._plan.recipe)
 

@@ -1,1 +1,4 @@
-"""What only transformers knows of a model. Imports transformers: name the module you need."""
+"""Use transformers: live models, their classes and layer layout.
+
+Imports transformers, which takes seconds: name the module you need.
+"""

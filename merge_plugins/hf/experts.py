@@ -1,4 +1,4 @@
-"""One of a merge's models as a live transformers model, for gradients and activations."""
+"""Load one model of a merge as a live transformers model, for gradients and activations."""
 
 from __future__ import annotations
 
@@ -7,53 +7,44 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from merge_plugins.errors import CheckpointError, MismatchError
+from merge_plugins.errors import MismatchError
+from merge_plugins.hf.classes import absent_weights, class_to_run
 from merge_plugins.hf.versions import DTYPE, RENAMES, adapt
 from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
 from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.spelling import with_or_without
 
 Live = TypeVar("Live", bound=nn.Module)
 ROOM = 2.5
-"""How many times a model must fit into the free memory of a GPU to be put there."""
-
-
-def model_class(checkpoint: Source) -> Any:
-    """Return the transformers class that the model's config names, head included."""
-    named = checkpoint.config.get("architectures") or ["nothing"]
-    found = getattr(transformers, str(named[0]), None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise CheckpointError(
-            f"{checkpoint.ref}: its config.json names {named[0]} under architectures, which is no "
-            "model of transformers, so it cannot be run for calibration. Choose a method that "
-            "needs no data."
-        )
-    return found
+"""Free GPU memory needed to use the GPU, in multiples of the model's size."""
 
 
 def is_classifier(checkpoint: Source) -> bool:
-    """Whether the model says what class a text is of, not which token comes next."""
+    """Whether the model is a sequence classifier."""
     return "ForSequenceClassification" in str(checkpoint.config.get("architectures"))
 
 
 def load(checkpoint: Source) -> PreTrainedModel:
-    """Return a model in float32 and evaluation mode, on a GPU if there is one with room for it."""
-    found = model_class(checkpoint)
+    """Load a model in float32 and evaluation mode, on a GPU if it fits.
+
+    Raises `MismatchError` for absent weights, `CheckpointError` for NaN or infinity in one.
+    """
+    model_class = class_to_run(checkpoint)
     config = AutoConfig.from_pretrained(str(checkpoint.path))
     adapt(config, checkpoint.config, checkpoint.path)
-    model, info = found.from_pretrained(
+    model, info = model_class.from_pretrained(
         None,
         config=config,
         state_dict={name: stored.view() for name, stored in checkpoint.items()},
         output_loading_info=True,
         **{DTYPE: torch.float32},
     )
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    absent = absent_weights(info)
     if absent:
         raise MismatchError(
             f"{type(model).__name__} needs {len(absent)} weights that {checkpoint.ref} does not "
@@ -67,7 +58,7 @@ def load(checkpoint: Source) -> PreTrainedModel:
 
 
 def placed(model: Live) -> Live:
-    """Move a model to the GPU, if there is one with room for it."""
+    """Move a model to the GPU if there is one with enough free memory."""
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > ROOM * n_bytes:
         model.to("cuda")
@@ -75,7 +66,7 @@ def placed(model: Live) -> Live:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in a model's folder."""
+    """Load the tokenizer in a model's folder."""
     return AutoTokenizer.from_pretrained(str(folder))
 
 
@@ -85,36 +76,33 @@ def by_checkpoint_name(
     names: Collection[str],
     statistic: RegisteredStatistic,
 ) -> dict[str, Tensor]:
-    """Return a piece of a statistic by the names of the checkpoint that a model was loaded from.
+    """Rename part of a statistic from a live model's parameter names to its checkpoint's.
 
-    ``piece`` has the names of ``model.named_parameters()``. Loading may have renamed a weight, or
-    built it out of several; only an elementwise statistic can be taken apart again like that.
+    ``piece``: keys are names of ``model.named_parameters()``. Where loading fused several weights
+    into a parameter, an elementwise statistic is split like it; other statistics leave it out.
     """
     if statistic.elementwise:
-        found = _as_stored(model, dict(piece))
+        tensors = _as_stored(model, dict(piece))
     else:
-        found = {new: piece[old] for new, old in _only_renamed(model) if old in piece}
-    prefix = f"{model.base_model_prefix}."
-    return {_known(name, names, prefix): tensor for name, tensor in found.items()}
+        tensors = {new: piece[old] for new, old in _only_renamed(model) if old in piece}
+    return {_stored_name(model, name, names): tensor for name, tensor in tensors.items()}
 
 
 def stored_whole(model: PreTrainedModel, names: Collection[str]) -> dict[str, str]:
-    """Return the model's own name of every weight by that of the checkpoint it was loaded from.
+    """Map checkpoint names to a live model's parameter names.
 
-    Without weights that loading builds out of several stored ones.
+    Parameters that loading fuses from several stored weights are left out.
     """
-    prefix = f"{model.base_model_prefix}."
-    return {_known(name, names, prefix): own for name, own in _only_renamed(model)}
+    return {_stored_name(model, name, names): own for name, own in _only_renamed(model)}
 
 
-def _known(name: str, names: Collection[str], prefix: str) -> str:
-    """Return a name as the checkpoint has it: with, or without, the prefix that a head adds."""
-    spellings = (name, name.removeprefix(prefix), prefix + name)
-    return next((spelling for spelling in spellings if spelling in names), name)
+def _stored_name(model: PreTrainedModel, name: str, names: Collection[str]) -> str:
+    """Find a weight's checkpoint name: with or without the prefix that a head adds."""
+    return with_or_without(model.base_model_prefix, name, names) or name
 
 
 def _only_renamed(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """Yield (checkpoint name, own name) of every parameter that is stored whole."""
+    """Pair (checkpoint name, parameter name) for every parameter that is not fused."""
     parameters = model.named_parameters(remove_duplicate=False)
     own = {name: torch.empty_like(weight, device="meta") for name, weight in parameters}
     names = {id(weight): name for name, weight in own.items()}
@@ -124,10 +112,10 @@ def _only_renamed(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
 
 
 def _as_stored(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo on named tensors what loading did to the weights of those names."""
+    """Revert the renaming and fusing of loading, on tensors by parameter name."""
     if not RENAMES:
         return tensors
     from transformers.core_model_loading import revert_weight_conversion
 
-    found: dict[str, Tensor] = revert_weight_conversion(model, tensors)
-    return found
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, tensors)
+    return reverted

@@ -1,7 +1,7 @@
-"""Which dimension of each weight runs over its layer's inputs: asked of the model's own code.
+"""Find the dimension of each weight that runs over its layer's inputs, from the model's modules.
 
-Methods that look at the columns of a layer need to know. The modules are built on the meta device,
-where they hold no numbers: a second for any size.
+Methods that use the columns of a layer need it. The modules are built on the meta device, without
+memory for weights: a second for any size.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from merge_plugins.errors import MismatchError
+from merge_plugins.hf.classes import architecture
 from merge_plugins.weights.files import read_json
+from merge_plugins.weights.spelling import by_longest_tail, by_tail
 
 LINEAR = -1
-"""(out, in): also of weights the modules do not know, such as experts that loading fuses."""
+"""(out, in); assumed for weights without a module, such as experts that loading fuses."""
 TRANSPOSED = ("AriaExperts", "GptOssExperts", "Llama4TextExperts")
-"""Experts stored (expert, in, out), for releases of transformers whose modules do not say so."""
+"""Experts stored (expert, in, out) in releases without the attribute ``is_transposed``."""
 
 
 def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None]:
-    """Return `Slot.input_dim` of every weight of a model folder, by checkpoint name.
+    """Find `Slot.input_dim` of every weight of a model folder, by checkpoint name.
 
     A folder whose config names no model type holds bare matrices: linear layers. Raises
     `MismatchError` when transformers has no code for the model type.
@@ -35,15 +37,18 @@ def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     model_type = read_json(model / "config.json").get("model_type")
     if model_type is None:
         return dict.fromkeys(shapes, LINEAR)
-    known: dict[tuple[str, int], set[int | None]] = {}
-    for name, weight, dim in _weights(_modules(model, model_type)):
-        for tail in _tails(name):
-            known.setdefault((tail, weight.ndim), set()).add(dim)
-    return {name: _found(known, name, len(shape)) for name, shape in shapes.items()}
+    weights = list(_weights(_modules(model, model_type)))
+    tables = {
+        n_dims: by_tail((name, dim) for name, weight, dim in weights if weight.ndim == n_dims)
+        for n_dims in {len(shape) for shape in shapes.values()}
+    }
+    return {
+        name: by_longest_tail(name, tables[len(shape)], LINEAR) for name, shape in shapes.items()
+    }
 
 
 def written_out(model: Path) -> dict[str, Any]:
-    """Return a model's config with everything that its class fills in; empty if it is not known."""
+    """Load a model's config with its class's defaults; empty for an unknown model type."""
     try:
         found: dict[str, Any] = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
     except ValueError:
@@ -54,8 +59,8 @@ def written_out(model: Path) -> dict[str, Any]:
 def _modules(model: Path, model_type: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        named = (getattr(transformers, name, None) for name in config.architectures or ())
-        build: Callable[..., nn.Module] = next(filter(None, named), AutoModel.from_config)
+        named = architecture(config.architectures or ())
+        build: Callable[..., nn.Module] = named or AutoModel.from_config
         with torch.device("meta"):
             return build(config)
     except ValueError as exc:
@@ -67,7 +72,7 @@ def _modules(model: Path, model_type: str) -> nn.Module:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int | None]]:
-    """Yield every parameter, under every name it is known by."""
+    """Iterate over (name, parameter, input dimension); a tied one has several names."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for key, weight in module.named_parameters(recurse=False):
@@ -83,20 +88,3 @@ def _input_dim(module: nn.Module, key: str, weight: nn.Parameter) -> int | None:
         return -2
     transposed = type(module).__name__ in TRANSPOSED
     return -2 if weight.ndim > 2 and getattr(module, "is_transposed", transposed) else LINEAR
-
-
-def _found(known: Mapping[tuple[str, int], set[int | None]], name: str, n_dims: int) -> int | None:
-    """Look a name up by its longest part the modules know: loaders add, drop and move prefixes."""
-    for tail in _tails(name):
-        dims = known.get((tail, n_dims), set())
-        if len(dims) == 1:
-            return next(iter(dims))
-    return LINEAR
-
-
-def _tails(name: str) -> Iterator[str]:
-    """Yield a name without its first 0, 1, 2, ... parts, down to module and parameter."""
-    parts = name.split(".")
-    yield name
-    for start in range(1, len(parts) - 1):
-        yield ".".join(parts[start:])

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, and how a live config takes ours."""
+"""Bridge releases of transformers; apply a merge's config to a live one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from merge_plugins.weights.files import read_json
 
 VERSION = Version(transformers.__version__)
 LAZY = Version("5.0.0.dev0") <= VERSION
-"""Whether this transformers takes lazy tensors; older ones get merged tensors, and one model more
-of memory."""
+"""Whether this transformers loads lazy tensors; older releases need all tensors merged first, which
+takes the memory of one more model."""
 DTYPE = "dtype" if Version("4.56") <= VERSION else "torch_dtype"
-"""What this transformers calls the dtype of a model."""
+"""Name of the dtype argument in this transformers."""
 RENAMES = Version("5.0.0.dev0") <= VERSION
-"""Whether loading may rename or fuse weights; older modules have their checkpoint's names."""
+"""Whether loading may rename or fuse weights; older releases keep the checkpoint's names."""
 
 
 def adapt(config: Any, wanted: Mapping[str, Any], folder: Path) -> None:
-    """Let the live config of a folder say what else a ``config.json`` would: dtype, vocabulary."""
+    """Apply to a folder's live config the values of ``wanted`` that its config.json lacks."""
     _update(config, wanted, read_json(folder / "config.json"))
 
 
-def _update(config: Any, wanted: Mapping[str, Any], held: Mapping[str, Any]) -> None:
+def _update(config: Any, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        if value == held.get(key):
+        if value == stored.get(key):
             continue
         if isinstance(value, Mapping):
-            _update(getattr(config, key), value, held.get(key, {}))
+            _update(getattr(config, key), value, stored.get(key, {}))
         elif key in ("dtype", "torch_dtype"):
             setattr(config, DTYPE, getattr(torch, value))
         else:

@@ -1,4 +1,4 @@
-"""Built-in merge methods, one file per family, registered through the hook anyone uses."""
+"""Built-in merge methods, one file per family, registered through the hook that plugins use."""
 
 FAMILIES = (
     "averages",
@@ -35,5 +35,5 @@ RENAMED = {
     "nearswap_arcee": "swaps",
     "tsv_iso": "singular",
 }
-"""Families whose file was called otherwise at their first release: digests keep that name, so that
-renaming a file changes nobody's cached results."""
+"""Present file name of a family: its name in digests, fixed at the first release so that renaming a
+file leaves cached results valid."""

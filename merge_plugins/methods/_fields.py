@@ -1,4 +1,4 @@
-"""Parameters that several families of methods share, and checks of their values."""
+"""Declare and check parameters that several families of methods share."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ from merge_plugins.errors import ParameterError
 
 Rescale = Literal["none", "l1", "inverse_keep"]
 Rescaling = bool | Literal[0, 1] | Rescale
-"""What a recipe may say: a word, or whether to do what the method's own code does."""
+"""Value of `rescale` in a recipe: a mode by name; true, the method's own mode; or false, none."""
 
 
 def weight_field(*default: float) -> Any:
-    """Declare the weight of each task vector."""
+    """Parameter `weight`: factor on each task vector."""
     return parameter(*default, doc="factor on each task vector")
 
 
 def density_field() -> Any:
-    """Declare how much of each task vector is kept."""
+    """Parameter `density`: share of each task vector kept."""
     return parameter(1.0, doc="share of each task vector kept, in [0, 1]")
 
 
 def lambda_field() -> Any:
-    """Declare the factor on the whole."""
+    """Parameter `lambda`: factor on the merged task vector."""
     doc = "factor on the merged task vector"
     return parameter(1.0, doc=doc, alias=("scaling_coefficient", "lambda_factor"))
 
 
 def normalize_field(default: bool) -> Any:
-    """Declare whether weights are made to sum to one."""
-    return parameter(default, doc="divide by the sum of the weights that took part")
+    """Parameter `normalize`: whether each entry is divided by the sum of its weights."""
+    return parameter(
+        default, doc="divide each entry by the sum of the weights that contributed to it"
+    )
 
 
 def int8_mask_field() -> Any:
-    """Declare what mergekit's recipes may say and nothing reads."""
-    return parameter(False, doc="accepted from mergekit recipes; it never changed a result")
+    """Parameter `int8_mask`: accepted so that mergekit's recipes run, and ignored."""
+    return parameter(False, doc="accepted from mergekit recipes and ignored: it changes no result")
 
 
 def rescale_field(default: bool) -> Any:
-    """Declare how dropping is made up for."""
+    """Parameter `rescale`: compensation for dropped entries."""
     doc = (
         "'l1' (true) restores each task vector's L1 norm after dropping, as mergekit does; "
         "'inverse_keep' divides by the density, as DARE's paper does; 'none' (false) does neither"
@@ -48,16 +50,16 @@ def rescale_field(default: bool) -> Any:
 
 
 def rescaling(given: Rescaling, usual: Rescale = "l1") -> Rescale:
-    """Return what a recipe's word for it means; ``usual``: what the method's own code does."""
+    """Resolve `rescale` to a mode: true is ``usual``, the method's own; false is none."""
     if isinstance(given, str):
         return given
     return usual if given else "none"
 
 
 def never_adaptive(name: str) -> dict[str, str]:
-    """Return the names under which DELLA's repository has a method a second, third, fourth time."""
-    said = "DELLA's code never applies the adaptive scale of this name"
-    return {f"{name}_{scale}": said for scale in ("ada_row", "ada_row_inv", "ada_layer")}
+    """List the names that DELLA's repository has for this method besides, each with a note."""
+    note = "DELLA's code never applies the adaptive scale of this name"
+    return {f"{name}_{scale}": note for scale in ("ada_row", "ada_row_inv", "ada_layer")}
 
 
 def check_share(name: str, values: PerExpert) -> None:

@@ -1,4 +1,4 @@
-"""Weighted averages, and copying one model."""
+"""Average models, or copy one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import weighted_sum
 from merge_plugins.plugins import hookimpl
@@ -18,8 +18,9 @@ from merge_plugins.plugins import hookimpl
 class Linear:
     """Weighted average of the models [Wortsman et al. 2022, model soups]."""
 
-    weight: PerExpert = parameter(doc="share of each model")
+    weight: PerExpert = parameter(doc="weight of each model")
     normalize: bool = parameter(True, doc="divide by the sum of the weights")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.normalize and isinstance(self.weight, tuple) and abs(sum(self.weight)) < 1e-8:
@@ -39,8 +40,10 @@ class Linear:
 class Average:
     """Plain mean of the models; the base is not used [WIDEN, DARE: average_merging]."""
 
+    granularity = ELEMENT
+
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the mean: float32 [*shape]."""
+        """Return the mean of the models: float32 [*shape]."""
         return weighted_sum(slot.experts, (1.0,) * len(slot.experts)).div_(len(slot.experts))
 
 
@@ -49,6 +52,7 @@ class Passthrough:
     """One model, each weight multiplied by ``scale``."""
 
     scale: PerExpert = parameter(1.0, doc="factor on every weight")
+    granularity = ELEMENT
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return scale * x: float32 [*shape]."""
@@ -56,14 +60,14 @@ class Passthrough:
 
 
 def is_untouched(method: Passthrough) -> bool:
-    """Whether it leaves the model as it is."""
+    """Check whether the model is copied unchanged: scale is 1."""
     return method.scale == (1.0,)
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     soups = "Wortsman et al. 2022, arXiv:2203.05482"
-    register("linear", Linear, elementwise=True, paper=soups)
-    register("average_merging", Average, elementwise=True, paper=soups)
-    register("passthrough", Passthrough, elementwise=True, max_experts=1, copies=is_untouched)
+    register("linear", Linear, paper=soups)
+    register("average_merging", Average, paper=soups)
+    register("passthrough", Passthrough, max_experts=1, copies=is_untouched)

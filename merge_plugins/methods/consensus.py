@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import lambda_field
 from merge_plugins.ops.arithmetic import added
@@ -27,16 +27,17 @@ class Consensus:
 
     mask_lambda: PerExpert = parameter(
         0.4,
-        doc="how strict each task's mask is, 0 or more; larger masks less",
+        doc="strictness of each task's mask, 0 or more; a larger value selects fewer entries",
         alias=("tall_mask_lambda",),
     )
     threshold: int = parameter(
         2,
-        doc="masks that must hold for an entry to be kept, 0 or more; 2 drops entries of one task "
-        "alone (selfish) and of none (catastrophic)",
+        doc="number of masks that must hold for an entry to be kept, 0 or more; 2 drops entries of "
+        "one task alone (selfish) and of none (catastrophic)",
         alias=("prun_thre_k",),
     )
     lambda_: float = lambda_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not min(self.mask_lambda) >= 0:
@@ -64,4 +65,4 @@ class Consensus:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Wang et al. 2024, arXiv:2405.07813"
-    register("consensus", Consensus, elementwise=True, needs_base=True, paper=paper)
+    register("consensus", Consensus, needs_base=True, paper=paper)

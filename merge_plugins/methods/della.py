@@ -1,11 +1,11 @@
 """DELLA: drop entries of each task vector at random, small ones sooner than large ones.
 
-``della`` and ``della_linear`` with ``density`` and ``epsilon`` give mergekit's numbers; with
-``drop_rate`` or ``window_size``, the words of DELLA's own repository, they give its numbers: what
-is kept is divided by its keep probability, in float32. ``rescale`` by name overrules both. The
-repository's ``dare_ties`` and ``dare_linear`` are mergekit's with ``rescale: inverse_keep``; its
-``ties`` (which ignores rescale), ``task_arithmetic``, ``linear``, ``slerp`` and ``passthrough`` are
-mergekit's as they are without rescale.
+``della`` and ``della_linear`` with ``density`` and ``epsilon`` give mergekit's numbers. With
+``drop_rate`` or ``window_size``, the parameters of DELLA's own repository, they give that
+repository's numbers: kept entries are divided by their keep probability, in float32. A mode named
+by ``rescale`` overrides both. The repository's ``dare_ties`` and ``dare_linear`` equal mergekit's
+with ``rescale: inverse_keep``; its ``ties`` (which ignores rescale), ``task_arithmetic``,
+``linear``, ``slerp`` and ``passthrough`` equal mergekit's without rescale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import MaybePerExpert, PerExpert, Region, Slot, parameter
+from merge_plugins.api import ROW, WHOLE, MaybePerExpert, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import (
     Rescale,
@@ -38,10 +38,10 @@ from merge_plugins.plugins import hookimpl
 
 PAPER = "Deep et al. 2024, arXiv:2406.11617"
 EPSILON = 0.15
-"""mergekit's default; DELLA's own is a window of 0."""
+"""Default epsilon of mergekit; DELLA's repository has 0."""
 
 Window = tuple[float, float]
-"""Keep probabilities of the smallest and of the largest entry; (1, 1): nothing is dropped."""
+"""Keep probabilities of the smallest and the largest entry; at (1, 1) nothing is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,67 +49,68 @@ class DellaLinear:
     """Drop small changes at random, rarely large ones, rescale, add up [Deep et al. 2024].
 
     MagPrune: keep probabilities rise evenly with the rank of the magnitude in its output row, from
-    density - epsilon to density + epsilon. A vector is one row; a row of one entry has no rank and
-    is kept with the density itself.
+    density - epsilon to density + epsilon. A vector counts as one row; the entry of a row of one is
+    kept with probability density.
     """
 
     elect: ClassVar[bool] = False
     published: ClassVar[bool] = False
-    """Whether only DELLA's repository has the name, which then always gives its numbers."""
+    """Whether the method exists in DELLA's repository only, so that its numbers are always used."""
 
     weight: PerExpert = weight_field()
     density: MaybePerExpert = parameter(
         None, doc="share of each task vector kept, in [0, 1]; 1 if neither it nor drop_rate is set"
     )
-    drop_rate: MaybePerExpert = parameter(None, doc="DELLA's word: 1 - density")
+    drop_rate: MaybePerExpert = parameter(None, doc="DELLA's parameter for 1 - density, in [0, 1]")
     epsilon: MaybePerExpert = parameter(
         None,
         doc="keep probabilities run from density - epsilon to density + epsilon, all in (0, 1); "
-        f"{EPSILON:g} unless it or one of DELLA's words is set",
+        f"{EPSILON:g} unless it or one of DELLA's parameters is set",
     )
-    window_size: MaybePerExpert = parameter(None, doc="DELLA's word: 2 * epsilon")
+    window_size: MaybePerExpert = parameter(None, doc="DELLA's parameter for 2 * epsilon")
     lambda_: float = lambda_field()
     normalize: bool = normalize_field(False)
     rescale: Rescaling = parameter(
         True,
-        doc="'inverse_keep' divides what is kept by its keep probability, as DELLA does; 'l1' "
+        doc="'inverse_keep' divides kept entries by their keep probability, as DELLA does; 'l1' "
         "restores each task vector's L1 norm, as mergekit does; 'none' (false) does neither; true: "
         "'inverse_keep' if drop_rate or window_size is set, else 'l1'",
     )
     int8_mask: bool = int8_mask_field()
+    granularity = ROW
 
     def __post_init__(self) -> None:
-        _ = self.windows
+        _ = self.windows  # raises for densities and epsilons that cannot be combined
 
     @property
     def as_published(self) -> bool:
-        """Whether the recipe speaks DELLA's language rather than mergekit's."""
-        words = (*self.drop_rate, *self.window_size)
-        return self.published or any(word is not None for word in words)
+        """Whether the recipe uses the parameters of DELLA's repository, not mergekit's."""
+        given = (*self.drop_rate, *self.window_size)
+        return self.published or any(value is not None for value in given)
 
     @property
     def how(self) -> Rescale:
-        """How what is kept is rescaled."""
+        """Rescaling mode of the kept entries."""
         return rescaling(self.rescale, "inverse_keep" if self.as_published else "l1")
 
     @property
     def windows(self) -> list[Window]:
-        """Keep probabilities for each expert."""
+        """Range of each expert's keep probabilities, checked: N pairs."""
         epsilon = 0.0 if self.as_published else EPSILON
-        words = self.density, self.drop_rate, self.epsilon, self.window_size
-        return [window(*given, epsilon) for given in zip(*words, strict=True)]
+        each = zip(self.density, self.drop_rate, self.epsilon, self.window_size, strict=True)
+        return [window(*given, epsilon) for given in each]
 
     def probabilities(self, delta: Tensor, low: float, high: float) -> Tensor:
-        """Return how likely each entry is kept: float32 [*shape]."""
+        """Rise from ``low`` to ``high`` with an entry's rank in its row: float32 [*shape]."""
         rows = delta if delta.ndim else delta.view(1)
         return by_rank(rows, falling(high, low, rows.shape[-1])).view(delta.shape)
 
-    def regions(self, slot: Slot) -> Sequence[Region]:
-        """The parts of a weight whose probabilities depend on nothing beyond them."""
-        return slot.blocks(whole_rows=True)
+    def regions(self, weight: Weight) -> Sequence[Region]:
+        """Cut a weight into regions that can be pruned independently: blocks of whole rows."""
+        return weight.blocks(whole_rows=True)
 
     def prune(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """Zero entries at random and divide the others if asked to; overwrites ``deltas``."""
+        """Zero entries at random; with inverse_keep divide the rest. Overwrites ``deltas``."""
         pruned = []
         for i, (delta, (low, high)) in enumerate(zip(deltas, self.windows, strict=True)):
             if low >= 1:
@@ -120,14 +121,14 @@ class DellaLinear:
             pruned.append(kept.float().div_(keep) if self.how == "inverse_keep" else kept)
         return pruned
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the factor that restores each task vector's L1 norm."""
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the factor that restores each task vector's L1 norm: float32 [N]."""
         if self.how != "l1" or all(low >= 1 for low, _ in self.windows):
             return {"factor": torch.ones(len(self.windows))}
-        return {"factor": l1_factors(slot, self.prune, self.regions(slot))}
+        return {"factor": l1_factors(weight, self.prune, self.regions(weight))}
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * combination of what was kept: float32 [*shape]."""
+        """Return base + lambda * combination of the kept entries: float32 [*shape]."""
         kept = rescaled(self.prune(slot, task_vectors(slot)), slot.measured["factor"])
         return combine(
             slot, kept, self.weight, scale=self.lambda_, normalize=self.normalize, elect=self.elect
@@ -146,14 +147,14 @@ class Della(DellaLinear):
 class DellaNoRank(Della):
     """DELLA with keep probabilities that rise with the magnitude itself [Deep et al. 2024].
 
-    From the smallest to the largest of each row; a row of equal magnitudes is kept with the
-    density itself.
+    They rise evenly from the smallest to the largest magnitude of each row; entries of a row of
+    equal magnitudes are kept with probability density.
     """
 
     published: ClassVar[bool] = True
 
     def probabilities(self, delta: Tensor, low: float, high: float) -> Tensor:
-        """Return how likely each entry is kept: float32 [*shape]."""
+        """Rise from ``low`` to ``high`` with an entry's magnitude: float32 [*shape]."""
         if not delta.numel():
             return torch.empty(delta.shape)
         size = delta.float().abs()
@@ -167,14 +168,15 @@ class DellaLayerNorm(Della):
     """DELLA with magnitudes ranked over the whole weight, not row by row [Deep et al. 2024]."""
 
     published: ClassVar[bool] = True
+    granularity = WHOLE
 
     def probabilities(self, delta: Tensor, low: float, high: float) -> Tensor:
-        """Return how likely each entry is kept: float32 [*shape]."""
+        """Rise from ``low`` to ``high`` with an entry's rank in the weight: float32 [*shape]."""
         return by_rank(delta.reshape(-1), falling(high, low, delta.numel())).view(delta.shape)
 
-    def regions(self, slot: Slot) -> Sequence[Region]:
-        """The whole weight."""
-        return [Region.whole(slot.shape)]
+    def regions(self, weight: Weight) -> Sequence[Region]:
+        """Return the whole weight, which has to be ranked at once."""
+        return [Region.whole(weight.shape)]
 
 
 def window(
@@ -184,7 +186,7 @@ def window(
     window_size: float | None,
     usual_epsilon: float,
 ) -> Window:
-    """Return one expert's keep probabilities from what its recipe says of them."""
+    """Compute one expert's range of keep probabilities from its parameters, or raise."""
     if density is not None and drop_rate is not None:
         raise ParameterError(
             f"density {density:g} and drop_rate {drop_rate:g} say the same thing twice (density is "
@@ -220,7 +222,7 @@ def window(
 
 
 def falling(high: float, low: float, n: int) -> Tensor:
-    """Return n values at even steps from ``high`` to ``low``, both in: float32; one: the middle."""
+    """Space n values evenly from ``high`` to ``low`` inclusive: float32 [n]; one: the middle."""
     if n == 1:
         return torch.tensor([(high + low) / 2])
     return torch.linspace(high, low, n, dtype=torch.float64).float()
@@ -228,12 +230,12 @@ def falling(high: float, low: float, n: int) -> Tensor:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
-    elects = (
+    """Register the methods of this family."""
+    note = (
         "DELLA's code elects signs under this name too; della_linear with normalize: true does not"
     )
-    aliases = {"della_noelect": elects, **never_adaptive("della")}
-    register("della", Della, rowwise=True, needs_base=True, paper=PAPER, aliases=aliases)
-    register("della_linear", DellaLinear, rowwise=True, needs_base=True, paper=PAPER)
-    register("della_norank", DellaNoRank, rowwise=True, needs_base=True, paper=PAPER)
+    aliases = {"della_noelect": note, **never_adaptive("della")}
+    register("della", Della, needs_base=True, paper=PAPER, aliases=aliases)
+    register("della_linear", DellaLinear, needs_base=True, paper=PAPER)
+    register("della_norank", DellaNoRank, needs_base=True, paper=PAPER)
     register("della_layer_norm", DellaLayerNorm, needs_base=True, paper=PAPER)

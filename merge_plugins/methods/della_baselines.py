@@ -1,7 +1,7 @@
-"""What DELLA's repository compares DELLA with, where mergekit has no name for it.
+"""Baselines of DELLA's repository that mergekit lacks.
 
-TIES and DARE with other combinations of election, averaging and scope. Numbers are the
-repository's: DARE divides what is kept by the density. Its window_size means nothing to these.
+They are TIES and DARE with other combinations of election, averaging and scope. Numbers are the
+repository's: DARE divides kept entries by the density. The repository's window_size does not apply.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ROW, Slot, Weight, parameter
 from merge_plugins.methods._fields import (
     Rescale,
     Rescaling,
@@ -58,19 +58,20 @@ class TiesNoElect(Ties):
 class TiesRow(TiesNoElect):
     """TIES that keeps the largest changes of each output row, not of the weight.
 
-    int(density * n) entries of every row of n; a vector is one row.
+    Keeps int(density * n) entries of every row of n; a vector counts as one row.
     """
 
     elect: ClassVar[bool] = True
+    granularity = ROW
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return each task vector's rescaling factor."""
-        trim, regions = functools.partial(self.trim, {}), slot.blocks(whole_rows=True)
-        how = rescaling(self.rescale, self.rescales)
-        return {"factor": rescale_factors(slot, how, self.density, trim, regions)}
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the rescaling factor of each task vector: float32 [N]."""
+        trim, regions = functools.partial(self.trim, {}), weight.blocks(whole_rows=True)
+        mode = rescaling(self.rescale, self.rescales)
+        return {"factor": rescale_factors(weight, mode, self.density, trim, regions)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """Zero all but the largest entries of each row of each task vector."""
+        """Zero all but the largest entries in each row of each task vector."""
         return [
             delta if density >= 1 else largest_of_rows(delta, density)
             for delta, density in zip(deltas, self.density, strict=True)
@@ -107,13 +108,13 @@ class DareDella(DareNoElect):
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     for name, method, facts in (
-        ("nodrop_elect", NoDropElect, {"elementwise": True, "aliases": never_adaptive("nodrop")}),
-        ("nodrop_noelect", NoDropNoElect, {"elementwise": True}),
-        ("ties_noelect", TiesNoElect, {"elementwise": True}),
-        ("ties_row", TiesRow, {"rowwise": True}),
-        ("dare_noelect", DareNoElect, {"elementwise": True}),
-        ("dare_della", DareDella, {"elementwise": True, "aliases": never_adaptive("dare_della")}),
+        ("nodrop_elect", NoDropElect, {"aliases": never_adaptive("nodrop")}),
+        ("nodrop_noelect", NoDropNoElect, {}),
+        ("ties_noelect", TiesNoElect, {}),
+        ("ties_row", TiesRow, {}),
+        ("dare_noelect", DareNoElect, {}),
+        ("dare_della", DareDella, {"aliases": never_adaptive("dare_della")}),
     ):
         register(name, method, needs_base=True, paper=PAPER, **facts)

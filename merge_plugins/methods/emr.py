@@ -1,4 +1,4 @@
-"""EMR-Merging: one elected task vector, and for each task a mask and a rescaler."""
+"""EMR-Merging: one elected task vector, with a mask and a rescaler for each task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Branch, Gate, PerExpert, PerExpertText, Slot, Sources
+from merge_plugins.api import ELEMENT, Branch, Gate, PerExpert, PerExpertText, Slot, Sources
 from merge_plugins.ops.arithmetic import added
 from merge_plugins.plugins import hookimpl
 from merge_plugins.routing.gates import (
@@ -25,10 +25,10 @@ from merge_plugins.routing.gates import (
 
 
 def masked(slot: Slot) -> list[Tensor]:
-    """Return the part of the elected task vector that each task's mask leaves: float32 [*shape].
+    """Elect one task vector and apply each task's mask to it: N of float32 [*shape].
 
-    Elected is the sign of the sum, with the largest magnitude of those that have it; a task's mask
-    leaves the entries whose elected sign is its own.
+    Each entry has the sign of the sum of the task vectors, and the largest magnitude among those
+    with that sign. A task's mask keeps the entries whose elected sign agrees with its own.
     """
     deltas = slot.deltas()
     sign = added(deltas).sign_()
@@ -38,14 +38,14 @@ def masked(slot: Slot) -> list[Tensor]:
 
 
 def rescaled(slot: Slot, rescalers: Sequence[float], dtype: torch.dtype) -> list[Branch]:
-    """Return each task's part of a whole weight times its rescaler: [*shape], rounded once."""
+    """Multiply each task's masked task vector by its rescaler: N of [*shape], rounded once."""
     parts = [torch.empty_like(slot.base, dtype=dtype) for _ in rescalers]
 
     def fill(block: Slot) -> None:
-        for part, found, r in zip(parts, masked(block), rescalers, strict=True):
-            block.box.of(part).copy_(found.mul_(r))
+        for part, kept, r in zip(parts, masked(block), rescalers, strict=True):
+            block.box.of(part).copy_(kept.mul_(r))
 
-    slot.map_blocks(fill)
+    slot.weight().map_blocks(fill)
     return list(parts)
 
 
@@ -53,28 +53,29 @@ def rescaled(slot: Slot, rescalers: Sequence[float], dtype: torch.dtype) -> list
 class EmrMerging:
     """Elect, mask and rescale, with the task of each request known [Huang et al. 2024].
 
-    For task i base + r_i M_i t: t has in each entry the sign of the sum of the task vectors and the
-    largest magnitude of those with that sign, M_i keeps the entries where t_i agrees, and r_i, one
-    number for the whole model, restores the L1 norm of t_i [alg. 1]. A merge of this kind needs to
-    know the task (router oracle, as in the paper) or to guess it; there is no checkpoint of it, and
-    live it holds one dense task vector per expert besides the base.
+    The model of task i is base + r_i M_i t. Each entry of t has the sign of the sum of the task
+    vectors and the largest magnitude of those with that sign; M_i keeps the entries where t_i
+    agrees; r_i, one number for the whole model, restores the L1 norm of t_i [alg. 1]. The router
+    gets the task (oracle, as in the paper) or predicts it, so the merge cannot be saved as a
+    checkpoint. In memory it takes one dense task vector per expert besides the base.
     """
 
     router: RouterName = router_field("oracle")
     router_weight: PerExpert = router_weight_field()
     tasks: PerExpertText = tasks_field()
     top_k: int | None = top_k_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
-        _ = self.gate  # its own checks
+        _ = self.gate  # raises for parameters that no router accepts
 
     @property
     def gate(self) -> Gate:
-        """How requests are weighed."""
+        """Router of requests, before it has learned from examples."""
         return gate_of(self.router, self.router_weight, self.tasks, self.top_k)
 
     def prepare(self, sources: Sources) -> _Rescaled:
-        """Sum over the whole model what the rescalers are quotients of."""
+        """Compute each task's rescaler over the whole model: L1 norm of t_i over that of M_i t."""
 
         def norms(block: Slot) -> Tensor:
             own, kept = block.deltas(), torch.stack(masked(block))
@@ -85,28 +86,28 @@ class EmrMerging:
 
         n_experts = len(self.router_weight)
         total = torch.zeros(2, n_experts, dtype=torch.float64)
-        for slot in sources.slots():
-            for found in slot.map_blocks(norms) if math.prod(slot.shape) else ():
-                total += found
+        for weight in sources.slots():
+            for sums in weight.map_blocks(norms) if math.prod(weight.shape) else ():
+                total += sums
         own, kept = total
         return _Rescaled(self, tuple(torch.where(kept > 0, own / kept, 1.0).tolist()))
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the base, which is all that tasks share: float32 [*shape]."""
+        """Return the base, the part shared by all tasks: float32 [*shape]."""
         return slot.base.to(torch.float32, copy=True)
 
     def branch_numel(self, shape: Sequence[int]) -> int:
-        """Number of elements of one task's part: all."""
+        """Count the elements of one task's branch: all of the weight's."""
         return math.prod(shape)
 
     def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
-        """Return what each task's mask leaves, not rescaled; what `prepare` returns does that."""
+        """Return each task's masked task vector, not rescaled: see `_Rescaled`."""
         return rescaled(slot, (1.0,) * len(slot.experts), shared.dtype)
 
 
 @dataclass(frozen=True)
 class _Rescaled:
-    """EMR-Merging once the rescaler of each task is known."""
+    """EMR-Merging with the rescaler of each task computed."""
 
     method: EmrMerging
     rescalers: tuple[float, ...]
@@ -129,5 +130,5 @@ class _Rescaled:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Huang et al. 2024, arXiv:2405.17461"
-    facts = {"elementwise": True, "needs_base": True, "paper": paper}
+    facts = {"needs_base": True, "paper": paper}
     register("emr", EmrMerging, needs_data=learns, **facts)

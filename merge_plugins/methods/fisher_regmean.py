@@ -1,4 +1,4 @@
-"""Methods that ask each model, on examples of its own task, which of its weights matter."""
+"""Average models by statistics of examples: Fisher information, or Gram matrices of inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, PerExpert, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, MATRIX, Kernel, PerExpert, Slot, Sources, Weight, parameter
 from merge_plugins.calibration import fisher, gram
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.averages import Average
@@ -18,10 +18,10 @@ from merge_plugins.ops.arithmetic import weighted_sum
 from merge_plugins.plugins import hookimpl
 
 RIDGE = 1e-3
-"""Share of each input's own energy added where the Gram matrices do not determine the weights."""
+"""Share of each input's energy added to the diagonal where Gram matrices are near singular."""
 DETERMINED = 1e-6
-"""Smallest share of an input's energy that the inputs before it leave unexplained; float32 sums
-carry about 1e-7 of noise."""
+"""Smallest share of an input's energy that the inputs before it may leave unexplained, above the
+noise of float32 sums, about 1e-7."""
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +42,7 @@ class FisherMerging:
         "per_example",
         doc="square each example's gradient (the paper), or each batch's as MergeLM's code does",
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not self.minimal_fisher_weight > 0:
@@ -57,21 +58,21 @@ class FisherMerging:
 
     @property
     def stats(self) -> tuple[str, ...]:
-        """The statistic it reads."""
+        """Name of the calibration statistic that this method reads."""
         return ("fisher" if self.fisher == "per_example" else "fisher_mergelm",)
 
     def prepare(self, sources: Sources) -> Kernel | None:
-        """Compute what is not on disk yet; divide by norms when asked to."""
+        """Compute missing Fisher information, and its norms for ``normalize_fisher_weight``."""
         (name,) = self.stats
-        _say_what_is_averaged(sources, name)
+        _warn_of_averaged(sources, name)
         if not self.normalize_fisher_weight:
             return None
-        weights = [slot.name for slot in sources.slots()]
+        weights = [weight.name for weight in sources.slots()]
         norms = []
         for i in range(len(sources.names)):
-            found = sources.stat(name, i)
+            stats = sources.stat(name, i)
             parts = [
-                found[weight].norm(dtype=torch.float64) for weight in weights if weight in found
+                stats[weight].norm(dtype=torch.float64) for weight in weights if weight in stats
             ]
             norms.append(float(torch.stack(parts).norm()) if parts else 0.0)
         shares = [1 / (norm + self.minimal_fisher_weight) for norm in norms]
@@ -82,7 +83,7 @@ class FisherMerging:
     def __call__(self, slot: Slot) -> Tensor:
         """Return sum(c (F + eps) x) / sum(c (F + eps)): float32 [*shape]."""
         (name,) = self.stats
-        known = [found for found in slot.stats[name] if found is not None]
+        known = [information for information in slot.stats[name] if information is not None]
         if len(known) < len(slot.experts):
             shares = self.fisher_scaling_coefficients
             return weighted_sum(slot.experts, shares).div_(torch.tensor(shares).sum())
@@ -99,8 +100,8 @@ class FisherMerging:
 class RegMeanMerging:
     """Linear layers that best keep every model's outputs, by least squares [Jin et al. 2023].
 
-    Weights of no linear layer are averaged. Where the inputs seen do not determine the solution,
-    off-diagonal entries are shrunk by a further 0.1 %.
+    Weights outside linear layers are averaged. Where the calibration inputs do not determine the
+    solution, off-diagonal entries are shrunk by a further 0.1 %.
     """
 
     reduce_non_diagonal_ratio: float = parameter(
@@ -108,6 +109,7 @@ class RegMeanMerging:
     )
 
     stats = ("gram",)
+    granularity = MATRIX
 
     def __post_init__(self) -> None:
         if not 0 <= self.reduce_non_diagonal_ratio <= 1:
@@ -117,15 +119,20 @@ class RegMeanMerging:
             )
 
     def prepare(self, sources: Sources) -> None:
-        """Compute what is not on disk yet."""
-        _say_what_is_averaged(sources, *self.stats)
+        """Compute the models' Gram matrices unless they are on disk."""
+        _warn_of_averaged(sources, *self.stats)
 
     def __call__(self, slot: Slot) -> Tensor:
+        """Return the mean of the models: float32 [*shape]."""
+        return Average()(slot)
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
         """Return (sum G)^-1 sum(G W), inputs first: float32 [*shape], solved in float64."""
-        grams = [found for found in slot.stats["gram"] if found is not None]
-        if len(grams) < len(slot.experts) or slot.input_dim is None or not slot.shape.numel():
-            return Average()(slot.read())
-        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.read().experts]
+        slot = weight.part(weight.region)
+        grams = [gram for gram in slot.stats["gram"] if gram is not None]
+        if len(grams) < len(slot.experts) or slot.input_dim is None:
+            return self(slot)
+        weights = [expert.movedim(slot.input_dim, 0) for expert in slot.experts]
         merged, determined = _solved(grams, weights, self.reduce_non_diagonal_ratio)
         if determined < DETERMINED:
             merged, _ = _solved(grams, weights, self.reduce_non_diagonal_ratio / (1 + RIDGE))
@@ -135,18 +142,18 @@ class RegMeanMerging:
 def _solved(
     grams: Sequence[Tensor], weights: Sequence[Tensor], ratio: float
 ) -> tuple[Tensor, float]:
-    """Return the least squares solution [inputs, outputs], and how well its input is determined.
+    """Solve least squares: float64 [inputs, outputs], and a measure of its conditioning.
 
-    That is the smallest share of an input's energy which the inputs before it do not explain.
-    Computed with every input scaled to unit energy; one that was never active in any model has
-    no say and its weights are averaged.
+    The measure is the smallest share of an input's energy that the inputs before it do not explain.
+    Inputs are scaled to unit energy first; the weights of an input that was never active in any
+    model are averaged.
     """
-    energy = torch.stack([found.diagonal() for found in grams]).sum(0).double()
+    energy = torch.stack([gram.diagonal() for gram in grams]).sum(0).double()
     left = torch.zeros(len(energy), len(energy), dtype=torch.float64)
     right = torch.zeros(weights[0].shape, dtype=torch.float64)
-    for found, weight in zip(grams, weights, strict=True):
-        shrunk = found.double().mul_(ratio)
-        shrunk.diagonal().copy_(torch.where(energy > 0, found.diagonal().double(), 1.0))
+    for own, weight in zip(grams, weights, strict=True):
+        shrunk = own.double().mul_(ratio)
+        shrunk.diagonal().copy_(torch.where(energy > 0, own.diagonal().double(), 1.0))
         left += shrunk
         right += shrunk @ weight.double()
     scale = left.diagonal().rsqrt().unsqueeze(1)
@@ -157,23 +164,23 @@ def _solved(
     return solution, float(factor.diagonal().square().min())
 
 
-def _say_what_is_averaged(sources: Sources, statistic: str) -> None:
-    """Log the weights that a model has no statistic of but should have by their shape.
+def _warn_of_averaged(sources: Sources, statistic: str) -> None:
+    """Warn of weights that are averaged because a model lacks a statistic expected of their shape.
 
-    A vector or an embedding has no Gram matrix; everything has Fisher information.
+    Gram matrices are expected of linear layers, Fisher information of every weight.
     """
     known = [sources.stat(statistic, i).keys() for i in range(len(sources.names))]
-    asked = [
-        slot.name
-        for slot in sources.slots()
-        if statistic != "gram" or (len(slot.shape) > 1 and slot.input_dim in (-1, -2))
+    expected = [
+        weight.name
+        for weight in sources.slots()
+        if statistic != "gram" or (len(weight.shape) > 1 and weight.input_dim in (-1, -2))
     ]
-    missing = [name for name in asked if not all(name in names for names in known)]
+    missing = [name for name in expected if not all(name in names for names in known)]
     if missing:
         logger.warning(
             "%d of %d weights have no %s in every model and are averaged, first %s. The model's "
             "code fuses or does not use them.",
-            *(len(missing), len(asked), statistic, missing[0]),
+            *(len(missing), len(expected), statistic, missing[0]),
         )
 
 
@@ -187,11 +194,10 @@ def register_statistics(register: Callable[..., None]) -> None:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     register(
         "fisher_merging",
         FisherMerging,
-        elementwise=True,
         stats=lambda method: method.stats,
         needs_data=True,
         paper="Matena & Raffel 2022, arXiv:2111.09832",
@@ -199,7 +205,6 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     register(
         "regmean_merging",
         RegMeanMerging,
-        matrices=True,
         stats=RegMeanMerging.stats,
         paper="Jin et al. 2023, arXiv:2212.09849",
     )

@@ -1,4 +1,4 @@
-"""Karcher mean of any number of models: the centre of mass of their directions."""
+"""Karcher mean: the Riemannian centre of mass of the models' directions."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, parameter
+from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import dot_products, sums, weighted_sum
 from merge_plugins.plugins import hookimpl
 
 NO_DIRECTION = 1e-8
-"""Norm up to which a weight, or a mean of directions, is zero."""
+"""Norm up to which a weight, or a mean of directions, counts as zero."""
 
 
 @dataclass(frozen=True)
 class Karcher:
     """Riemannian centre of mass of the models' directions, times the mean of their lengths.
 
-    The point of the sphere with the least sum of squared angles [Karcher 1977], by steps of its
-    fixed point m <- exp_m(mean of log_m(u_i)) from the mean direction [Afsari 2011]. All of it
-    stays in the span of the models, so their dot products are enough and the result is a weighted
-    sum. Of models in 16 bits mergekit rounds the whole direction after each operation, which moves
-    the result by up to half the distance between close models; so does this (``dtype: float32`` in
-    the recipe: does not), holding one direction in 16 bits while it measures a weight.
+    Finds the point of the sphere with the least sum of squared angles [Karcher 1977] by the fixed
+    point iteration m <- exp_m(mean of log_m(u_i)) from the mean direction [Afsari 2011]. Every
+    iterate lies in the span of the models, so their dot products suffice and the result is a
+    weighted sum. For models in 16 bits mergekit rounds the direction after each operation, which
+    moves the result by up to half the distance between close models. This does the same, keeping
+    one direction in 16 bits while it measures a weight; ``dtype: float32`` in the recipe avoids it.
     """
 
-    max_iter: int = parameter(10, doc="most steps towards the mean, 0 or more")
-    tol: float = parameter(1e-5, doc="length of a step, as an angle, that is not taken any more")
+    max_iter: int = parameter(10, doc="largest number of steps towards the mean, 0 or more")
+    tol: float = parameter(1e-5, doc="steps shorter than this angle, in radians, end the search")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.max_iter < 0:
             raise ParameterError(f"max_iter is a number of steps, 0 or more; got {self.max_iter}")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the factor on each model, float64 [N], or in 16 bits the path to the mean."""
-        dots = dot_products(slot, lambda block: block.experts)
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the factor on each model, float64 [N]; for 16 bits the iteration: see `path`."""
+        dots = dot_products(weight, lambda block: block.experts)
         norms = dots.diagonal().sqrt()
         directed = norms > NO_DIRECTION
         factors = torch.zeros_like(norms)
@@ -47,15 +48,16 @@ class Karcher:
             return {"factors": factors}
         unit = norms[directed]
         cosines = (dots[directed][:, directed] / (unit[:, None] * unit)).clamp(-1, 1)
-        if slot.dtype.itemsize == 2 and float(cosines.mean()) > NO_DIRECTION:
-            return self.path(slot, norms.float())
+        if weight.dtype.itemsize == 2 and float(cosines.mean()) > NO_DIRECTION:
+            return self.path(weight, norms.float())
         factors[directed] = norms.mean() * self.mean(cosines) / unit
         return {"factors": factors}
 
     def mean(self, cosines: Tensor) -> Tensor:
-        """Return the mean direction as factors on n directions: float64 [n].
+        """Compute the mean direction as factors on n directions: float64 [n].
 
-        cosines: between the directions, [n, n]. Those that cancel out have no mean: the first.
+        ``cosines``: between the directions, [n, n]. If the directions cancel out, the search starts
+        from the first.
         """
 
         def length(factors: Tensor) -> Tensor:
@@ -78,10 +80,11 @@ class Karcher:
             middle = middle / length(middle)
         return middle
 
-    def path(self, slot: Slot, norms: Tensor) -> Mapping[str, Tensor]:
-        """Return the numbers that lead to the mean in the inputs' dtype: see `_replayed`.
+    def path(self, weight: Weight, norms: Tensor) -> Mapping[str, Tensor]:
+        """Compute the iteration in the inputs' dtype, as scalars from which `_replayed` repeats it.
 
-        Looks three times for each step.
+        Norms [N], cosines [steps, N], steps [steps] and lengths [steps + 1]. Reads the weight three
+        times for each step.
         """
         held: dict[Region | None, Tensor] = {}
         cosines: list[Tensor] = []
@@ -91,7 +94,7 @@ class Karcher:
             held[block.region] = middle = _start(_units(block, norms))
             return [middle.float().square()]
 
-        lengths = [sums(slot, begin)[0].sqrt().float()]
+        lengths = [sums(weight, begin)[0].sqrt().float()]
 
         def turn(block: Slot) -> Sequence[Tensor]:
             held[block.region] = middle = held[block.region] / float(lengths[-1])
@@ -108,12 +111,12 @@ class Karcher:
             return [middle.float().square()]
 
         for _ in range(self.max_iter):
-            cosines.append(sums(slot, turn).to(slot.dtype))
-            steps.append(sums(slot, pull)[0].sqrt().float())
+            cosines.append(sums(weight, turn).to(weight.dtype))
+            steps.append(sums(weight, pull)[0].sqrt().float())
             if float(steps[-1]) < self.tol:
                 steps.pop()
                 break
-            lengths.append(sums(slot, move)[0].sqrt().float())
+            lengths.append(sums(weight, move)[0].sqrt().float())
         return {
             "norms": norms,
             "cosines": torch.stack(cosines[: len(steps)]) if steps else norms.new_empty(0),
@@ -122,21 +125,21 @@ class Karcher:
         }
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the mean: [*shape], float32 or in the inputs' dtype if that has 16 bits."""
+        """Return the Karcher mean: [*shape], float32, or the inputs' dtype if that has 16 bits."""
         if "factors" in slot.measured:
             return weighted_sum(slot.experts, slot.measured["factors"].tolist())
         return _replayed(slot)
 
 
 def _units(slot: Slot, norms: Tensor) -> list[Tensor]:
-    """Return the directions of the models that have one, in one dtype."""
+    """Divide each model by its norm, leaving out zeros: up to N of [*shape] in one dtype."""
     dtype = slot.dtype
     pairs = zip(slot.experts, norms.tolist(), strict=True)
     return [expert.to(dtype) / norm for expert, norm in pairs if norm > NO_DIRECTION]
 
 
 def _start(units: Sequence[Tensor]) -> Tensor:
-    """Return the mean of the directions, rounded after each operation."""
+    """Average the directions, rounding after each operation: [*shape]."""
     first, *others = (unit * (1 / len(units)) for unit in units)
     for other in others:
         first = first + other
@@ -144,7 +147,7 @@ def _start(units: Sequence[Tensor]) -> Tensor:
 
 
 def _tangent(middle: Tensor, units: Sequence[Tensor], cosines: Tensor) -> Tensor:
-    """Return the mean of log_m(u), rounded after each operation."""
+    """Compute the mean of log_m(u), rounding after each operation: [*shape]."""
     total = torch.zeros_like(middle)
     for unit, cosine in zip(units, cosines.clamp(-1, 1), strict=True):
         angle = cosine.acos()
@@ -155,13 +158,13 @@ def _tangent(middle: Tensor, units: Sequence[Tensor], cosines: Tensor) -> Tensor
 
 
 def _moved(middle: Tensor, tangent: Tensor, step: float) -> Tensor:
-    """Return exp_m(T), not yet of length 1, rounded after each operation."""
+    """Compute exp_m(T) before normalisation, rounding after each operation: [*shape]."""
     cosine, sine = torch.tensor([math.cos(step), math.sin(step)], dtype=middle.dtype)
     return torch.mul(middle, cosine).add_(torch.div(tangent, step).mul_(sine))
 
 
 def _replayed(slot: Slot) -> Tensor:
-    """Return the mean that a path leads to, in the inputs' dtype."""
+    """Repeat the measured iteration on a block: [*shape] in the inputs' dtype."""
     norms, cosines, steps, lengths = (
         slot.measured[key] for key in ("norms", "cosines", "steps", "lengths")
     )
@@ -175,6 +178,6 @@ def _replayed(slot: Slot) -> Tensor:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     paper = "Karcher 1977; Afsari 2011; mergekit 0.1.5"
-    register("karcher", Karcher, elementwise=True, merges_base=True, paper=paper)
+    register("karcher", Karcher, merges_base=True, paper=paper)

@@ -1,4 +1,4 @@
-"""DARE and its relatives: drop part of every model's change, then merge what is left."""
+"""DARE and its relatives: drop entries of every task vector, then merge with another method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from typing import Any, Literal, cast, get_type_hints
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Measures, PerExpert, Prepares, Slot, Sources, parameter
+from merge_plugins.api import (
+    WHOLE,
+    Granularity,
+    Kernel,
+    Measures,
+    MergesMatrices,
+    PerExpert,
+    Prepares,
+    Slot,
+    Sources,
+    Weight,
+    parameter,
+)
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods import (
     averages,
@@ -44,15 +56,15 @@ InnerName = Literal[
 
 
 def _registered(*families: ModuleType) -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Return what these families register: class and facts by name."""
-    found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    """Collect the methods that families register: class and registration facts by name."""
+    methods: dict[str, tuple[Any, Mapping[str, Any]]] = {}
 
     def register(name: str, method: Any, **facts: Any) -> None:
-        found[name] = method, facts
+        methods[name] = method, facts
 
     for family in families:
         family.register_merge_methods(register)
-    return found
+    return methods
 
 
 OWN = (
@@ -62,7 +74,7 @@ OWN = (
     "weight_format",
     "mask_apply_method",
 )
-"""Parameters of the masks themselves; those that follow are the inner method's."""
+"""Parameters of the mask; all other fields are parameters of the inner method."""
 METHODS = _registered(averages, task_vectors, spherical, stock, mergellm, widen, fisher_regmean)
 
 
@@ -70,25 +82,24 @@ METHODS = _registered(averages, task_vectors, spherical, stock, mergellm, widen,
 class MaskMerging:
     """Mask each model's change (DARE, DropOnly, pruning), then merge [Yu et al. 2024].
 
-    Drops, rescales, adds the base back, and hands the models to ``mask_apply_method``, which reads
-    the parameters it has of its own. Fisher information and Gram matrices stay those of the models
-    before masking, so that one computation serves any mask.
+    Drops entries, rescales the rest, adds the base back and merges the resulting models with
+    ``mask_apply_method``, the inner method, whose parameters stand beside the mask's. Fisher
+    information and Gram matrices are those of the models before masking, so that one computation
+    serves any mask.
     """
 
-    weight_mask_rate: PerExpert = parameter(
-        0.1, doc="share of each model's change dropped, in [0, 1]"
-    )
+    weight_mask_rate: PerExpert = parameter(0.1, doc="share of each task vector dropped, in [0, 1]")
     use_weight_rescale: bool = parameter(
-        False, doc="divide what is kept by 1 - weight_mask_rate: random with this is DARE"
+        False, doc="divide kept entries by 1 - weight_mask_rate; with random masks this is DARE"
     )
     mask_strategy: Literal["random", "magnitude"] = parameter(
-        "random", doc="which entries are dropped: any, or the smallest"
+        "random", doc="entries dropped: drawn at random, or the smallest"
     )
     weight_format: Literal["delta_weight", "finetuned_weight"] = parameter(
-        "delta_weight", doc="mask the change from the base, or the fine-tuned weights themselves"
+        "delta_weight", doc="mask the task vectors, or the fine-tuned weights themselves"
     )
     mask_apply_method: InnerName = parameter(
-        "average_merging", doc="how the masked models are merged"
+        "average_merging", doc="method that merges the masked models"
     )
     scaling_coefficient: float = parameter(
         1.0,
@@ -133,7 +144,7 @@ class MaskMerging:
                 f"mask_apply_method {name} merges {wanted} models, got {n}; change models: to "
                 "that many, or write mask_apply_method: average_merging, which takes any number"
             )
-        _ = self.inner  # its own checks
+        _ = self.inner  # raises for parameters that the inner method refuses
         for field in fields(self)[len(OWN) :]:
             value = getattr(self, field.name)
             given = value[0] if isinstance(value, tuple) else value
@@ -142,20 +153,26 @@ class MaskMerging:
                     f"mask_apply_method {name} does not read {field.name}; delete it"
                 )
 
+    @property
+    def granularity(self) -> Granularity:
+        """Granularity of the inner method."""
+        granularity: Granularity = getattr(self.inner, "granularity", WHOLE)
+        return granularity
+
     @cached_property
     def _read(self) -> set[str]:
-        """Spellings of the parameters that the method which merges the masked models has."""
+        """Names and aliases of the inner method's parameters."""
         method, _ = METHODS[self.mask_apply_method]
         return {w for f in fields(method) for w in (f.name, *f.metadata.get("alias", ()))}
 
     @cached_property
     def inner(self) -> Any:
-        """The method that merges the masked models, with the parameters it shares with this one."""
+        """Inner method, built with the parameters that it shares with this one."""
         method, _ = METHODS[self.mask_apply_method]
         hints, given = get_type_hints(method), {}
         for field in fields(method):
-            words = (field.name, *field.metadata.get("alias", ()))
-            mine = (getattr(self, word) for word in words if hasattr(self, word))
+            names = (field.name, *field.metadata.get("alias", ()))
+            mine = (getattr(self, name) for name in names if hasattr(self, name))
             value = next((value for value in mine if value is not None), field.default)
             if hints[field.name] == PerExpert and not isinstance(value, tuple):
                 value = (value,) * len(self.weight_mask_rate)
@@ -163,45 +180,49 @@ class MaskMerging:
         return method(**given)
 
     def fact(self, name: str, default: Any) -> Any:
-        """What the inner method said of itself when it registered."""
-        said = METHODS[self.mask_apply_method][1].get(name, default)
-        return said(self.inner) if callable(said) else said
+        """Look up a registration fact of the inner method."""
+        fact = METHODS[self.mask_apply_method][1].get(name, default)
+        return fact(self.inner) if callable(fact) else fact
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where magnitudes are cut, and what the inner method measures after masking."""
-        return _Masked(self, self.inner).measure(slot)
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cuts of the mask and, after masking, the inner method's measures."""
+        return _Masked(self, self.inner).measure(weight)
 
     def prepare(self, sources: Sources) -> Kernel | None:
-        """Prepare the inner method on the masked models, if it looks at the whole model."""
+        """Prepare the inner method on the masked models, if it reads the whole model."""
         if not isinstance(self.inner, Prepares):
             return None
         prepared = self.inner.prepare(cast(Sources, _MaskedSources(self, sources)))
         return _Masked(self, prepared) if prepared else None
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the inner method's merge of the masked models: float32 [*shape]."""
+        """Merge the masked models with the inner method: float32 [*shape]."""
         return _Masked(self, self.inner)(slot)
 
+    def merge_matrix(self, weight: Weight) -> Tensor:
+        """Merge masked matrices with the inner method: float32 [*shape]."""
+        return _Masked(self, self.inner).merge_matrix(weight)
+
     def vectors(self, slot: Slot) -> list[Tensor]:
-        """What is masked: task vectors or the weights themselves, N of float32 [*shape]."""
+        """Return the vectors to mask, task vectors or weights: N of float32 [*shape]."""
         if self.weight_format == "delta_weight":
             return list(deltas(slot))
         return [expert.float().clone() for expert in slot.experts]
 
-    def cuts(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where each model's magnitudes are cut; nothing to know for random masks."""
+    def cuts(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cut of each model's magnitudes; empty for random masks."""
         if self.mask_strategy == "random":
             return {}
-        n = math.prod(slot.shape)
+        n = math.prod(weight.shape)
         dropped = [int(n * rate) for rate in self.weight_mask_rate]
-        found = cuts([slot], self.vectors, [[n + 1 - k if k else n] for k in dropped])
-        measured = as_measured(found)
+        counts = [[n + 1 - k if k else n] for k in dropped]
+        measured = as_measured(cuts([weight], self.vectors, counts))
         nothing_dropped = torch.tensor([[k == 0] for k in dropped])
-        last = torch.where(nothing_dropped, ALL, -1)  # entries equal to the k-th smallest go
+        last = torch.where(nothing_dropped, ALL, -1)  # drops all entries equal to the k-th smallest
         return {"mask_threshold": measured["threshold"], "mask_last": last}
 
     def masked(self, slot: Slot) -> Slot:
-        """The slot with every model masked; experts become float32."""
+        """Mask every model of a slot; experts become float32."""
         vectors = self.vectors(slot)
         experts = []
         for i, (vector, rate) in enumerate(zip(vectors, self.weight_mask_rate, strict=True)):
@@ -213,56 +234,55 @@ class MaskMerging:
             if self.use_weight_rescale and rate < 1:
                 kept = kept / (1 - rate)
             experts.append(kept + slot.base if self.weight_format == "delta_weight" else kept)
-        return replace(slot, experts=tuple(experts), through=None)
+        return replace(slot, experts=tuple(experts))
 
 
 @dataclass(frozen=True)
 class _Masked:
-    """A mask followed by a merge of what it left."""
+    """Mask the models, then merge them with the inner kernel."""
 
     mask: MaskMerging
     inner: Kernel
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        measured = dict(self.mask.cuts(slot))
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        measured = dict(self.mask.cuts(weight))
         if isinstance(self.inner, Measures):
-            measured.update(self.inner.measure(_seen_masked(slot, self.mask, measured)))
+            measured.update(self.inner.measure(_masked_weight(weight, self.mask, measured)))
         return measured
 
     def __call__(self, slot: Slot) -> Tensor:
-        return self.inner(self.mask.masked(slot.read()))
+        return self.inner(self.mask.masked(slot))
+
+    def merge_matrix(self, weight: Weight) -> Tensor:
+        return cast(MergesMatrices, self.inner).merge_matrix(weight.through(self.mask.masked))
 
 
 @dataclass(frozen=True)
 class _MaskedSources:
-    """The models as a method that merges what a mask left of them sees them."""
+    """Sources with every weight masked when it is read."""
 
     mask: MaskMerging
     sources: Sources
 
-    def slots(self) -> Iterator[Slot]:
-        for slot in self.sources.slots():
-            yield _seen_masked(slot, self.mask, self.mask.cuts(slot))
+    def slots(self) -> Iterator[Weight]:
+        for weight in self.sources.slots():
+            yield _masked_weight(weight, self.mask, self.mask.cuts(weight))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sources, name)
 
 
-def _seen_masked(slot: Slot, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Slot:
-    def through(part: Slot) -> Slot:
-        return mask.masked(replace(part, measured=measured))
-
-    return replace(slot, through=through)
+def _masked_weight(weight: Weight, mask: MaskMerging, measured: Mapping[str, Tensor]) -> Weight:
+    """Wrap a weight so that it is masked when it is read; ``measured``: the cuts of the mask."""
+    return weight.through(lambda part: mask.masked(replace(part, measured=measured)))
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the method."""
     register(
         "mask_merging",
         MaskMerging,
-        elementwise=lambda mask: mask.fact("elementwise", False),
-        matrices=lambda mask: mask.fact("matrices", False),
         layout=lambda mask: mask.fact("layout", False),
         stats=lambda mask: mask.fact("stats", ()),
         needs_data=lambda mask: mask.fact("needs_data", False),

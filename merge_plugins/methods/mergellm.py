@@ -1,7 +1,7 @@
-"""Merge methods as the research repositories define them, with their names and parameters.
+"""TIES and Breadcrumbs of MergeLLM (WIDEN) and MergeLM (DARE), with their names and parameters.
 
-MergeLLM (WIDEN) and MergeLM (DARE) compute in float32 whatever the models are stored in, and so do
-these. Where a repository's code would crash, the plain reading of its paper is used instead.
+Like these repositories, they compute in float32 for models of any dtype. Where a repository's code
+would crash, its paper is followed instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, Kernel, Slot, Sources, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import check_share
 from merge_plugins.ops.arithmetic import elected, keep_largest
@@ -26,32 +26,32 @@ Scope = Literal["tensor", "model"]
 
 
 def deltas(slot: Slot) -> Sequence[Tensor]:
-    """Return task vectors, not rounded: N of float32 [*shape]."""
+    """Compute the task vectors without rounding: N of float32 [*shape]."""
     return slot.deltas().unbind()
 
 
 @dataclass(frozen=True)
 class _TrimmedTies:
-    """TIES once it is known where to trim and which sign most entries have."""
+    """TIES with its thresholds and the majority sign measured."""
 
     scaling_coefficient: float
     threshold: Tensor  # float32 [N]
     majority: float  # +1, -1 or 0
 
     def trim(self, slot: Slot) -> list[Tensor]:
-        """Zero what lies below the threshold; ties with it stay."""
+        """Zero entries below the threshold and keep those equal to it: N of float32 [*shape]."""
         everything = torch.tensor(ALL)
         rows = zip(deltas(slot), self.threshold, strict=True)
         return [keep_largest(delta, slot, threshold, everything) for delta, threshold in rows]
 
-    def signs(self, slot: Slot) -> Tensor:
-        """Sum of the elected signs over every entry of a whole weight: a scalar."""
+    def signs(self, weight: Weight) -> Tensor:
+        """Sum the elected signs over all entries of a weight: float64 []."""
 
         def of(block: Slot) -> Tensor:
             summed = functools.reduce(Tensor.add_, self.trim(block))
             return summed.sign_().sum().double()  # whole numbers: float32 is exact in a block
 
-        return torch.stack(slot.map_blocks(of)).sum()
+        return torch.stack(weight.map_blocks(of)).sum()
 
     def __call__(self, slot: Slot) -> Tensor:
         trimmed = self.trim(slot)
@@ -63,8 +63,9 @@ class _TrimmedTies:
 class TiesMerging:
     """Trim small changes, elect signs, average what agrees [Yadav et al. 2023; MergeLLM, MergeLM].
 
-    Drops one entry less than the share asked for, keeps ties, and gives entries that cancel out
-    the sign most entries have: what both repositories' code does.
+    Like the code of both repositories, drops one entry less than param_value_mask_rate, keeps
+    entries equal to the threshold, and elects the majority sign of all entries where the task
+    vectors cancel out.
     """
 
     param_value_mask_rate: float = parameter(
@@ -72,29 +73,30 @@ class TiesMerging:
     )
     scaling_coefficient: float = parameter(1.0, doc="factor on the merged task vector")
     trim_scope: Scope = parameter(
-        "tensor", doc="rank magnitudes within each weight (MergeLLM) or the whole model (MergeLM)"
+        "tensor", doc="rank magnitudes within each weight (MergeLLM) or over the model (MergeLM)"
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("param_value_mask_rate", (self.param_value_mask_rate,))
 
-    def over(self, slots: Sequence[Slot]) -> _TrimmedTies:
-        """The kernel that ranks magnitudes over all of these weights."""
-        n = sum(math.prod(slot.shape) for slot in slots)
+    def over(self, weights: Sequence[Weight]) -> _TrimmedTies:
+        """Build the kernel with magnitudes ranked over all the given weights together."""
+        n = sum(math.prod(weight.shape) for weight in weights)
         kept = n + 1 - max(1, int(n * self.param_value_mask_rate))
-        found = cuts(slots, deltas, [[kept]] * len(slots[0].experts))
-        threshold = torch.tensor([cut.threshold for (cut,) in found])
+        each = cuts(weights, deltas, [[kept]] * weights[0].n_experts)
+        threshold = torch.tensor([cut.threshold for (cut,) in each])
         trimmed = _TrimmedTies(self.scaling_coefficient, threshold, 0.0)
-        majority = torch.stack([trimmed.signs(slot) for slot in slots]).sum().sign()
+        majority = torch.stack([trimmed.signs(weight) for weight in weights]).sum().sign()
         return replace(trimmed, majority=float(majority))
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where to trim each task vector of this weight, and the majority sign."""
-        trimmed = self.over([slot])
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the threshold of each task vector, float32 [N], and the majority sign."""
+        trimmed = self.over([weight])
         return {"threshold": trimmed.threshold, "majority": torch.tensor(trimmed.majority)}
 
     def prepare(self, sources: Sources) -> Kernel | None:
-        """Rank magnitudes over the whole model when ``trim_scope`` says so."""
+        """Rank magnitudes over the whole model for ``trim_scope: model``."""
         return self.over(list(sources.slots())) if self.trim_scope == "model" else None
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -107,15 +109,18 @@ class TiesMerging:
 class BreadcrumbsMerging:
     """Drop the largest and smallest changes, add up the rest [Davari & Belilovsky 2024; MergeLLM].
 
-    Drops one entry less at the small end than the share asked for, and keeps entries equal to the
-    last one kept at either end: what the repository's code does. A tail of no entries is none.
+    Like the repository's code, drops one entry less at the small end than param_value_mask_rate,
+    and keeps entries equal to the last one kept at either end. An end whose share rounds to no
+    entries drops none.
     """
 
     param_density: float = parameter(0.9, doc="share of each task vector kept, in [0, 1]")
     param_value_mask_rate: float = parameter(
-        0.09, doc="share dropped as the smallest, at most 1 - param_density; the rest are largest"
+        0.09,
+        doc="share dropped as the smallest, at most 1 - param_density; the rest are largest",
     )
     scaling_coefficient: float = parameter(1.0, doc="factor on the sum of task vectors")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("param_density", (self.param_density,))
@@ -128,15 +133,15 @@ class BreadcrumbsMerging:
                 f"set param_value_mask_rate to {dropped:g} or less"
             )
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where the outliers begin and where the crumbs end, for each task vector."""
-        n = math.prod(slot.shape)
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cuts of the largest and the smallest entries of each task vector."""
+        n = math.prod(weight.shape)
         n_small = int(n * self.param_value_mask_rate)
         n_large = max(0, int(n * (1 - self.param_density)) - n_small)
-        some_left = n_large + 1 < n  # then the largest one kept is known, and its equals stay
+        some_left = n_large + 1 < n  # if so, entries equal to the largest one kept stay
         counts = [n_large + some_left, n + 1 - max(1, n_small)]
-        found = as_measured(cuts([slot], deltas, [counts] * len(slot.experts)))
-        (large, small), last = found["threshold"].T, found["last"][:, 0]
+        measured = as_measured(cuts([weight], deltas, [counts] * weight.n_experts))
+        (large, small), last = measured["threshold"].T, measured["last"][:, 0]
         return {
             "large": large,
             "last": torch.full_like(last, -1) if some_left else last,
@@ -158,9 +163,9 @@ class BreadcrumbsMerging:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     for name, method, paper in (
         ("ties_merging", TiesMerging, "Yadav et al. 2023, arXiv:2306.01708"),
         ("breadcrumbs_merging", BreadcrumbsMerging, "Davari & Belilovsky 2024, arXiv:2312.06795"),
     ):
-        register(name, method, elementwise=True, needs_base=True, paper=paper)
+        register(name, method, needs_base=True, paper=paper)

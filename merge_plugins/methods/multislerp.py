@@ -1,4 +1,4 @@
-"""Weighted mean of any number of models on the sphere: directions there, lengths apart."""
+"""Weighted spherical mean of any number of models: of directions, times the mean length."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import added, dot_products, least, sums, vectors
 from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
-"""A mean no longer than this is zero: the directions cancel out."""
+"""Length up to which a mean of directions counts as zero: the directions cancel out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiSlerp:
     """Weighted spherical mean of any number of models, or with a base of their task vectors.
 
-    The tangent plane at the mean direction m = sum(w u) / |sum(w u)| [Buss & Fillmore 2001]: its
-    vector T = sum w (u - <u, m> m) is zero but for rounding, so one step from m is m + T. Times
-    the weighted mean of the lengths. A single model stays as it is.
+    Takes one step in the tangent plane at the mean direction m = sum(w u) / |sum(w u)| [Buss &
+    Fillmore 2001]: the tangent T = sum w (u - <u, m> m) is zero but for rounding, so the step leads
+    to m + T. This is multiplied by the weighted mean of the lengths. A single model is unchanged.
     """
 
-    weight: PerExpert = parameter(doc="pull of each model")
+    weight: PerExpert = parameter(doc="weight of each model")
     normalize_weights: bool = parameter(True, doc="divide by the sum of the weights")
     eps: float = parameter(1e-8, doc="added to lengths before dividing by them, 0 or more")
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if self.eps < 0:
@@ -40,62 +41,62 @@ class MultiSlerp:
             )
 
     def shares(self, dtype: torch.dtype) -> list[float]:
-        """Return the weights as that dtype holds them."""
+        """Round the weights to a dtype, after dividing by their sum for ``normalize_weights``."""
         weight = torch.tensor(self.weight, dtype=dtype)
         return (weight / weight.sum() if self.normalize_weights else weight).tolist()
 
     def directions(self, slot: Slot, norms: Tensor) -> list[Tensor]:
-        """Return each vector divided by its length: N of [*shape]."""
+        """Divide each vector by its length: N of [*shape]."""
         lengths = (norms + self.eps).clamp(min=least(0, norms.dtype))
         return [v / length for v, length in zip(vectors(slot), lengths, strict=True)]
 
     def weighed(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Return the weighted sum, rounded after each product and at the end: [*shape]."""
+        """Compute the weighted sum, rounding after each product and at the end: [*shape]."""
         dtype = vectors[0].dtype
         pairs = zip(vectors, self.shares(dtype), strict=True)
         return added(vector * share for vector, share in pairs).to(dtype)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return each length, that of the mean, and each direction's cosine with it.
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the norms [N], the mean's length [] and the directions' cosines with it [N].
 
-        In the inputs' dtype. Three looks: mergekit rounds whole vectors in between.
+        In the inputs' dtype. Reads the weight three times, because mergekit rounds whole vectors
+        between these steps.
         """
         if len(self.weight) == 1:
             return {}
-        dtype = slot.dtype
-        norms = dot_products(slot, vectors).diagonal().sqrt().to(dtype)
+        dtype = weight.dtype
+        norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
 
         def mean(block: Slot) -> Sequence[Tensor]:
             return [self.weighed(self.directions(block, norms)).float().square()]
 
-        length = sums(slot, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
+        length = sums(weight, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
 
         def products(block: Slot) -> Sequence[Tensor]:
-            found = self.directions(block, norms)
-            middle = self.weighed(found) / length
-            return [(one * middle).float() for one in found]
+            directions = self.directions(block, norms)
+            middle = self.weighed(directions) / length
+            return [(direction * middle).float() for direction in directions]
 
-        return {"norms": norms, "length": length, "cosines": sums(slot, products).to(dtype)}
+        return {"norms": norms, "length": length, "cosines": sums(weight, products).to(dtype)}
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the mean, on the base if there is one: [*shape] in the inputs' dtype."""
+        """Return the mean, plus the base if there is one: [*shape] in the inputs' dtype."""
         if len(self.weight) == 1:
             return slot.experts[0].clone()
         norms, length, cosines = (slot.measured[k] for k in ("norms", "length", "cosines"))
-        found = self.directions(slot, norms)
-        middle = self.weighed(found) / length
-        tangents = [u - cosine * middle for u, cosine in zip(found, cosines, strict=True)]
+        directions = self.directions(slot, norms)
+        middle = self.weighed(directions) / length
+        tangents = [u - cosine * middle for u, cosine in zip(directions, cosines, strict=True)]
         mean = (middle + self.weighed(tangents)) * self.weighed(list(norms))
         return mean if slot.maybe_base is None else slot.base + mean
 
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     register(
         "multislerp",
         MultiSlerp,
-        elementwise=True,
         takes_base=True,
         paper="Buss & Fillmore 2001, Spherical averages; mergekit 0.1.5",
     )

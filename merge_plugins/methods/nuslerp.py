@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Slot, parameter
+from merge_plugins.api import ELEMENT, ROW, Granularity, PerExpert, Slot, Weight, parameter
 from merge_plugins.ops.arithmetic import dot_products, least, sums_over, vectors
 from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
-"""A vector no longer than this has no direction: it counts as perpendicular to the other."""
+"""Length up to which a vector counts as zero, and as perpendicular to the other."""
 PARALLEL = 1e-6
-"""Sine below which an arc is a straight line. In float32 the next cosine to 1 has 3e-4."""
+"""Sine below which an arc counts as straight; in float32 the smallest above 0 is about 3e-4."""
 
 
 def units(ends: Sequence[Tensor], norms: Tensor) -> list[Tensor]:
-    """Return vectors of length 1; ``norms``: one number, or one per row or column, for each."""
+    """Divide vectors by ``norms``, each one number or one per row or column: 2 of [*shape]."""
     dtype = ends[0].dtype
     pairs = zip(ends, norms.to(ends[0]).clamp(min=least(SHORTEST, dtype)), strict=True)
     return [end / norm for end, norm in pairs]
@@ -36,12 +36,17 @@ class NuSlerp:
     their lengths; parallel ones are interpolated in a straight line.
     """
 
-    weight: PerExpert = parameter(doc="pull of each model; only their ratio matters")
-    nuslerp_flatten: bool = parameter(True, doc="take each weight as one long vector")
+    weight: PerExpert = parameter(doc="weight of each model; only their ratio matters")
+    nuslerp_flatten: bool = parameter(True, doc="treat each weight as one long vector")
     nuslerp_row_wise: bool = parameter(
         False,
         doc="with nuslerp_flatten: false, vectors run along the first dimension, not the last",
     )
+
+    @property
+    def granularity(self) -> Granularity:
+        """ROW if vectors are rows, or columns, whose cosines are measured first; else ELEMENT."""
+        return ELEMENT if self.nuslerp_flatten else ROW
 
     @property
     def t(self) -> float:
@@ -49,20 +54,20 @@ class NuSlerp:
         first, second = self.weight
         return second / (first + second) if abs(first + second) >= 1e-6 else 0.5
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the cosine between the vectors that are longer than a row, in the inputs' dtype.
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cosine between whole weights [] or columns [*shape[1:]]; empty for rows.
 
-        A number, or for columns [*shape[1:]]. Looks twice: directions are rounded, as mergekit has
-        it, before they are compared.
+        In the inputs' dtype. Reads the weight twice, because directions are rounded, as in
+        mergekit, before they are multiplied.
         """
-        if not self.nuslerp_flatten and (not self.nuslerp_row_wise or len(slot.shape) < 2):
+        if not self.nuslerp_flatten and (not self.nuslerp_row_wise or len(weight.shape) < 2):
             return {}
-        dtype = slot.dtype
+        dtype = weight.dtype
         if self.nuslerp_flatten:
-            norms = dot_products(slot, vectors).diagonal().sqrt().to(dtype)
-            dots = dot_products(slot, lambda block: units(vectors(block), norms), dtype)
+            norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
+            dots = dot_products(weight, lambda block: units(vectors(block), norms), dtype)
             return {"cosine": dots[0, 1].to(dtype)}
-        squares = sums_over(slot, 0, lambda block: (v.float().square() for v in vectors(block)))
+        squares = sums_over(weight, 0, lambda block: (v.float().square() for v in vectors(block)))
         norms = squares.sqrt().to(dtype)
 
         def product(block: Slot) -> Sequence[Tensor]:
@@ -71,10 +76,10 @@ class NuSlerp:
             first, second = units(vectors(block), norms[columns])
             return [(first * second).float()]
 
-        return {"cosine": sums_over(slot, 0, product)[0].to(dtype)}
+        return {"cosine": sums_over(weight, 0, product)[0].to(dtype)}
 
     def cosine(self, slot: Slot, ends: Sequence[Tensor]) -> Tensor:
-        """Return the cosine that holds for each element: a number, or one for rows or columns."""
+        """Return the measured cosine of a block, or compute those of its rows: broadcasts to it."""
         if "cosine" not in slot.measured:
             norms = torch.stack([end.float().norm(dim=-1, keepdim=True) for end in ends])
             first, second = units(ends, norms)
@@ -85,7 +90,7 @@ class NuSlerp:
         return cosine
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return the interpolation, on the base if there is one: [*shape] in the inputs' dtype."""
+        """Return the interpolation, plus the base if there is one: [*shape], the inputs' dtype."""
         first, second = ends = vectors(slot)
         angle = self.cosine(slot, ends).clamp(-1, 1).acos()
         between = interpolated(first, second, angle, self.t).view(slot.shape)
@@ -93,7 +98,7 @@ class NuSlerp:
 
 
 def interpolated(first: Tensor, second: Tensor, angle: Tensor, t: float) -> Tensor:
-    """Return slerp, or lerp where the angle, which is broadcast, is 0 or 180 degrees."""
+    """Interpolate by slerp, by lerp where ``angle`` (broadcast, radians) is 0 or pi: [*shape]."""
     sine = angle.sin()
     parallel = sine.abs() < PARALLEL
     if parallel.all():
@@ -104,12 +109,10 @@ def interpolated(first: Tensor, second: Tensor, angle: Tensor, t: float) -> Tens
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     register(
         "nuslerp",
         NuSlerp,
-        elementwise=lambda kernel: kernel.nuslerp_flatten,
-        rowwise=lambda kernel: not kernel.nuslerp_flatten,
         takes_base=True,
         min_experts=2,
         max_experts=2,

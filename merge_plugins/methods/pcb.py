@@ -1,4 +1,4 @@
-"""PCB-Merging: weigh every entry by how it competes within its task and between tasks."""
+"""PCB-Merging: weigh entries by a competition within each task and between tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Kernel, Slot, Sources, parameter
+from merge_plugins.api import ELEMENT, Kernel, Slot, Sources, Weight, parameter
 from merge_plugins.methods._fields import check_share, lambda_field
 from merge_plugins.methods.mergellm import Scope
 from merge_plugins.ops.arithmetic import keep_largest
@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 
 
 def products(slot: Slot) -> dict[Pair, Tensor]:
-    """Return t_i t_j, entry by entry, for i <= j: float32 [*shape] each."""
+    """Multiply task vectors entry by entry, t_i t_j for i <= j: float32 [*shape] each."""
     deltas = slot.deltas()
     pairs = combinations_with_replacement(range(len(deltas)), 2)
     return {(i, j): deltas[i] * deltas[j] for i, j in pairs}
@@ -29,7 +29,7 @@ def products(slot: Slot) -> dict[Pair, Tensor]:
 
 @dataclass(frozen=True)
 class _Balance:
-    """What turns entries into balances; float64, one for each pair of task vectors, i <= j."""
+    """Balances of entries; fields are float64 [N (N + 1) / 2], by pair of task vectors i <= j."""
 
     low: Tensor
     """Smallest product."""
@@ -38,16 +38,16 @@ class _Balance:
     inter: Tensor
     """Mean of exp(norm)."""
     intra: Tensor
-    """Mean of exp(N norm), which is read of a task vector with itself."""
+    """Mean of exp(N norm), used for pairs i = j only."""
 
     def normed(self, slot: Slot) -> dict[Pair, Tensor]:
-        """Return products scaled to [0, 1]; zeros where all are equal."""
+        """Scale products to [0, 1], or to 0 if all are equal: float32 [*shape] each."""
         width = torch.where(self.high > self.low, self.high - self.low, 1.0)
         each = zip(products(slot).items(), self.low.tolist(), width.tolist(), strict=True)
         return {pair: product.sub_(low).div_(size) for (pair, product), low, size in each}
 
     def __call__(self, slot: Slot) -> list[Tensor]:
-        """Return each expert's balances, times the squared number of entries: float32 [*shape]."""
+        """Compute each expert's balances times the squared number of entries: N of [*shape]."""
         n = len(slot.experts)
         intra: list[Tensor] = []
         inter = [torch.zeros(slot.shape) for _ in range(n)]
@@ -61,15 +61,15 @@ class _Balance:
         return [one.mul_(two) for one, two in zip(inter, intra, strict=True)]
 
     @classmethod
-    def over(cls, slots: Sequence[Slot]) -> _Balance:
-        """Look twice at weights, of which none is empty."""
-        n, n_experts = sum(math.prod(slot.shape) for slot in slots), len(slots[0].experts)
+    def over(cls, weights: Sequence[Weight]) -> _Balance:
+        """Measure weights together, none of them empty, reading each twice."""
+        n, n_experts = sum(math.prod(weight.shape) for weight in weights), weights[0].n_experts
 
         def ends(block: Slot) -> Tensor:
             return torch.stack([torch.stack(x.aminmax()) for x in products(block).values()])
 
-        found = torch.stack([one for slot in slots for one in slot.map_blocks(ends)]).double()
-        low, high = found[..., 0].amin(0), found[..., 1].amax(0)
+        each = torch.stack([one for weight in weights for one in weight.map_blocks(ends)]).double()
+        low, high = each[..., 0].amin(0), each[..., 1].amax(0)
         ranged = cls(low, high, torch.ones_like(low), torch.ones_like(low))
 
         def sums(block: Slot) -> Tensor:
@@ -77,13 +77,13 @@ class _Balance:
             sums = [[(x * k).exp_().sum(dtype=torch.float64) for x in each] for k in (1, n_experts)]
             return torch.tensor(sums, dtype=torch.float64)
 
-        found = torch.stack([one for slot in slots for one in slot.map_blocks(sums)])
-        return cls(low, high, *(found.sum(0) / n))
+        each = torch.stack([one for weight in weights for one in weight.map_blocks(sums)])
+        return cls(low, high, *(each.sum(0) / n))
 
 
 @dataclass(frozen=True)
 class _Balanced:
-    """The weighted average, once it is known how entries are balanced and where to cut."""
+    """Weighted average of task vectors, with balances and their cuts measured."""
 
     balance: _Balance
     cut: Mapping[str, Tensor]
@@ -107,8 +107,8 @@ class PcbMerging:
 
     The balance of each entry of task vector t_i is
     softmax(N norm(t_i t_i)) * sum_j softmax(norm(t_i t_j)): products are taken entry by entry, norm
-    scales to [0, 1], softmax runs over all entries and j over all N experts. The largest balances
-    of each expert are the weights of its entries in an average, all other weights are 0.
+    scales to [0, 1], softmax runs over all entries and j over all N experts. Task vectors are
+    averaged with the largest balances of each expert as weights of its entries; others weigh 0.
     """
 
     density: float = parameter(
@@ -116,32 +116,33 @@ class PcbMerging:
     )
     lambda_: float = lambda_field()
     scope: Scope = parameter(
-        "model", doc="normalise and rank over the whole model, as the paper, or within each weight"
+        "model", doc="normalise and rank over the whole model (the paper), or within each weight"
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", (self.density,))
 
-    def over(self, slots: Sequence[Slot]) -> _Balanced:
-        """The kernel that normalises and ranks over all of these weights; three looks at each."""
-        balance = _Balance.over(slots)
-        kept = int(self.density * sum(math.prod(slot.shape) for slot in slots))
-        found = as_measured(cuts(slots, balance, [[kept]] * len(slots[0].experts)))
-        return _Balanced(balance, found, self.lambda_)
+    def over(self, weights: Sequence[Weight]) -> _Balanced:
+        """Build the kernel over all the given weights together, reading each three times."""
+        balance = _Balance.over(weights)
+        kept = int(self.density * sum(math.prod(weight.shape) for weight in weights))
+        cut = as_measured(cuts(weights, balance, [[kept]] * weights[0].n_experts))
+        return _Balanced(balance, cut, self.lambda_)
 
     def prepare(self, sources: Sources) -> Kernel | None:
-        """Look at the whole model when ``scope`` says so."""
+        """Normalise and rank over the whole model for ``scope: model``."""
         if self.scope == "tensor":
             return None
-        some = [slot for slot in sources.slots() if math.prod(slot.shape)]
+        some = [weight for weight in sources.slots() if math.prod(weight.shape)]
         return self.over(some) if some else None
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return how entries of this weight are balanced and where to cut."""
-        if not math.prod(slot.shape):
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the normalisation of this weight's balances, and their cuts."""
+        if not math.prod(weight.shape):
             return {}
-        found = self.over([slot])
-        return {**vars(found.balance), **found.cut}
+        kernel = self.over([weight])
+        return {**vars(kernel.balance), **kernel.cut}
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * weighted average of task vectors: float32 [*shape]."""
@@ -156,4 +157,4 @@ class PcbMerging:
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Du et al. 2024, arXiv:2410.02396"
-    register("pcb", PcbMerging, elementwise=True, needs_base=True, paper=paper)
+    register("pcb", PcbMerging, needs_base=True, paper=paper)

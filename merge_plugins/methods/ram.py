@@ -1,4 +1,4 @@
-"""RAM: what several models changed is averaged, what only one changed is kept whole."""
+"""RAM: average changes that several models made, keep changes of one model whole."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import added, sums, task_vectors
 from merge_plugins.plugins import hookimpl
 
 
 def epsilon_field() -> Any:
-    """Declare which changes count."""
-    return parameter(1e-5, doc="changes up to this magnitude are none, 0 or more")
+    """Parameter `epsilon`: magnitude up to which a change counts as none."""
+    return parameter(1e-5, doc="changes up to this magnitude count as none, 0 or more")
 
 
 def changes(slot: Slot, epsilon: float) -> tuple[list[Tensor], Tensor]:
-    """Return task vectors without what is no change, and how many models changed each entry.
+    """Zero changes up to ``epsilon``, and count the models that changed each entry.
 
-    N of [*shape] and [*shape], in the inputs' dtype.
+    Returns N task vectors of [*shape] and counts [*shape], all in the inputs' dtype.
     """
     deltas = [hardshrink(delta, epsilon) for delta in task_vectors(slot)]
     return deltas, functools.reduce(Tensor.add, (delta.sign().abs_() for delta in deltas))
@@ -46,12 +46,13 @@ class Ram:
     """
 
     epsilon: float = epsilon_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_not_negative(epsilon=self.epsilon)
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + unique change or mean of shared ones: [*shape] in the inputs' dtype."""
+        """Return base + unique changes or means of shared ones: [*shape] in the inputs' dtype."""
         deltas, n_changed = changes(slot, self.epsilon)
         n_changed.clamp_(min=1)
         return slot.base + added(delta / n_changed for delta in deltas).to(deltas[0].dtype)
@@ -61,19 +62,20 @@ class Ram:
 class RamPlus:
     """RAM that amplifies each model's unique changes, weight by weight [Yuan et al. 2026, RAM+].
 
-    By 1 + r * min(shared / unique, alpha), the ratio of how many entries a model changed together
-    with others to how many it changed alone, counted in each weight.
+    The factor is 1 + r * min(shared / unique, alpha). In each weight, ``shared`` counts the entries
+    that a model changed along with others, ``unique`` those that it changed alone.
     """
 
-    r: float = parameter(0.1, doc="how much of the ratio amplifies, 0 or more")
-    alpha: float = parameter(0.2, doc="largest ratio that counts, 0 or more")
+    r: float = parameter(0.1, doc="factor on the ratio of shared to unique changes, 0 or more")
+    alpha: float = parameter(0.2, doc="upper limit of that ratio, 0 or more")
     epsilon: float = epsilon_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_not_negative(r=self.r, alpha=self.alpha, epsilon=self.epsilon)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the factor on each model's unique changes: float32 [N]."""
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the factor on each model's unique changes: float32 [N]."""
 
         def counted(block: Slot) -> Sequence[Tensor]:
             deltas, n_changed = changes(block, self.epsilon)
@@ -81,12 +83,12 @@ class RamPlus:
             alone = n_changed == 1
             return [*(one * alone for one in changed), *(one * ~alone for one in changed)]
 
-        unique, shared = sums(slot, counted).view(2, -1)
+        unique, shared = sums(weight, counted).view(2, -1)
         ratio = torch.where(unique > 0, shared / unique, 0.0)
         return {"factor": (1 + self.r * ratio.clamp(max=self.alpha)).float()}
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + amplified unique change or mean of shared ones: float32 [*shape]."""
+        """Return base + amplified unique changes or means of shared ones: float32 [*shape]."""
         deltas, n_changed = changes(slot, self.epsilon)
         alone = (n_changed == 1).float()
         n_changed.clamp_(min=1)
@@ -98,7 +100,7 @@ class RamPlus:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
-    facts = {"elementwise": True, "needs_base": True, "paper": "Yuan et al. 2026, arXiv:2601.13572"}
+    """Register the methods of this family."""
+    facts = {"needs_base": True, "paper": "Yuan et al. 2026, arXiv:2601.13572"}
     register("ram", Ram, **facts)
     register("ramplus_tl", RamPlus, **facts)

@@ -1,4 +1,4 @@
-"""SCE: models weigh as much as they moved, where they moved differently and with the majority."""
+"""SCE: weigh models by the energy of their high-variance changes, and elect signs."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.methods._fields import check_share, int8_mask_field
 from merge_plugins.ops.arithmetic import added, elected, keep_largest, sums, task_vectors
 from merge_plugins.ops.selection import as_measured, cuts
 from merge_plugins.plugins import hookimpl
 
 SMALLEST = 1e-6
-"""Energy below which all models weigh alike, and share of the weights that is divided by."""
+"""Smallest total energy for unequal weights, and smallest sum of weights divided by."""
 
 PIECE = 1 << 17
-"""Entries that are in float64 at a time."""
+"""Entries converted to float64 at a time."""
 
 
 def spread(slot: Slot) -> Sequence[Tensor]:
-    """Return the variance of the task vectors over the models, as one row: [*shape].
+    """Compute the variance of the task vectors over the models: one tensor [*shape], in a list.
 
-    In float64 and rounded once: what torch's ``var`` gives, at a quarter of its time.
+    Computed in float64 and rounded once, like torch's ``var``, in a quarter of its time.
     """
     deltas = task_vectors(slot)
-    found = torch.empty(slot.shape, dtype=deltas[0].dtype, device=deltas[0].device)
-    each = (torch.split(x.reshape(-1), PIECE) for x in (found, *deltas))
+    variance = torch.empty(slot.shape, dtype=deltas[0].dtype, device=deltas[0].device)
+    each = (torch.split(x.reshape(-1), PIECE) for x in (variance, *deltas))
     for part, *parts in zip(*each, strict=True):
         mean = torch.zeros_like(part, dtype=torch.float64)
         squares = torch.zeros_like(mean)
@@ -39,7 +39,7 @@ def spread(slot: Slot) -> Sequence[Tensor]:
             apart = delta.double().sub_(mean)
             squares.addcmul_(apart, apart)
         part.copy_(squares.div_(len(parts)))
-    return [found]
+    return [variance]
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,37 @@ class Sce:
     """Select, calculate, erase [Wan et al. 2024, FuseChat, parameter merging].
 
     Keep the entries with the highest variance over the models; weigh each model by the mean square
-    of what is left of its task vector; elect signs as TIES does; average. Numbers are mergekit's,
+    of its remaining task vector; elect signs as in TIES; average. Numbers are mergekit's,
     including where it rounds to the inputs' dtype.
     """
 
     select_topk: float = parameter(
-        1.0, doc="share kept of the entries in which the models differ, in [0, 1]; 1: all entries"
+        1.0, doc="share kept of the entries in which the models differ, in [0, 1]; 1 keeps all"
     )
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("select_topk", (self.select_topk,))
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the cut of the variances, and each model's weight: float64 [N]."""
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cut of the variances, and each model's weight [N] in the inputs' dtype."""
         cut: dict[str, Tensor] = {}
-        if self.select_topk < 1 and slot.shape.numel():
-            (differ,) = sums(slot, lambda block: [v.float().sign() for v in spread(block)])
-            cut = as_measured(cuts([slot], spread, [[int(self.select_topk * int(differ))]]))
-        dtype = slot.dtype
+        if self.select_topk < 1 and weight.shape.numel():
+            (differ,) = sums(weight, lambda block: [v.float().sign() for v in spread(block)])
+            cut = as_measured(cuts([weight], spread, [[int(self.select_topk * int(differ))]]))
+        dtype = weight.dtype
 
         def squares(block: Slot) -> Sequence[Tensor]:
             return [delta.square().float() for delta in self.selected(block, cut)]
 
-        energy = (sums(slot, squares) / max(1, slot.shape.numel())).to(dtype)
+        energy = (sums(weight, squares) / max(1, weight.shape.numel())).to(dtype)
         total = energy.sum()
         even = torch.full_like(energy, 1 / len(energy))
         return {**cut, "weight": even if float(total) < SMALLEST else energy / total}
 
     def selected(self, slot: Slot, cut: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the task vectors, zero where the models agree most: N of [*shape]."""
+        """Zero the entries of task vectors with low variance over the models: N of [*shape]."""
         deltas = task_vectors(slot)
         if not cut:
             return deltas
@@ -85,7 +86,7 @@ class Sce:
         return [delta * kept for delta in deltas]
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + elected average of what is selected: [*shape] in the inputs' dtype."""
+        """Return base + elected average of the selected entries: [*shape] in the inputs' dtype."""
         cut = {key: slot.measured[key] for key in ("threshold", "last") if key in slot.measured}
         deltas, weight = self.selected(slot, cut), slot.measured["weight"].tolist()
         terms = [(delta * w).float() for delta, w in zip(deltas, weight, strict=True)]
@@ -96,6 +97,6 @@ class Sce:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the method."""
     paper = "Wan et al. 2024, arXiv:2408.07990"
-    register("sce", Sce, elementwise=True, needs_base=True, paper=paper)
+    register("sce", Sce, needs_base=True, paper=paper)

@@ -1,4 +1,4 @@
-"""Model Stock: how far to trust the mean of the fine-tunes, from the angles between them."""
+"""Model Stock: move from the base towards the mean, as far as the angles of task vectors allow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Slot, parameter
+from merge_plugins.api import ELEMENT, WHOLE, Granularity, Slot, Weight, parameter
 from merge_plugins.ops.arithmetic import dot_products, rounded, task_vectors
 from merge_plugins.plugins import hookimpl
 
 
 def share_of_mean(dots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return t = N cos / (1 + (N-1) cos), cos the mean over pairs [Jang et al. 2024, eq. 5].
+    """Compute t = N cos / (1 + (N-1) cos), cos the mean over pairs [Jang et al. 2024, eq. 5].
 
-    dots: products of the N task vectors, [..., N, N]; 0 where the denominator vanishes.
+    ``dots``: dot products of the N task vectors, [..., N, N]. The result, [...], is rounded to
+    ``dtype`` at every step, and 0 where the denominator vanishes.
     """
     n = dots.shape[-1]
     norms = rounded(dots.diagonal(dim1=-2, dim2=-1).sqrt().float(), dtype)
@@ -33,7 +34,7 @@ def share_of_mean(dots: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def row_products(slot: Slot) -> Tensor:
-    """Return dot products of the task vectors within each row: float32 [*rows, N, N]."""
+    """Compute dot products of the task vectors' rows: float32 [*shape[:-1], N, N]."""
     deltas = [delta.float() for delta in task_vectors(slot)]
     products = [[rounded(a * b, slot.dtype).sum(-1) for b in deltas] for a in deltas]
     for i, delta in enumerate(deltas):
@@ -47,12 +48,17 @@ class ModelStock:
 
     filter_wise: bool = parameter(False, doc="one share per row instead of one per weight")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the share of the fine-tunes' mean for this whole weight."""
+    @property
+    def granularity(self) -> Granularity:
+        """WHOLE if each row has its own share, else ELEMENT."""
+        return WHOLE if self.filter_wise else ELEMENT
+
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute this weight's share of the mean, float32 []; empty for ``filter_wise``."""
         if self.filter_wise:
             return {}
-        dots = dot_products(slot, task_vectors, slot.dtype)
-        return {"share": share_of_mean(dots, slot.dtype)}
+        dots = dot_products(weight, task_vectors, weight.dtype)
+        return {"share": share_of_mean(dots, weight.dtype)}
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
@@ -66,17 +72,18 @@ class ModelStock:
 
 @dataclass(frozen=True)
 class StockMerging:
-    """Base plus a share of the mean task vector, as the cosines tell [WIDEN: stock_merging]."""
+    """Base plus a share of the mean task vector, from its cosines [WIDEN: stock_merging]."""
 
     clamp: bool = parameter(
         True,
-        doc="keep the share in [0, 1]; false: as MergeLLM has it, moving away from models that "
-        "disagree",
+        doc="clamp the share to [0, 1]; false: as in MergeLLM, negative if the models disagree, "
+        "which moves the merge away from them",
     )
+    granularity = ELEMENT
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the share of the fine-tunes' mean for this whole weight."""
-        dots = dot_products(slot, lambda block: block.deltas().unbind())
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute this weight's share of the mean: float32 []."""
+        dots = dot_products(weight, lambda block: block.deltas().unbind())
         share = share_of_mean(dots, torch.float32)
         return {"share": share.clamp(0, 1) if self.clamp else share}
 
@@ -86,7 +93,7 @@ class StockMerging:
 
 
 def between(slot: Slot, share: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return share * mean(experts) + (1 - share) * base, rounded to ``dtype`` at every step."""
+    """Compute share * mean(experts) + (1 - share) * base, rounded to ``dtype`` at every step."""
     add = functools.partial(_add, dtype=dtype)
     total = functools.reduce(add, (expert.float() for expert in slot.experts))
     mean = rounded(total / len(slot.experts), dtype)
@@ -100,7 +107,7 @@ def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     facts = {"needs_base": True, "min_experts": 2, "paper": "Jang et al. 2024, arXiv:2403.19522"}
-    register("model_stock", ModelStock, elementwise=lambda kernel: not kernel.filter_wise, **facts)
-    register("stock_merging", StockMerging, elementwise=True, **facts)
+    register("model_stock", ModelStock, **facts)
+    register("stock_merging", StockMerging, **facts)

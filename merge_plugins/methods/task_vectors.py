@@ -1,8 +1,8 @@
-"""Methods that add what fine-tuning changed: task arithmetic, TIES, DARE, Breadcrumbs.
+"""Methods that add task vectors to the base: task arithmetic, TIES, DARE, Breadcrumbs.
 
-One pipeline with different parts: sparsify each task vector, weigh, elect signs, sum, normalise,
-scale, add to the base. Numbers are mergekit's, including where it rounds to the inputs' dtype;
-``dtype: float32`` with ``out_dtype: bfloat16`` in the recipe rounds only once.
+All share one pipeline, each with some of its steps: sparsify each task vector, weigh, elect signs,
+sum, normalise, scale, add to the base. Numbers are mergekit's, including where it rounds to the
+inputs' dtype; ``dtype: float32`` with ``out_dtype: bfloat16`` in the recipe rounds only once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merge_plugins.api import PerExpert, Region, Slot, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods._fields import (
     Rescale,
@@ -38,13 +38,14 @@ from merge_plugins.plugins import hookimpl
 
 
 def l1_factors(
-    slot: Slot,
+    weight: Weight,
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
     regions: Sequence[Region] | None = None,
 ) -> Tensor:
-    """Return what restores each task vector's L1 norm after ``sparsify``: float32 [N].
+    """Compute the factors that restore each task vector's L1 norm after ``sparsify``: float32 [N].
 
-    1 where either norm vanishes [mergekit]. ``regions``: what ``sparsify`` takes, if not any block.
+    A factor is 1 where either norm vanishes [mergekit]. ``regions``: the regions that ``sparsify``
+    accepts, if it does not accept any block.
     """
 
     def norms(block: Slot) -> Tensor:
@@ -54,30 +55,30 @@ def l1_factors(
         return torch.tensor([before, after], dtype=torch.float64)
 
     before, after = (
-        rounded(norm.float(), slot.dtype)
-        for norm in torch.stack(slot.map_blocks(norms, regions)).sum(0)
+        rounded(norm.float(), weight.dtype)
+        for norm in torch.stack(weight.map_blocks(norms, regions)).sum(0)
     )
     factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
-    return rounded(factor, slot.dtype)
+    return rounded(factor, weight.dtype)
 
 
 def rescale_factors(
-    slot: Slot,
+    weight: Weight,
     rescale: Rescale,
     density: PerExpert,
     sparsify: Callable[[Slot, list[Tensor]], list[Tensor]],
     regions: Sequence[Region] | None = None,
 ) -> Tensor:
-    """Return the factor on each sparsified task vector: float32 [N]; see `l1_factors`."""
+    """Compute the factor on each sparsified task vector: float32 [N]; see `l1_factors`."""
     if rescale == "inverse_keep":
         return torch.tensor([1 / share if share else 1.0 for share in density])
     if rescale == "none" or min(density) >= 1:
         return torch.ones(len(density))
-    return l1_factors(slot, sparsify, regions)
+    return l1_factors(weight, sparsify, regions)
 
 
 def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """Return each task vector times its factor."""
+    """Multiply each task vector by its factor: N of [*shape]."""
     return [d if f == 1 else d * f for d, f in zip(deltas, factor.tolist(), strict=True)]
 
 
@@ -91,6 +92,7 @@ class TaskArithmetic:
     lambda_: float = lambda_field()
     normalize: bool = normalize_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum(w delta): float32 [*shape]."""
@@ -110,7 +112,7 @@ class Ties:
 
     elect: ClassVar[bool] = True
     rescales: ClassVar[Rescale] = "l1"
-    """What ``rescale: true`` means."""
+    """Rescaling mode that ``rescale: true`` selects."""
 
     weight: PerExpert = weight_field()
     density: PerExpert = density_field()
@@ -118,17 +120,18 @@ class Ties:
     normalize: bool = normalize_field(True)
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where to cut each task vector so that int(density * n) entries remain."""
-        n = math.prod(slot.shape)
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cut that keeps int(density * n) entries of each task vector."""
+        n = math.prod(weight.shape)
         counts = [[int(density * n) if density < 1 else n] for density in self.density]
-        cut = as_measured(cuts([slot], task_vectors, counts))
-        trim, how = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
-        return {**cut, "factor": rescale_factors(slot, how, self.density, trim)}
+        cut = as_measured(cuts([weight], task_vectors, counts))
+        trim, mode = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
+        return {**cut, "factor": rescale_factors(weight, mode, self.density, trim)}
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero all but the largest entries of each task vector."""
@@ -155,7 +158,7 @@ class DareLinear:
 
     elect: ClassVar[bool] = False
     rescales: ClassVar[Rescale] = "l1"
-    """What ``rescale: true`` means."""
+    """Rescaling mode that ``rescale: true`` selects."""
 
     weight: PerExpert = weight_field()
     density: PerExpert = density_field()
@@ -163,16 +166,17 @@ class DareLinear:
     normalize: bool = normalize_field(False)
     rescale: Rescaling = rescale_field(True)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
         if rescaling(self.rescale) != "none" and 0 in self.density:
             raise ParameterError("density 0 leaves nothing to rescale; set rescale: false")
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return each task vector's rescaling factor."""
-        how = rescaling(self.rescale, self.rescales)
-        return {"factor": rescale_factors(slot, how, self.density, self.drop)}
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the rescaling factor of each task vector: float32 [N]."""
+        mode = rescaling(self.rescale, self.rescales)
+        return {"factor": rescale_factors(weight, mode, self.density, self.drop)}
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""
@@ -182,7 +186,7 @@ class DareLinear:
         ]
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return base + lambda * combination of what was kept: float32 [*shape]."""
+        """Return base + lambda * combination of the kept entries: float32 [*shape]."""
         kept = rescaled(self.drop(slot, task_vectors(slot)), slot.measured["factor"])
         return combine(
             slot, kept, self.weight, scale=self.lambda_, normalize=self.normalize, elect=self.elect
@@ -208,22 +212,26 @@ class Breadcrumbs:
     normalize: bool = normalize_field(False)
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
         check_share("gamma", self.gamma)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return where the outliers end and where the crumbs begin, for each task vector."""
-        n = math.prod(slot.shape)
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the cuts after the outliers and before the crumbs of each task vector."""
+        n = math.prod(weight.shape)
         counts = []
         for density, gamma in zip(self.density, self.gamma, strict=True):
             middle = int(density * n) if density < 1 else n
-            top = min(int(gamma * n), n - middle)  # the density is met first
+            top = min(int(gamma * n), n - middle)  # density takes precedence over gamma
             counts.append([top, top + middle])
-        cut = as_measured(cuts([slot], task_vectors, counts))
+        cut = as_measured(cuts([weight], task_vectors, counts))
         trim = functools.partial(self.trim, cut)
-        return {**cut, "factor": rescale_factors(slot, rescaling(self.rescale), self.density, trim)}
+        return {
+            **cut,
+            "factor": rescale_factors(weight, rescaling(self.rescale), self.density, trim),
+        }
 
     def trim(self, cut: Mapping[str, Tensor], slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero the outliers and the crumbs of each task vector."""
@@ -255,7 +263,7 @@ class BreadcrumbsTies(Breadcrumbs):
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the methods of this family."""
     aliases = {"ties": never_adaptive("ties")}
     for name, method, paper in (
         ("task_arithmetic", TaskArithmetic, "Ilharco et al. 2023, arXiv:2212.04089"),
@@ -266,4 +274,4 @@ def register_merge_methods(register: Callable[..., None]) -> None:
         ("breadcrumbs_ties", BreadcrumbsTies, "Davari & Belilovsky 2024, arXiv:2312.06795"),
     ):
         also = aliases.get(name, {})
-        register(name, method, elementwise=True, needs_base=True, paper=paper, aliases=also)
+        register(name, method, needs_base=True, paper=paper, aliases=also)

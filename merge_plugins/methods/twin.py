@@ -1,4 +1,4 @@
-"""Twin-Merging: a shared expert, and what each expert knows besides, weighed for each request.
+"""Twin-Merging: a shared expert, plus each expert's exclusive part, weighed for each request.
 
 theta(x) = theta* + sum_t w_t(x) C(theta_t - theta*), where theta* is a static merge, C compresses
 and w = softmax(router(x)) [Lu et al. 2024, "Twin-Merging: Dynamic Integration of Modular Expertise
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import (
+    ELEMENT,
+    WHOLE,
     Branch,
     Gate,
+    Granularity,
     Kernel,
     LowRank,
     Measures,
@@ -27,6 +30,7 @@ from merge_plugins.api import (
     Product,
     Slot,
     Sources,
+    Weight,
     parameter,
 )
 from merge_plugins.errors import MismatchError, ParameterError
@@ -52,20 +56,21 @@ from merge_plugins.routing.gates import (
 SharedMethod = Literal["task_arithmetic", "average_merging", "ties_merging", "base_model"]
 Compression = Literal["svd", "magnitude", "bernoulli"]
 FACTORWISE = ("task_arithmetic", "average_merging")
-"""Methods that merge the factors of adapters as they merge weights."""
+"""Shared methods that can merge adapters factor by factor."""
 
 
 @dataclass(frozen=True)
 class TwinMerging:
-    """A static merge, plus what each expert knows besides, weighed for each request [Lu 2024].
+    """A static merge, plus each expert's compressed difference, weighed for each request [Lu 2024].
 
-    Weights of one dimension (norms, biases) are kept whole. ``mask_rate: 1`` under a filter leaves
-    weights shared only, as the released code does with biases; 0 keeps them whole, as classifiers
-    want. A shared expert of any other method is a merge named as base_model.
+    The difference of a weight of one dimension (norms, biases) is not compressed. Under a filter,
+    ``mask_rate: 1`` drops the differences of some weights, as the released code does with biases;
+    0 keeps them whole, which suits classifiers. For a shared expert of another method, give a merge
+    as base_model, with ``shared_method: base_model``.
     """
 
     shared_method: SharedMethod = parameter(
-        "task_arithmetic", doc="how the shared expert is merged; base_model: it is the base model"
+        "task_arithmetic", doc="method of the shared expert; base_model takes the base model itself"
     )
     scaling_coefficient: float = parameter(
         0.3, doc="task_arithmetic, ties_merging: factor on the shared expert's task vector"
@@ -73,25 +78,25 @@ class TwinMerging:
     param_value_mask_rate: float = parameter(0.8, doc="ties_merging: share trimmed, in [0, 1]")
     trim_scope: Scope = parameter("tensor", doc="ties_merging: rank within a weight or the model")
     mask_rate: float = parameter(
-        0.9, doc="share of the ranks (svd) or entries dropped from each expert's own, in [0, 1]"
+        0.9, doc="share of the ranks (svd) or entries dropped from each difference, in [0, 1]"
     )
-    rank: int | None = parameter(None, doc="svd: ranks kept, instead of a share")
+    rank: int | None = parameter(None, doc="svd: number of ranks kept, in place of mask_rate")
     mask_strategy: Compression = parameter(
-        "svd", doc="what is dropped: small singular values, small entries, or any entries"
+        "svd", doc="dropped from each difference: small singular values, or small or random entries"
     )
     router: RouterName = router_field("mlp")
     router_weight: PerExpert = router_weight_field()
     tasks: PerExpertText = tasks_field()
     lora_space: Literal["delta", "separate"] = parameter(
         "delta",
-        doc="experts that are LoRA adapters: merge and compress what they add, or both factors "
-        "apart, which is no sum of what they add; the released code",
+        doc="LoRA adapters: merge and compress their products (delta), or each factor separately, "
+        "which is not the merge of the products but what the released code does",
     )
     top_k: int | None = top_k_field()
 
     def __post_init__(self) -> None:
         check_share("mask_rate", (self.mask_rate,))
-        _ = self.shared, self.gate  # their own checks
+        _ = self.shared, self.gate  # raise for parameters that no method or router accepts
         if self.rank is not None and self.rank < 1:
             raise ParameterError(f"rank is 1 or more; got {self.rank}")
         if self.rank is not None and self.mask_strategy != "svd":
@@ -105,8 +110,13 @@ class TwinMerging:
             )
 
     @property
+    def granularity(self) -> Granularity:
+        """WHOLE if the factors of adapters are merged separately, else ELEMENT."""
+        return ELEMENT if self.lora_space == "delta" else WHOLE
+
+    @property
     def shared(self) -> Kernel:
-        """The method that merges the shared expert."""
+        """Method that merges the shared expert."""
         scale = self.scaling_coefficient
         if self.shared_method == "task_arithmetic":
             return TaskArithmetic(weight=(1.0,) * len(self.router_weight), lambda_=scale)
@@ -116,15 +126,15 @@ class TwinMerging:
 
     @property
     def gate(self) -> Gate:
-        """How requests are weighed."""
+        """Router of requests, before it has learned from examples."""
         return gate_of(self.router, self.router_weight, self.tasks, self.top_k)
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return what the shared expert's method measures."""
-        return self.shared.measure(slot) if isinstance(self.shared, Measures) else {}
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the measures of the shared expert's method."""
+        return self.shared.measure(weight) if isinstance(self.shared, Measures) else {}
 
     def prepare(self, sources: Sources) -> Kernel | None:
-        """Prepare the shared expert's method, if it looks at the whole model."""
+        """Prepare the shared expert's method, if it reads the whole model."""
         return self.shared.prepare(sources) if isinstance(self.shared, Prepares) else None
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -135,14 +145,14 @@ class TwinMerging:
         return slot.base.float() + (factors.dense() if factors else 0)
 
     def branch_numel(self, shape: Sequence[int]) -> int:
-        """Number of elements of one expert's own knowledge, after compression."""
+        """Count the elements of one expert's branch, after compression."""
         if self.mask_rate == 1 and self.rank is None:
             return 0
         rank = self._rank(shape)
         return math.prod(shape) if rank is None else rank * sum(shape)
 
     def branches(self, slot: Slot, shared: Tensor) -> list[Branch]:
-        """Return each expert's own knowledge: factors, or whole where nothing is factored."""
+        """Compress each expert's difference from the shared expert: factors, or [*shape]."""
         if self.lora_space == "separate":
             return self._own_factors(slot)
         shared = shared.float()
@@ -152,7 +162,7 @@ class TwinMerging:
         ]
 
     def _shared_factors(self, slot: Slot) -> LowRank | None:
-        """B* and A*: each merged alone; None where no adapter changes the weight."""
+        """Merge B* and A*, each separately; None where no adapter changes the weight."""
         adapters = [factors for factors in slot.factors if factors]
         if not adapters and all(torch.equal(expert, slot.base) for expert in slot.experts):
             return None
@@ -168,7 +178,7 @@ class TwinMerging:
         return LowRank(scale * up, scale * down)
 
     def _own_factors(self, slot: Slot) -> list[Branch]:
-        """What each expert's B and A have beside B* and A*, compressed apart."""
+        """Compress the differences of each expert's B and A from B* and A*, each separately."""
         shared = self._shared_factors(slot)
         if shared is None:
             return [self._compressed(slot, 0, torch.zeros(slot.shape))] * len(slot.experts)
@@ -189,7 +199,7 @@ class TwinMerging:
         return truncated_svd(matrix, rank, slot.generator(expert))
 
     def _rank(self, shape: Sequence[int]) -> int | None:
-        """Ranks kept of a weight of that shape; None: it is not factored."""
+        """Compute the number of ranks kept of a weight; None if it is not factored."""
         if len(shape) != 2 or self.mask_strategy != "svd":
             return None
         if self.rank is not None:
@@ -200,7 +210,7 @@ class TwinMerging:
     def _compressed(self, slot: Slot, expert: int, delta: Tensor) -> Branch:
         rank, kept = self._rank(slot.shape), 1 - self.mask_rate
         if rank is not None:
-            known = rank if delta.any() else 0  # adapters leave most weights as they were
+            known = rank if delta.any() else 0  # adapters leave most weights unchanged
             return truncated_svd(delta, known, slot.generator(expert))
         if delta.ndim < 2 or kept == 1 or self.mask_strategy == "svd":
             return delta
@@ -208,7 +218,7 @@ class TwinMerging:
         if self.mask_strategy == "bernoulli":
             return drop_at_random(one.experts[0], one, expert, kept) / kept
         count = int(kept * delta.numel())
-        ((cut,),) = cuts([one], lambda part: part.experts, [[count]])
+        ((cut,),) = cuts([one.weight()], lambda part: part.experts, [[count]])
         threshold, last = torch.tensor(cut.threshold), torch.tensor(cut.last)
         return keep_largest(one.experts[0], one, threshold, last)
 
@@ -217,13 +227,8 @@ def _base(slot: Slot) -> Tensor:
     return slot.base.float()
 
 
-def _by_element(method: TwinMerging) -> bool:
-    return method.lora_space == "delta"
-
-
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
     """Register the method."""
     paper = "Lu et al. 2024, arXiv:2406.15479"
-    facts = {"elementwise": _by_element, "needs_data": learns}
-    register("twin_merging", TwinMerging, needs_base=True, paper=paper, **facts)
+    register("twin_merging", TwinMerging, needs_base=True, needs_data=learns, paper=paper)

@@ -1,7 +1,7 @@
-"""WIDEN: weigh each column of a layer by how far fine-tuning moved its length and its direction.
+"""WIDEN: weigh each column of a layer by the change of its length and of its direction.
 
-Everything a column's score depends on is a sum over the column, so one pass over the blocks gives
-the scores and the merge itself is elementwise.
+A column's score depends on sums over the column only, so one pass over the blocks computes all
+scores, and the merge itself is elementwise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, parameter
+from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import sums_over
 from merge_plugins.plugins import hookimpl
@@ -24,8 +24,8 @@ from merge_plugins.plugins import hookimpl
 class WidenMerging:
     """Base plus task vectors weighed column by column, by how much each moved [Yu et al. 2024].
 
-    A column is what a layer does with one of its inputs: one token's row of an embedding, one
-    column of a linear layer (also of the output head), for each matrix of a stack of experts.
+    A column holds a layer's weights for one of its inputs: one token's row of an embedding, or one
+    column of a linear layer (also of the output head); in a stack of experts, of each matrix.
     """
 
     above_average_value_ratio: float = parameter(
@@ -34,9 +34,10 @@ class WidenMerging:
     score_calibration_value: float = parameter(1.0, doc="score of an important column")
     zero_columns: Literal["first", "last"] = parameter(
         "first",
-        doc="rank of a column that is zero, thus without direction, in base or model: as if it had "
-        "not turned (first), or as if it had turned most (last), as MergeLLM has it",
+        doc="rank of a column that is zero, thus without direction, in base or model: as if its "
+        "direction had not changed (first), or changed most (last), as in MergeLLM",
     )
+    granularity = ELEMENT
 
     def __post_init__(self) -> None:
         if not self.above_average_value_ratio >= 0:
@@ -45,12 +46,12 @@ class WidenMerging:
                 f"got {self.above_average_value_ratio:g}"
             )
 
-    def measure(self, slot: Slot) -> Mapping[str, Tensor]:
-        """Return the score of every column, float32 [N, *shape] with 1 where it is shared."""
-        if len(slot.shape) < 2 or slot.input_dim is None:
-            (scores,) = slot.map_blocks(self._scores_of_entries, [Region.whole(slot.shape)])
+    def measure(self, weight: Weight) -> Mapping[str, Tensor]:
+        """Compute the score of every column: float32 [N, *shape], of size 1 along columns."""
+        if len(weight.shape) < 2 or weight.input_dim is None:
+            (scores,) = weight.map_blocks(self._scores_of_entries, [Region.whole(weight.shape)])
         else:
-            scores = self._scores_of_columns(slot, slot.input_dim % len(slot.shape))
+            scores = self._scores_of_columns(weight, weight.input_dim % len(weight.shape))
         return {"scores": scores.float()}
 
     def __call__(self, slot: Slot) -> Tensor:
@@ -67,17 +68,17 @@ class WidenMerging:
         return total.add_(slot.base)
 
     def _scores_of_entries(self, slot: Slot) -> Tensor:
-        """Score a bias or a norm, where the change itself takes the place of the rank."""
+        """Score each entry of a bias or norm by its change in place of a rank: float64."""
         changes = slot.deltas().double().abs_()
         average = changes.view(len(changes), -1).mean(1).view(-1, *[1] * len(slot.shape))
         return self._calibrated(changes, average)
 
-    def _scores_of_columns(self, slot: Slot, columns: int) -> Tensor:
-        """Score the columns of every matrix by their mean score of length and direction."""
-        rows = 2 * len(slot.shape) - 3 - columns  # the other one of the last two dimensions
-        n_columns = slot.shape[columns]
+    def _scores_of_columns(self, weight: Weight, columns: int) -> Tensor:
+        """Score columns by the mean of their scores of length and direction: float64."""
+        rows = 2 * len(weight.shape) - 3 - columns  # the other of the last two dimensions
+        n_columns = weight.shape[columns]
         changes = divergences(
-            column_products(slot, rows), torch.inf if self.zero_columns == "last" else 0.0
+            column_products(weight, rows), torch.inf if self.zero_columns == "last" else 0.0
         )
         ranks = [ranked(change) / max(1, n_columns) for change in changes]
         average = torch.tensor((n_columns - 1) / max(1, 2 * n_columns), dtype=torch.float64)
@@ -85,16 +86,16 @@ class WidenMerging:
         return (length + direction).div_(2).unsqueeze(rows + 1)
 
     def _calibrated(self, values: Tensor, average: Tensor) -> Tensor:
-        """Softmax over the models [N, ...], but a fixed score for values above the average."""
+        """Apply softmax over the models [N, ...]; values above average get a fixed score."""
         important = values > self.above_average_value_ratio * average
         return torch.where(important, self.score_calibration_value, values.softmax(0))
 
 
-def column_products(slot: Slot, rows: int) -> Tensor:
-    """Return <base, base>, N of <delta, base>, N of <delta, delta> over dimension ``rows``.
+def column_products(weight: Weight, rows: int) -> Tensor:
+    """Compute <base, base>, N of <delta, base> and N of <delta, delta> over dimension ``rows``.
 
-    float64 [2 N + 1, *shape without rows]. These, unlike lengths and cosines, lose nothing to
-    cancellation when fine-tuning moved a column by a ten-thousandth.
+    float64 [2 N + 1, *shape without rows]. Unlike lengths and cosines, these lose no digits to
+    cancellation when fine-tuning changed a column by a ten-thousandth.
     """
 
     def products(block: Slot) -> Iterator[Tensor]:
@@ -102,14 +103,14 @@ def column_products(slot: Slot, rows: int) -> Tensor:
         pairs = [(base, base), *((d, base) for d in deltas), *((d, d) for d in deltas)]
         return (a * b for a, b in pairs)
 
-    return sums_over(slot, rows, products)
+    return sums_over(weight, rows, products)
 
 
 def divergences(products: Tensor, undefined: float) -> tuple[Tensor, Tensor]:
-    """Return how each column's length and direction moved, | |w| - |b| | and 1 - cos(w, b).
+    """Compute the change of each column's length, | |w| - |b| |, and direction, 1 - cos(w, b).
 
-    products: of `column_products`; both results float64 [N, ...]; ``undefined``: the second where
-    a column has no length.
+    ``products``: from `column_products`. Both results are float64 [N, ...]. ``undefined``: change
+    of direction where a column is zero.
     """
     n = len(products) // 2
     base, along, moved = products[0], products[1 : n + 1], products[n + 1 :]
@@ -127,7 +128,7 @@ def divergences(products: Tensor, undefined: float) -> tuple[Tensor, Tensor]:
 
 
 def ranked(values: Tensor) -> Tensor:
-    """Return the position of each value in its ascending row, 0 to n - 1; equal ones in order."""
+    """Rank each row's values in ascending order, 0 to n - 1, equal ones by position: float64."""
     order = values.argsort(dim=-1, stable=True)
     positions = torch.arange(values.shape[-1], dtype=torch.float64).expand_as(values)
     return torch.empty_like(positions).scatter_(-1, order, positions)
@@ -135,11 +136,10 @@ def ranked(values: Tensor) -> Tensor:
 
 @hookimpl
 def register_merge_methods(register: Callable[..., None]) -> None:
-    """Register the family."""
+    """Register the method."""
     register(
         "widen_merging",
         WidenMerging,
-        elementwise=True,
         layout=True,
         needs_base=True,
         paper="Yu et al. 2024, arXiv:2408.03092",

@@ -1,8 +1,8 @@
-"""Maths that more than one method uses. Elementwise throughout, so it runs on any block.
+"""Arithmetic that several methods share; elementwise, so it runs on any block.
 
 Speed notes, measured per element on one core: torch's float arithmetic takes 0.2 ns, its
 comparisons 1 ns, ``where`` and ``masked_fill`` 5 ns. Hence masks here are arithmetic
-(``hardshrink``, ``relu``, ``sign``, bits of an integer) wherever that says the same thing.
+(``hardshrink``, ``relu``, ``sign``, bits of an integer) wherever that gives the same result.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merge_plugins.api import Slot
+from merge_plugins.api import Slot, Weight
 
 WAVE = 64
-"""Blocks whose sums over a dimension are held at a time: each is as long as a row."""
+"""Blocks whose sums over one dimension are held at a time; each sum is as long as a row."""
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 values to what ``dtype`` can hold, still in float32.
 
-    mergekit computes the task-vector family in the dtype of its inputs; this says where it rounds.
+    mergekit computes the task-vector family in the dtype of its inputs, and rounds at every step.
     """
     return x if dtype in (torch.float32, torch.float64) else x.to(dtype).float()
 
@@ -38,7 +38,7 @@ def least(value: float, dtype: torch.dtype) -> float:
 
 
 def added(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum: float32 [*shape], inputs untouched. ``stack(…).sum(0)`` takes ten times."""
+    """Sum tensors: float32 [*shape], inputs untouched. ``stack(…).sum(0)`` is ten times slower."""
     first, *others = tensors
     total = first.to(torch.float32, copy=True)
     for tensor in others:
@@ -47,7 +47,7 @@ def added(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the sum of weight times tensor: float32 [*shape], inputs untouched."""
+    """Sum weight times tensor: float32 [*shape], inputs untouched."""
     first, *others = tensors
     total = torch.mul(first.float(), weights[0])
     for tensor, weight in zip(others, weights[1:], strict=True):
@@ -56,11 +56,11 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def dot_products(
-    slot: Slot,
+    weight: Weight,
     vectors: Callable[[Slot], Sequence[Tensor]],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return all dot products between whole vectors: float64 [N, N], summed block by block.
+    """Compute all dot products between whole vectors: float64 [N, N], summed block by block.
 
     ``dtype`` rounds the products of different vectors before they are summed, as mergekit does.
     """
@@ -76,11 +76,11 @@ def dot_products(
                 dots[i, j] = dots[j, i] = dot
         return dots
 
-    return torch.stack(slot.map_blocks(gram)).sum(0)
+    return torch.stack(weight.map_blocks(gram)).sum(0)
 
 
-def sums(slot: Slot, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
-    """Return the sum over the whole weight of each of ``terms(block)``: float64 [K].
+def sums(weight: Weight, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
+    """Sum each of ``terms(block)`` over the whole weight: float64 [K].
 
     terms: float32, K of [*shape].
     """
@@ -88,21 +88,21 @@ def sums(slot: Slot, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
     def summed(block: Slot) -> Tensor:
         return torch.stack([term.sum() for term in terms(block)]).double()
 
-    return torch.stack(slot.map_blocks(summed)).sum(0)
+    return torch.stack(weight.map_blocks(summed)).sum(0)
 
 
-def sums_over(slot: Slot, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -> Tensor:
-    """Return the sums over one dimension of the whole weight: float64 [K, *shape without it]."""
+def sums_over(weight: Weight, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -> Tensor:
+    """Sum terms over one dimension of the whole weight: float64 [K, *shape without it]."""
 
     def look(block: Slot) -> Tensor:
         return torch.stack([term.sum(dim) for term in terms(block)])
 
-    total, regions = None, slot.blocks()
+    total, regions = None, weight.blocks()
     for start in range(0, len(regions), WAVE):
         wave = regions[start : start + WAVE]
-        for region, part in zip(wave, slot.map_blocks(look, wave), strict=True):
+        for region, part in zip(wave, weight.map_blocks(look, wave), strict=True):
             if total is None:
-                sizes = (size for at, size in enumerate(slot.shape) if at != dim)
+                sizes = (size for at, size in enumerate(weight.shape) if at != dim)
                 total = torch.zeros(len(part), *sizes, dtype=torch.float64)
             bounds = (slice(*b) for at, b in enumerate(region.bounds) if at != dim)
             box = (slice(None), *bounds)
@@ -112,12 +112,12 @@ def sums_over(slot: Slot, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -
 
 
 def task_vectors(slot: Slot) -> list[Tensor]:
-    """Return expert minus base, N of [*shape], in the inputs' dtype: mergekit's arithmetic."""
+    """Subtract the base from each expert: N of [*shape], in the inputs' dtype, as mergekit does."""
     return [expert - slot.base for expert in slot.experts]
 
 
 def vectors(slot: Slot) -> list[Tensor]:
-    """Return task vectors if there is a base, else the models: N of [*shape], in one dtype."""
+    """Compute task vectors if there is a base, else return the models: N of [*shape], one dtype."""
     if slot.maybe_base is not None:
         return task_vectors(slot)
     dtype = slot.dtype
@@ -133,7 +133,7 @@ def combine(
     normalize: bool,
     elect: bool,
 ) -> Tensor:
-    """Return base + scale * weighted sum of task vectors, optionally elected and normalised.
+    """Add the weighted sum of task vectors to the base, optionally elected and normalised.
 
     Election keeps the entries whose sign is the sign of the weighted sum (zero counts as plus) and
     normalising divides by the weights that took part [Yadav et al. 2023, alg. 1; mergekit].
@@ -163,10 +163,10 @@ def elected(
     tie: float,
     leaning: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the terms that have the sign of their sum, and the weights of those.
+    """Sum the terms that have the sign of their sum; return that, and the sum of their weights.
 
     terms: N of float32 [*shape], overwritten; ``tie``: the sign (+1, -1) where they sum to zero,
-    or 0 to keep nothing there; ``leaning``: what has the sign instead of their sum, overwritten.
+    or 0 to keep nothing there; ``leaning``: a tensor whose sign is used instead, overwritten.
     The second result is never 0, so that the first can be divided by it; without weights it is 1.
     """
     if leaning is None:

@@ -1,7 +1,8 @@
-"""Merge linear layers as matrices, one at a time and read in pieces, and average other weights.
+"""Merge linear layers as matrices, one at a time and read in pieces; average other weights.
 
-What methods on matrices need besides the model is [n, n], n the inputs or the smaller side: they
-measure that of all rows, and then know each merged row from the same rows of the experts.
+Matrix methods work in two passes over pieces of rows: the first accumulates an [n, n] Gram matrix
+(n: input size or the shorter side), the second computes each merged row from that and the experts'
+same rows. Memory beside the model: O(n^2).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, Sources, holds_matrices
+from merge_plugins.api import Region, Slot, Sources, Weight, holds_matrices
 from merge_plugins.ops.arithmetic import weighted_sum
 from merge_plugins.parallel import return_memory
 
@@ -32,7 +33,7 @@ Rows: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Deltas(Sequence[Tensor]):
-    """Task vectors of some rows, each made when it is looked at: float64 [rows, columns]."""
+    """Task vectors of some rows, each computed when it is indexed: float64 [rows, columns]."""
 
     def __init__(self, base: Tensor, experts: Sequence[Tensor]) -> None:
         self._base, self._experts = base, experts
@@ -41,7 +42,7 @@ class Deltas(Sequence[Tensor]):
         return len(self._experts)
 
     def __getitem__(self, expert: int) -> Tensor:  # type: ignore[override]
-        """Return expert minus base: the caller's own."""
+        """Compute expert minus base, a new tensor."""
         return self._experts[expert].to(torch.float64, copy=True).sub_(self._base)
 
 
@@ -60,7 +61,7 @@ class Piece(NamedTuple):
 class Matrix:
     """Base and task vectors of one linear layer. Rows are its outputs, columns its inputs."""
 
-    slot: Slot
+    weight: Weight
     region: Region
     turned: bool = False
     """Rows are its inputs, columns its outputs."""
@@ -68,7 +69,7 @@ class Matrix:
     @property
     def n_experts(self) -> int:
         """Number of task vectors."""
-        return len(self.slot.experts)
+        return self.weight.n_experts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,26 +79,26 @@ class Matrix:
 
     @property
     def upright(self) -> Matrix:
-        """The same matrix with at least as many rows as columns, turned if need be."""
+        """This matrix with at least as many rows as columns, turned if need be."""
         rows, columns = self.shape
         return self if rows >= columns else replace(self, turned=not self.turned)
 
     def pieces(self) -> Iterator[Piece]:
-        """Read some rows after others; what was read before is forgotten."""
-        for part in self.slot.walk(self._regions()):
+        """Read the matrix some rows at a time; rows read before are dropped."""
+        for part in self.weight.walk(self._regions()):
             base = self.oriented(part.base)
             yield Piece(part.box, base, Deltas(base, [*map(self.oriented, part.experts)]))
         return_memory()  # of the pieces, before an [n, n] is made among their holes
 
     def oriented(self, stored: Tensor) -> Tensor:
-        """View some of the weight as stored as rows and columns."""
+        """View part of the stored weight as rows and columns."""
         matrix = stored[(0,) * (stored.ndim - 2)]
         return matrix if self._row_dim == -2 else matrix.mT
 
     @property
     def _row_dim(self) -> int:
         """The dimension that runs over the rows."""
-        return -2 if (self.slot.input_dim == -1) != self.turned else -1
+        return -2 if (self.weight.input_dim == -1) != self.turned else -1
 
     def _regions(self) -> Iterator[Region]:
         rows, columns = self.shape
@@ -109,33 +110,34 @@ class Matrix:
 
 
 def by_matrix(
-    slot: Slot, scale: float, merge: Callable[[Matrix], Rows], *, upright: bool = False
+    weight: Weight, scale: float, merge: Callable[[Matrix], Rows], *, upright: bool = False
 ) -> Tensor:
-    """Return base + scale * merged task vector: [*shape] in the slot's ``rounds_to``.
+    """Add scale * merged task vector to the base: [*shape] in the weight's ``rounds_to``.
 
-    ``merge`` looks at one matrix and returns how its rows are merged; ``upright``: at
-    `Matrix.upright`. Weights that are no matrices of linear layers get the mean task vector.
+    ``merge`` measures one matrix and returns the function that merges its rows; ``upright``: at
+    `Matrix.upright`.
     """
-    if not holds_matrices(slot):
-        return averaged(slot, scale)
-    result = torch.empty(slot.shape, dtype=slot.rounds_to, device=slot.base.device)
-    for region in slot.box.matrices():
-        matrix = Matrix(slot, region)
+    result = torch.empty(weight.shape, dtype=weight.rounds_to, device=weight.device)
+    for region in weight.region.matrices():
+        matrix = Matrix(weight, region)
         matrix = matrix.upright if upright else matrix
         rows = merge(matrix)
         for piece in matrix.pieces():
-            target = matrix.oriented(result[piece.region.within(slot.box)])
+            target = matrix.oriented(result[piece.region.within(weight.region)])
             target.copy_(rows(piece.deltas).mul_(scale).add_(piece.base))
     return result
 
 
 def total(deltas: Sequence[Tensor]) -> Tensor:
-    """Return the sum of task vectors: float64 [rows, columns]."""
+    """Sum task vectors: float64 [rows, columns]."""
     return functools.reduce(Tensor.add_, deltas)
 
 
 def averaged(slot: Slot, scale: float) -> Tensor:
-    """Return base + scale * mean task vector: float32 [*shape], without holding a task vector."""
+    """Add scale * mean task vector to the base: float32 [*shape], without holding a task vector.
+
+    For weights that are no matrices of linear layers.
+    """
     share = scale / len(slot.experts)
     return weighted_sum((slot.base, *slot.experts), (1 - scale, *[share] * len(slot.experts)))
 
@@ -143,19 +145,19 @@ def averaged(slot: Slot, scale: float) -> Tensor:
 def announce(
     sources: Sources, method: str, what: str, cost: Callable[[int, int, int], float]
 ) -> None:
-    """Log how many matrices will be worked on, and how much work that is.
+    """Log the number of matrices to be merged, and the work that it takes.
 
     ``cost(outputs, inputs, experts)``: floating-point operations of one matrix.
     """
     n_matrices, n_averaged, total = 0, 0, 0.0
-    for slot in sources.slots():
-        if not holds_matrices(slot):
+    for weight in sources.slots():
+        if not holds_matrices(weight):
             n_averaged += 1
             continue
-        regions = list(slot.box.matrices())
-        outputs, inputs = Matrix(slot, regions[0]).shape
+        regions = list(weight.region.matrices())
+        outputs, inputs = Matrix(weight, regions[0]).shape
         n_matrices += len(regions)
-        total += len(regions) * cost(outputs, inputs, len(slot.experts))
+        total += len(regions) * cost(outputs, inputs, weight.n_experts)
     logger.info(
         "%s: %s of %d matrices, one at a time; about %.3g TFLOP (%.3g minutes at 100 GFLOP/s); "
         "the other %d weights are averaged",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -43,43 +42,43 @@ def keep_at_random(x: Tensor, slot: Slot, expert: int, probability: Tensor) -> T
 
 
 def _words(slot: Slot, expert: int, device: torch.device) -> Tensor:
-    """Return 32 random bits per entry: int32 [*shape]."""
+    """Draw 32 random bits per entry: int32 [*shape]."""
     words, region = _key(slot, expert), slot.box
-    if region.span is not None:
+    if region.span is not None and slot.positions is None:
         first, last = region.span
         if first >> 32 == last >> 32:  # else the high word differs within the region
             low = _ramp(last - first, device) + _wrapped(first + words[0])
             return _hash(low, first >> 32, words).view(region.sizes)
-    index = region.index().to(device)
+    index = slot.index().to(device)
     low = index.to(torch.int32).add_(words[0])
     return _hash(low, (index >> 32).to(torch.int32), words)
 
 
 def _key(slot: Slot, expert: int) -> list[int]:
-    """Return three words that tell one expert's stream from every other."""
-    key = hashlib.sha256(f"{slot.seed}/{slot.name}/{expert}".encode()).digest()
+    """Hash seed, weight and expert to three words: one stream of random numbers for each."""
+    key = slot.stream(expert)
     return [int.from_bytes(key[i : i + 4], "little", signed=True) for i in (0, 4, 8)]
 
 
 def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
-    """Return 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
+    """Draw 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
     words = _key(slot, expert)
     region = slot.box
-    if region.span is not None:
+    if region.span is not None and slot.positions is None:
         start, stop = region.span
         first, last = start // 2, (stop + 1) // 2
         if first >> 32 == last >> 32:  # else the high word differs within the region
             pairs = _ramp(last - first, device) + _wrapped(first + words[0])
             halves = _hash(pairs, first >> 32, words).view(torch.int16)[start % 2 :]
             return halves[: stop - start].reshape(region.sizes)
-    index = region.index().to(device)
+    index = slot.index().to(device)
     pairs, shift = index >> 1, (index & 1).mul_(16).to(torch.int32)
     low = pairs.to(torch.int32).add_(words[0])
     return (_hash(low, (pairs >> 32).to(torch.int32), words) >> shift).to(torch.int16)
 
 
 def _hash(counter: Tensor, high: Tensor | int, words: Sequence[int]) -> Tensor:
-    """Return 32 random bits for each counter, overwriting it: int32 [...].
+    """Hash each counter to 32 random bits, overwriting it: int32 [...].
 
     Three rounds of multiply and xor-shift, keyed before and between [after C. Wellons, "Hash
     function prospecting"]; ``high``: bits of the position beyond 32. torch shifts int32
@@ -94,7 +93,7 @@ def _hash(counter: Tensor, high: Tensor | int, words: Sequence[int]) -> Tensor:
 
 
 def _wrapped(value: int) -> int:
-    """Return the low 32 bits as a signed number."""
+    """Wrap to 32 bits, as a signed number."""
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 

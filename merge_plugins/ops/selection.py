@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot
+from merge_plugins.api import Slot, Weight
 
 SAMPLE = 1 << 14
-RUN = 64  # neighbours sampled together: one page read serves them all
 ALL = 1 << 62
 """As ``last``: keep every entry at the threshold."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""What the bits of a float of so many bytes are."""
+"""Integer type of the bits of a float, by its size in bytes."""
 
 Keys = NDArray[np.integer]
 Vectors = Callable[[Slot], Sequence[Tensor]]
@@ -47,7 +46,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class _Block:
-    """What one block says about one bracket (low, high)."""
+    """Counts of one block for one bracket (low, high), and the keys inside it."""
 
     above: int
     at_high: int
@@ -56,14 +55,14 @@ class _Block:
 
 
 def cuts(
-    slots: Sequence[Slot], vectors: Vectors, counts: Sequence[Sequence[int]]
+    weights: Sequence[Weight], vectors: Vectors, counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
-    """Return, for each row of ``vectors``, the cut that keeps each count of largest magnitudes.
+    """Find, for each row of ``vectors``, the cut that keeps each count of largest magnitudes.
 
-    ``slots``: whole weights, taken as one long vector per row; ``vectors(slot)``: rows of
+    ``weights``: whole, taken as one long vector per row; ``vectors(slot)``: rows of
     [*slot.shape] (task vectors, usually); ``counts``: per row, how many entries to keep.
     """
-    search = _Search(slots, vectors)
+    search = _Search(weights, vectors)
     total = search.total
     found = {
         (row, count): Cut(math.inf, -1) if count <= 0 else Cut(0.0, ALL)
@@ -76,7 +75,7 @@ def cuts(
 
 
 def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
-    """Return cuts as tensors ``threshold`` (float64) and ``last`` (int64), both [rows, counts]."""
+    """Convert cuts to tensors ``threshold`` (float64) and ``last`` (int64), both [rows, counts]."""
     thresholds = [[cut.threshold for cut in row] for row in found]
     return {
         "threshold": torch.tensor(thresholds, dtype=torch.float64),
@@ -84,14 +83,16 @@ def as_measured(found: Sequence[Sequence[Cut]]) -> dict[str, Tensor]:
     }
 
 
-def order_statistics(slot: Slot, vector: Callable[[Slot], Tensor], ranks: Sequence[int]) -> Tensor:
-    """Return the values at some ranks, 0 for the smallest, of one signed vector: [len(ranks)].
+def order_statistics(
+    weight: Weight, vector: Callable[[Slot], Tensor], ranks: Sequence[int]
+) -> Tensor:
+    """Find the values at some ranks, 0 for the smallest, of one signed vector: [len(ranks)].
 
     ``vector(block)``: [*shape]; the result has its dtype.
     """
-    n = math.prod(slot.shape)
-    if len(slot.blocks()) == 1:  # also where a rank is the first or the last of very few
-        (ordered,) = slot.map_blocks(lambda block: vector(block).reshape(-1).sort().values)
+    n = math.prod(weight.shape)
+    if len(weight.blocks()) == 1:  # also where a rank is the first or the last of very few
+        (ordered,) = weight.map_blocks(lambda block: vector(block).reshape(-1).sort().values)
         return ordered[list(ranks)]
 
     def sides(block: Slot) -> Sequence[Tensor]:
@@ -99,43 +100,24 @@ def order_statistics(slot: Slot, vector: Callable[[Slot], Tensor], ranks: Sequen
         return values.clamp(min=0), values.neg().clamp_(min=0)
 
     counts = [[n - rank for rank in ranks], [rank + 1 for rank in ranks]]
-    positive, negative = cuts([slot], sides, counts)
+    positive, negative = cuts([weight], sides, counts)
     values = [
         above.threshold - below.threshold for above, below in zip(positive, negative, strict=True)
     ]
-    return torch.tensor(values, dtype=vector(_thinned(slot, n)).dtype)
-
-
-@dataclass(frozen=True)
-class _Sample(Region):
-    """Runs of neighbours at even steps of a flattened weight: no box, but it has positions."""
-
-    run: int
-    step: int
-
-    @property
-    def span(self) -> None:
-        """It lies in many pieces."""
-
-    def index(self) -> Tensor:
-        first = torch.arange(self.numel // self.run) * self.step
-        return (first[:, None] + torch.arange(self.run)).view(-1)
-
-    def of_rows(self, values: Tensor) -> Tensor:
-        return values.reshape(-1)[self.index() // self.shape[-1]] if self.shape else values
+    return torch.tensor(values, dtype=vector(weight.sample(n)).dtype)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Rows of magnitudes over all blocks of all slots."""
+    """Search rows of magnitudes over all blocks of all weights."""
 
-    slots: Sequence[Slot]
+    weights: Sequence[Weight]
     vectors: Vectors
 
     @property
     def total(self) -> int:
         """Length of a row."""
-        return sum(math.prod(slot.shape) for slot in self.slots)
+        return sum(math.prod(weight.shape) for weight in self.weights)
 
     def find(self, wanted: Sequence[Wanted], found: dict[Wanted, Cut]) -> None:
         """Add the cut of every (row, count); one pass over the blocks unless a bracket misses."""
@@ -147,7 +129,7 @@ class _Search:
                 (row, *_bracket(samples[row], count / self.total, margin)) for row, count in wanted
             ]
             look = functools.partial(self.survey, brackets)
-            surveys = [blocks for slot in self.slots for blocks in slot.map_blocks(look)]
+            surveys = [blocks for weight in self.weights for blocks in weight.map_blocks(look)]
             missed = []
             for i, (row, count) in enumerate(wanted):
                 cut = self.resolve(brackets[i], [blocks[i] for blocks in surveys], count)
@@ -158,7 +140,7 @@ class _Search:
             wanted = missed
 
     def survey(self, brackets: Sequence[tuple[int, int, int]], block: Slot) -> list[_Block]:
-        """Look at one block once."""
+        """Count one block for every bracket."""
         keys = [_keys(vector) for vector in self.vectors(block)]
         return [_surveyed(keys[row], low, high) for row, low, high in brackets]
 
@@ -190,34 +172,30 @@ class _Search:
         at = int(np.searchsorted(np.cumsum(ties), nth))
         nth -= sum(ties[:at])
         start = 0
-        for slot in self.slots:
-            regions = slot.blocks()
+        for weight in self.weights:
+            regions = weight.blocks()
             if at < len(regions):
-                block = slot.part(regions[at])
+                block = weight.part(regions[at])
                 equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
                 return start + int(block.index().reshape(-1)[int(equal[nth - 1])])
-            at, start = at - len(regions), start + math.prod(slot.shape)
+            at, start = at - len(regions), start + math.prod(weight.shape)
         raise AssertionError("a block beyond the last one")
 
     def samples(self) -> list[Keys]:
         """Keys of a strided sample of each row, sorted downwards."""
-        size = SAMPLE if len(self.slots) == 1 else 16 * SAMPLE  # one long row: narrower brackets
+        size = SAMPLE if len(self.weights) == 1 else 16 * SAMPLE  # one long row: narrower brackets
         step = max(1, self.total // size)
 
-        def thinned(slot: Slot) -> list[Tensor]:
-            vectors = list(self.vectors(_thinned(slot, step)))
-            if slot.reader is not None:  # a page was read for each run, and its neighbours with it
-                slot.reader.release(Region.whole(slot.shape))
-            return vectors
-
-        rows = zip(*map(thinned, self.slots), strict=True)
+        rows = zip(*(self.vectors(weight.sample(step)) for weight in self.weights), strict=True)
         return [-np.sort(-np.concatenate([_keys(vector) for vector in row])) for row in rows]
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Dtype of the rows; one for all slots."""
+        """Dtype of the rows; one for all weights."""
         dtypes = {
-            vector.dtype for slot in self.slots for vector in self.vectors(_thinned(slot, 1 << 62))
+            vector.dtype
+            for weight in self.weights
+            for vector in self.vectors(weight.sample(1 << 62))
         }
         assert len(dtypes) == 1, f"rows of different dtypes cannot be ranked together: {dtypes}"
         return dtypes.pop()
@@ -248,27 +226,8 @@ def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
     return int(sample[last]) if last < n else -1, high
 
 
-def _thinned(slot: Slot, step: int) -> Slot:
-    """Return a slot of runs of neighbours: one element in ``step`` of the original."""
-    total = math.prod(slot.shape)
-    runs, run, stride = total // (step * RUN), RUN, step * RUN
-    if step == 1 or runs == 0:
-        runs, run, stride = -(-total // step), 1, step
-    region = _Sample(tuple(slot.shape), ((0, runs * run),), run, stride)
-
-    def thin(tensor: Tensor) -> Tensor:
-        flat = tensor.reshape(-1)
-        some = flat.as_strided((runs, run), (stride, 1), flat.storage_offset()).reshape(-1)
-        return slot.reader.convert(some) if slot.reader else some
-
-    base = None if slot.maybe_base is None else thin(slot.maybe_base)
-    experts = tuple(thin(expert) for expert in slot.experts)
-    thinned = Slot(slot.name, base, experts, seed=slot.seed, region=region)
-    return slot.through(thinned) if slot.through else thinned
-
-
 def by_rank(x: Tensor, values: Tensor) -> Tensor:
-    """Give each entry the value at its rank in its row: ``values[0]`` for the largest |x|.
+    """Assign each entry the value at its rank in its row: ``values[0]`` for the largest |x|.
 
     x: any float [*shape, n], ranked as float32 at most; values: [n]; the result has x's shape and
     the dtype of ``values``. Of equal magnitudes the first in memory counts as the largest, as it

@@ -17,7 +17,7 @@ is, they leave a Frobenius error within 1 % of the smallest possible."""
 
 
 def truncated_svd(matrix: Tensor, rank: int, generator: torch.Generator) -> LowRank:
-    """Return the ``rank`` leading components as (U sqrt(S), sqrt(S) Vt).
+    """Compute the ``rank`` leading components, as the factors U sqrt(S) and sqrt(S) Vt.
 
     matrix: float32 [m, n] on any device. The shorter side decides how: exactly, or by the
     randomised range finder with subspace iteration [Halko, Martinsson & Tropp 2011, alg. 4.4 and
@@ -39,7 +39,7 @@ def truncated_svd(matrix: Tensor, rank: int, generator: torch.Generator) -> LowR
 
 
 def _range(matrix: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Return an orthonormal basis [m, width] of nearly all that the matrix does."""
+    """Find an orthonormal basis [m, width] of nearly all of the matrix's range."""
     start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
     basis: Tensor = torch.linalg.qr(matrix @ start).Q
     for _ in range(ITERATIONS):

@@ -1,4 +1,4 @@
-"""What a published merge says about itself: its recipe and a model card in the hub's format."""
+"""Write the recipe and model card of a published merge, in the hub's format."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ def is_local(ref: str) -> bool:
 
 
 def portable(recipe: Recipe, folder: Path) -> str:
-    """Return the recipe's YAML with local models relative to ``folder``, where it will stand."""
+    """Format the recipe as YAML, with local models relative to the recipe's own ``folder``."""
 
     def relative(ref: str) -> str:
         return os.path.relpath(ref, folder) if is_local(ref) else ref
 
-    held = recipe.as_dict(relative)
-    return yaml.safe_dump(held, sort_keys=False, allow_unicode=True)
+    content = recipe.as_dict(relative)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def shown(ref: str) -> str:
-    """Return a folder's name, or a hub id as it is."""
+    """Shorten a local path to its last part; a hub id stays."""
     return Path(ref).name if is_local(ref) else ref
 
 
 def _line(ref: Reference) -> str:
-    """Return a model on one line."""
-    held = written(ref, shown)
-    return held if isinstance(held, str) else json.dumps(held, ensure_ascii=False)
+    """Format a model reference on one line."""
+    reference = written(ref, shown)
+    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
-def model_card(found: Plan, name: str, settled: Mapping[str, Any]) -> str:
-    """Return README.md: front matter the hub reads, the models, the recipe, how to score it.
+def model_card(plan: Plan, name: str, settled: Mapping[str, Any]) -> str:
+    """Compose README.md: front matter for the hub, the models and the recipe.
 
-    ``settled``: what the method came down to, see `merge_plugins.engine.Merge.settled`.
+    ``settled``: values that the method computed, see `merge_plugins.engine.Merge.settled`.
     """
-    recipe, method = found.recipe, found.method
+    recipe, method = plan.recipe, plan.method
     stored = dict.fromkeys(file for ref in recipe.references for file in files(ref))
     front: dict[str, Any] = {
         "base_model": [ref.partition("@")[0] for ref in stored if not is_local(ref)],
@@ -56,15 +56,15 @@ def model_card(found: Plan, name: str, settled: Mapping[str, Any]) -> str:
         "tags": ["merge", "merge-plugins"],
     }
     front = {key: value for key, value in front.items() if value}
-    held = recipe.as_dict(shown)
-    models = "\n".join(f"- {_line(ref)}" for ref in found.experts)
+    content = recipe.as_dict(shown)
+    models = "\n".join(f"- {_line(ref)}" for ref in plan.experts)
     base = f"Base: {_line(recipe.base_model)}.\n\n" if recipe.base_model else ""
     paper = f" ({method.paper})" if method.paper else ""
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {name}\n\n"
         f"A merge by `{method.name}`{paper} of\n\n{models}\n\n{base}"
         f"Made with merge-plugins; digest `{digest(recipe)}`. The recipe, also in `merge.yaml`:\n\n"
-        f"```yaml\n{yaml.safe_dump(held, sort_keys=False, allow_unicode=True)}```\n"
+        f"```yaml\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}```\n"
         f"{_came_down_to(settled)}"
     )
 
@@ -73,5 +73,5 @@ def _came_down_to(settled: Mapping[str, Any]) -> str:
     if not settled:
         return ""
     text = yaml.safe_dump(json.loads(json.dumps(settled)), sort_keys=False)  # tuples as lists
-    said = "On these models it came down to, where a list has one value for each"
-    return f"\n{said}:\n\n```yaml\n{text}```\n"
+    message = "On these models it came down to, where a list has one value for each"
+    return f"\n{message}:\n\n```yaml\n{text}```\n"

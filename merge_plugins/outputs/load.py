@@ -1,7 +1,7 @@
-"""From a recipe to a live transformers model, with no checkpoint in between.
+"""Load a recipe as a live transformers model, without a checkpoint in between.
 
-transformers' own loader is handed lazy tensors as its state dict: it renames, fuses, quantises,
-shards and places each as it would a stored one, and merging happens inside its request.
+The loader of transformers gets lazy tensors as its state dict: it renames, fuses, quantises, shards
+and places each like a stored one, and each is merged when the loader reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.hf.classes import absent_weights, class_to_load
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import home
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
-"""Arguments that say which files to read; a recipe has said that already."""
+"""Arguments of from_pretrained that select files; the recipe names the files instead."""
 
 
 def load_merged(
@@ -37,7 +38,7 @@ def load_merged(
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Return the merge as a live model, in evaluation mode.
+    """Merge and load a live model, in evaluation mode.
 
     ``auto_class`` is a transformers Auto class or a model class; ``kwargs`` are those of its
     ``from_pretrained`` (dtype, device_map, quantization_config, tp_plan, ...). Without ``dtype``
@@ -55,7 +56,7 @@ def load_merged(
     if getattr(config, "quantization_config", None):
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)
-    model_class = _model_class(auto_class, config, donor, trust_remote_code)
+    model_class = class_to_load(auto_class, config, donor, trust_remote_code)
     if plan.method.is_routed:
         routed.check(plan, model_class, config, kwargs)
     settled = merge.settled()  # a method that runs its models does so before this one is built
@@ -70,24 +71,6 @@ def load_merged(
     return model
 
 
-def _model_class(auto_class: Any, config: Any, donor: str, trust_remote_code: bool | None) -> Any:
-    if isinstance(auto_class, type) and issubclass(auto_class, PreTrainedModel):
-        return auto_class
-    remote = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
-    if remote and trust_remote_code:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        return get_class_from_dynamic_module(remote, donor)
-    try:
-        found = auto_class._model_mapping[type(config)]
-    except KeyError:
-        hint = " Its code comes with the model: pass trust_remote_code=True." if remote else ""
-        raise RecipeError(
-            f"{auto_class.__name__} knows no model for {type(config).__name__}.{hint}"
-        ) from None
-    return found[0] if isinstance(found, list | tuple) else found
-
-
 def _load(
     model_class: Any, config: Any, merge: Merge, kwargs: Mapping[str, Any]
 ) -> PreTrainedModel:
@@ -99,7 +82,7 @@ def _load(
         model, info = _load_then_dispatch(model_class, arguments, tensors)
     else:
         model, info = model_class.from_pretrained(None, state_dict=tensors, **arguments)
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    absent = absent_weights(info)
     if absent:
         raise MismatchError(
             f"{model_class.__name__} needs {len(absent)} weights the merge does not have, first "

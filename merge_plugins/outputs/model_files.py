@@ -16,9 +16,9 @@ from merge_plugins.weights.files import tokenizer_files
 
 
 def sentence_files(folder: Path) -> list[str]:
-    """Return what sentence-transformers has in a model's folder, such as how it pools tokens.
+    """List the files of sentence-transformers in a model's folder, such as its pooling config.
 
-    Raises `CheckpointError` where that is not all there, or is weights of its own.
+    Raises `CheckpointError` if one of its modules is absent or has weights of its own.
     """
     if not (folder / "modules.json").is_file():
         return []
@@ -38,26 +38,26 @@ def sentence_files(folder: Path) -> list[str]:
 
 
 def _modules(folder: Path) -> list[dict[str, str]]:
-    """Return the modules of a sentence-transformers model, as their file lists them."""
+    """Read modules.json, the list of modules of a sentence-transformers model."""
     file = folder / "modules.json"
     try:
-        found: list[dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-        return [{"path": module["path"]} for module in found]
+        modules: list[dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+        return [{"path": module["path"]} for module in modules]
     except (ValueError, TypeError, KeyError) as exc:
         raise CheckpointError(f"{file} is no list of modules: {exc!r}") from exc
 
 
 def write_configs(recipe: Recipe, config: Mapping[str, Any], folder: Path) -> None:
-    """Write ``config.json``, and the generation config that the recipe asks for."""
+    """Write ``config.json``, and ``generation_config.json`` if the recipe has one."""
     configs = {"config.json": config, "generation_config.json": generation_config(recipe)}
-    for name, held in configs.items():
-        if held:
-            (folder / name).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+    for name, content in configs.items():
+        if content:
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_companions(found: Plan, folder: Path) -> None:
-    """Copy the tokenizer that the recipe asks for, and what else its donor has beside weights."""
-    donor, tokenizer = found.donor.path, tokenizer_folder(found.recipe)
+def copy_companions(plan: Plan, folder: Path) -> None:
+    """Copy the recipe's tokenizer, and the donor's code and sentence-transformers files."""
+    donor, tokenizer = plan.donor.path, tokenizer_folder(plan.recipe)
     for file in [*donor.glob("*.py"), *tokenizer_files(tokenizer)]:
         shutil.copyfile(file, folder / file.name)
     for name in sentence_files(donor):

@@ -1,8 +1,8 @@
-"""A recipe folder: what transformers takes for a checkpoint, with a recipe in place of weights.
+"""Write and load recipe folders: checkpoints with a recipe in place of weights.
 
-`mount` writes one. The few lines of code in it derive from `Mounted`: where an Auto class would
-read weights, the merge is made, so the unmodified command of a harness scores it, provided it
-passes ``trust_remote_code=True``. Without, transformers stops because it finds no weights.
+The few lines of code that `mount` writes into the folder derive from `Mounted`: where an Auto class
+would read weights, they are merged. The unmodified command of a harness can score the folder if it
+passes ``trust_remote_code=True``; otherwise transformers fails because it finds no weights.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from merge_plugins.weights.files import read_json
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
 KEY = "merge_plugins"
-"""What a mounted ``config.json`` says of the merge."""
+"""Key of the merge's identity in a mounted ``config.json``."""
 DOWNLOAD = (
     *("cache_dir", "force_download", "local_files_only", "proxies"),
     *("revision", "subfolder", "token"),
 )
-"""Arguments that say where a folder is, not what is done with it."""
+"""Arguments of from_pretrained that locate a folder."""
 
 
 def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
-    """Write a recipe folder and return it; no weight is read but to identify its file.
+    """Write a recipe folder and return it; reads weights only to hash their files.
 
     Raises `MergeError` when the folder is not empty or the recipe does not fit its models.
     """
     target = new_folder(folder)
-    found = open_merge(recipe).plan
-    classes = auto_classes(found.config, found.donor.path)
+    plan = open_merge(recipe).plan
+    classes = auto_classes(plan.config, plan.donor.path)
     config = {
-        **found.config,
-        "auto_map": _code_of(found.config, classes),
+        **plan.config,
+        "auto_map": _code_of(plan.config, classes),
         KEY: {"version": __version__, **_identity(recipe)},
     }
     with complete_or_nothing(target) as unfinished:
         write_configs(recipe, config, unfinished)
-        copy_companions(found, unfinished)
+        copy_companions(plan, unfinished)
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
-        card = model_card(found, target.name, settled={}) + HOW_TO_LOAD
+        card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -74,7 +74,7 @@ it is loaded, by any program that loads a transformers checkpoint and passes
 
 
 def auto_classes(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return names of the Auto classes that know a model's architecture, with whatever head."""
+    """List the Auto classes that support a model's architecture, with any head."""
     named = [name for name in config.get("auto_map", {}) if name.startswith("AutoModel")]
     model_type = str(config.get("model_type"))
     if model_type in CONFIG_MAPPING:
@@ -92,12 +92,12 @@ def auto_classes(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _code_of(config: Mapping[str, Any], classes: list[str]) -> dict[str, str]:
-    """Return the ``auto_map``: our code for models, the donor's for its config and tokenizer."""
+    """Build the ``auto_map``: our code for models, the donor's for its config and tokenizer."""
     return {**config.get("auto_map", {}), **{name: f"{CODE}.{name}" for name in classes}}
 
 
 def code(classes: list[str]) -> str:
-    """Return the Python that transformers finds in the folder."""
+    """Compose the Python module of the folder: one class per Auto class."""
     defined = "".join(f"\n\nclass {name}(Mounted):\n    pass\n" for name in classes)
     return (
         '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
@@ -106,7 +106,7 @@ def code(classes: list[str]) -> str:
 
 
 class Mounted:
-    """What transformers finds in a folder in place of a model class; named after an Auto class."""
+    """Load the merge of a recipe folder; a subclass is named after each Auto class."""
 
     @classmethod
     def from_pretrained(
@@ -118,16 +118,16 @@ class Mounted:
         code_revision: str | None = None,
         **kwargs: Any,
     ) -> PreTrainedModel:
-        """Return the live merge that the folder, here or on the hub, holds the recipe of.
+        """Merge and load the recipe of a folder, local or on the hub, as a live model.
 
-        Takes what the Auto class takes. Raises `MergeError` if the merge is not what it was when
+        Takes the arguments of the Auto class. Raises `MergeError` if the merge has changed since
         the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
         recipe = mounted_recipe(recipe_folder(name, **where))
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
-            if not kwargs.get(bits):  # transformers 5 does not know these, even switched off
+            if not kwargs.get(bits):  # transformers 5 rejects these, even switched off
                 kwargs.pop(bits, None)
         auto_class = getattr(transformers, cls.__name__)
         model = load_merged(recipe, auto_class, config=_own(config, recipe), **kwargs)
@@ -136,11 +136,11 @@ class Mounted:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Do nothing: models are of their own class, and saved as such."""
+        """Do nothing: loaded models have an ordinary class and are saved with it."""
 
 
 def _own(config: Any, recipe: Recipe) -> Any:
-    """Return the folder's live config with the code that the recipe's donor has, if any."""
+    """Copy the folder's live config with the ``auto_map`` of the recipe's donor, if any."""
     if config is None:
         return None
     config = copy.deepcopy(config)
@@ -153,7 +153,7 @@ def _own(config: Any, recipe: Recipe) -> Any:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what the merge is made of, so that a later one can be told from it."""
+    """Collect digest, method and sources of a merge, to detect later changes."""
     method = registry().get(recipe.merge_method)
     return {
         "digest": digest(recipe),
@@ -163,18 +163,18 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
-    """Return a recipe folder, here or on the hub, or transformers' `OSError` if it is none.
+    """Find a recipe folder, local or on the hub; `OSError` of transformers if it is none.
 
-    ``where``: what `transformers.utils.hub.cached_file` takes, such as ``revision``.
+    ``where``: arguments of `transformers.utils.hub.cached_file`, such as ``revision``.
     """
     return Path(str(cached_file(name, files.NAME, **where))).parent
 
 
 def mounted_recipe(folder: Path) -> Recipe:
-    """Return the recipe of a recipe folder.
+    """Read the recipe of a recipe folder.
 
-    Raises `MismatchError` if it makes another merge than the one the folder was made of: a harness
-    knows the folder by its name, and would report the scores of one for the other.
+    Raises `MismatchError` if its merge has changed since the folder was written: a harness that
+    identifies the folder by its name would report the scores of one merge for the other.
     """
     recipe = Recipe.load(folder)
     _refuse_changes(recipe, folder)

@@ -1,4 +1,4 @@
-"""Write a merge as an ordinary checkpoint, for publishing the winner.
+"""Write a merge as an ordinary checkpoint, to publish it.
 
 Tensors go to disk one at a time as they are merged. The folder appears under its name only when it
 is complete; a run that fails or is interrupted leaves nothing behind.
@@ -22,6 +22,7 @@ from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe, files
+from merge_plugins.weights.stored import write_header
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,19 @@ def save(
     Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
     """
     target = new_folder(folder)
-    found = open_merge(recipe).plan
-    found.refuse_routing("checkpoint")
-    logger.info("%s, into %s", found, target)
-    with complete_or_nothing(target, found.bytes_merged) as unfinished:
-        merge = Merge(found)
+    plan = open_merge(recipe).plan
+    plan.refuse_routing("checkpoint")
+    logger.info("%s, into %s", plan, target)
+    with complete_or_nothing(target, plan.bytes_merged) as unfinished:
+        merge = Merge(plan)
         _write_weights(merge, unfinished, max_shard_size)
-        write_configs(recipe, found.config, unfinished)
-        copy_companions(found, unfinished)
+        write_configs(recipe, plan.config, unfinished)
+        copy_companions(plan, unfinished)
         for name, text in (extra or {}).items():
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
-        card = model_card(found, target.name, merge.settled())
+        card = model_card(plan, target.name, merge.settled())
         (unfinished / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -75,22 +76,12 @@ def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> Non
 
 
 def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any]) -> None:
-    """Write the safetensors format: its header is known before any tensor is merged."""
-    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # keeps all aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in tensors:
-        end = at + tensor.numel() * tensor.dtype.itemsize
-        header[tensor.name] = {
-            "dtype": tensor.get_dtype(),
-            "shape": tensor.get_shape(),
-            "data_offsets": [at, end],
-        }
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    """Write one safetensors file, merging tensors one by one after the header."""
+    tensors = sorted(
+        tensors, key=lambda t: (-t.dtype.itemsize, t.name)
+    )  # keeps each aligned to its dtype
     with file.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.write(write_header((t.name, t.dtype, t.shape) for t in tensors))
         for tensor in tensors:
             raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)
             handle.write(raw.numpy().data)

@@ -1,8 +1,8 @@
-"""What the config of a stack of layers says: how many there are, and what kind each of them is.
+"""Build the config of a merge; of a stack of layers, with their number and kinds.
 
 A layer keeps its kind wherever it goes. Kinds are in lists with an entry per layer (layer_types),
-in lists of layers' numbers (mlp_only_layers), or follow from a rule that only the model's code
-knows (every sixth layer is global); for the last, transformers is asked.
+in lists of layers' numbers (mlp_only_layers), or follow from a rule in the model's code (every
+sixth layer is global), which transformers evaluates.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def merged_config(
     names: Names,
     alignment: Alignment | None,
 ) -> dict[str, Any]:
-    """Return the merge's ``config.json``: the donor's, with the merge's depth, vocabulary, dtype."""
+    """Build the merge's ``config.json``: the donor's, with depth, vocabulary, dtype."""
     config = dict(names.donor.config)
-    stacks = {part: pieces for part, pieces in recipe.parts.items() if is_stack(pieces)}
+    stacks = {part: slices for part, slices in recipe.parts.items() if is_stack(slices)}
     if stacks:
         kinds = {ref: with_kinds(source.config, source.path) for ref, source in checkpoints.items()}
         config = dict(kinds[recipe.donor])
-        for part, pieces in stacks.items():
-            layers = [(kinds[ref], at) for ref, at in names.layers(pieces)]
+        for part, slices in stacks.items():
+            layers = [(kinds[ref], at) for ref, at in names.layers(slices)]
             config = with_depth(config, layers, part)
     if alignment is not None:
         config = with_vocabulary_size(config, len(alignment.rows))
@@ -47,13 +47,13 @@ def merged_config(
 
 
 Origins: TypeAlias = "Sequence[tuple[Mapping[str, Any], int]]"
-"""For each layer of a stack, the config of the model it comes from, and its number there."""
+"""Config of the model that each layer of a stack comes from, and the layer's number there."""
 NO_KINDS = ("architectures", "_token_id", "_token_ids")
-"""Endings of keys whose lists are as long as a model is deep only by accident."""
+"""Endings of keys whose lists may be as long as a model has layers only by accident."""
 
 
 def with_depth(config: Mapping[str, Any], layers: Origins, part: str = WHOLE) -> dict[str, Any]:
-    """Return a donor's config for a stack of these layers, in one part of the model."""
+    """Rewrite a donor's config for a stack of these layers, in one part of the model."""
     section, keys = section_and_keys(part)
     if not section and depth_key(config, keys) is None and depth_key(config.get("text_config", {})):
         section = "text_config"
@@ -85,7 +85,7 @@ def _with_depth(
 
 
 def with_kinds(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Return a model's config with the kinds of its layers that only its code knows, if any."""
+    """Complete a config with the kinds of layers that follow from the model's code, if any."""
     key = depth_key(config)
     if key is None or "model_type" not in config:
         return config
@@ -111,14 +111,14 @@ def _is_numbers(name: str, value: Any, depth: int) -> bool:
 
 
 def _of_layer(config: Mapping[str, Any], name: str, layer: int, donors: Sequence[Any]) -> Any:
-    """Return what the model that a layer comes from says of it; the donor if it says nothing."""
+    """Look a layer's value up in its own model's config, else in the donor's list."""
     values = config.get(name)
     values = values if isinstance(values, list) and layer < len(values) else donors
     return values[layer] if layer < len(values) else values[-1]
 
 
 def _windows(config: Mapping[str, Any], layers: Origins) -> dict[str, Any]:
-    """Return Qwen2's rule, full attention below max_window_layers, for layers in another order."""
+    """Apply Qwen2's rule, full attention below max_window_layers, to layers in another order."""
     first = config.get("max_window_layers", 0)
     slides = [layer >= each.get("max_window_layers", first) for each, layer in layers]
     kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]

@@ -1,4 +1,4 @@
-"""Which tensors a merge has, and what each is called in the models it comes from.
+"""List the tensors of a merge, and match each to the names it has in the models.
 
 Whole models: the names of the donor, which every model must have. A stack of layers: each slice's
 layers, numbered anew, between the weights outside any layer; of those, the embedding comes from
@@ -33,21 +33,22 @@ BEFORE = re.compile(r"embed(?!_out)|\bwte\b|\bwpe\b|project_in")
 
 
 def layer_of(name: str) -> int | None:
-    """Return the layer a tensor belongs to: the first number in its name, if it has one."""
+    """Parse the layer a tensor belongs to: the first number in its name, if it has one."""
     found = NUMBER.search(name)
     return int(found[0]) if found else None
 
 
 def stack_of(name: str) -> str:
-    """Return what the names of a tensor's stack of layers begin with; "" outside any layer."""
+    """Return the prefix that names of a tensor's stack of layers share; "" outside any layer."""
     found = NUMBER.search(name)
     return name[: found.start()] if found else ""
 
 
-def depth(layer: int | None, layers: int) -> float:
-    """Return where a gradient is read for a layer: 0 first, 1 last; weights outside any layer at 0.
+def gradient_position(layer: int | None, layers: int) -> float:
+    """Compute a layer's position in a gradient: 0 for the first layer, 1 for the last.
 
-    mergekit's rule: one layer alone is read at 1. ``layers``: how many the slice has.
+    Weights outside any layer are at 0 and a single layer is at 1, as in mergekit. ``layers``: the
+    number of layers in the slice.
     """
     if layer is None:
         return 0.0
@@ -56,17 +57,17 @@ def depth(layer: int | None, layers: int) -> float:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one tensor of a merge comes from."""
+    """The slice and layer that one tensor of a merge comes from."""
 
     name: str
-    piece: Slice
+    slice_: Slice
     t: float
-    """Where gradients are read, in [0, 1]."""
+    """Position in gradients, in [0, 1]."""
     layer: int | None = None
-    """Of a stack: the layer within the slice; None: the name is the same in every model."""
+    """The layer within the slice of a stack; None: the name is the same in every model."""
 
     def name_in(self, model: Entry) -> str:
-        """Return what a model of the slice calls it."""
+        """Return the tensor's name in a model of the slice."""
         if self.layer is None:
             return self.name
         first = model.layers[0] if model.layers else 0
@@ -74,7 +75,7 @@ class Origin:
 
 
 class Names(Mapping[str, Origin]):
-    """Every tensor of a merge; checked against the headers of all models when made."""
+    """Every tensor of a merge by name, checked against the headers of all models when built."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Names(Mapping[str, Origin]):
         self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
         self._parts = recipe.parts
         self._part_of = cache(partial(parts.part_of, parts=[*self._parts]))
-        self._stacks = {part for part, pieces in self._parts.items() if is_stack(pieces)}
+        self._stacks = {part for part, slices in self._parts.items() if is_stack(slices)}
         wanted = [name for name in self.donor if not recipe.is_excluded(name)]
         parts.check((n for n in wanted if not n.endswith(DERIVED)), [*self._parts])
         self._origins = {origin.name: origin for origin in self._all()}
@@ -112,36 +113,36 @@ class Names(Mapping[str, Origin]):
 
     @property
     def spellings(self) -> set[str]:
-        """Every name a filter may ask for: the merge's, those of the models, and a tied head."""
+        """Every name that a filter may match: the merge's, those of the models, and a tied head."""
         origins = self._origins.values()
         tied = {"lm_head.weight"} if self.donor.config.get("tie_word_embeddings") else set()
-        return {*self, *(o.name_in(model) for o in origins for model in o.piece.inputs), *tied}
+        return {*self, *(o.name_in(model) for o in origins for model in o.slice_.inputs), *tied}
 
-    def layers(self, pieces: Sequence[Slice]) -> list[tuple[Reference, int]]:
-        """For each layer of a stack, the model that names its weights, and its number there."""
+    def layers(self, slices: Sequence[Slice]) -> list[tuple[Reference, int]]:
+        """List the layers of a stack: the model that names each one's weights, its number there."""
         found = []
-        for piece in pieces:
-            namer = self.namer(piece)
+        for slice_ in slices:
+            namer = self.namer(slice_)
             start = namer.layers[0] if namer.layers else 0
-            found += [(namer.ref, start + layer) for layer in range(self._length(piece))]
+            found += [(namer.ref, start + layer) for layer in range(self._length(slice_))]
         return found
 
-    def namer(self, piece: Slice) -> Entry:
-        """The model that says which weights a slice has."""
-        return piece.inputs[0] if piece.part in self._stacks else Entry(self._recipe.donor)
+    def namer(self, slice_: Slice) -> Entry:
+        """Return the model that names the weights of a slice."""
+        return slice_.inputs[0] if slice_.part in self._stacks else Entry(self._recipe.donor)
 
     def inputs(self, origin: Origin) -> tuple[Entry, ...]:
-        """The models one tensor is read from: one, if it is not merged."""
-        namer = self.namer(origin.piece)
+        """Return the models that a tensor is read from: one, if it is not merged."""
+        namer = self.namer(origin.slice_)
         if self._recipe.is_excluded(origin.name):
             return (namer,)
-        if origin.piece.part in self._stacks:
-            return origin.piece.inputs
-        others = [m.ref for m in origin.piece.inputs] if origin.piece.part else self._checkpoints
+        if origin.slice_.part in self._stacks:
+            return origin.slice_.inputs
+        others = [m.ref for m in origin.slice_.inputs] if origin.slice_.part else self._checkpoints
         return tuple(map(Entry, dict.fromkeys((namer.ref, *others))))
 
     def stored(self, origin: Origin, model: Entry) -> SourceTensor:
-        """One model's tensor, with the merge's rows if its rows are tokens."""
+        """Find a model's tensor, with the merge's rows if its rows are tokens."""
         name, alignment, donor = origin.name, self._alignment, self.donor
         if alignment is None or origin.layer is not None or name not in donor:
             return self._own(origin, model)
@@ -154,44 +155,44 @@ class Names(Mapping[str, Origin]):
 
     def _all(self) -> Iterator[Origin]:
         names = [n for n in self.donor if self._everywhere(n) or not n.endswith(DERIVED)]
-        for part, pieces in self._parts.items():
+        for part, slices in self._parts.items():
             own = [name for name in names if self._part_of(name) == part]
-            yield from (self._stacked if part in self._stacks else self._whole)(pieces, own)
+            yield from (self._stacked if part in self._stacks else self._whole)(slices, own)
         alone = Slice((Entry(self._recipe.donor),))  # excluded, and of no module
         yield from (Origin(name, alone, 0.0) for name in names if self._part_of(name) is None)
 
-    def _whole(self, pieces: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
-        (piece,) = pieces
+    def _whole(self, slices: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
+        (slice_,) = slices
         layers: dict[str, int] = {}
         for name in names:
             stack = stack_of(name)
             layers[stack] = max(layers.get(stack, 0), 1 + (layer_of(name) or 0))
         is_raw = self.donor.path.is_file()  # mergekit-pytorch: no weight is of any layer
         for name in names:
-            t = 0.0 if is_raw else depth(layer_of(name), layers[stack_of(name)])
-            yield Origin(name, piece, t)
+            t = 0.0 if is_raw else gradient_position(layer_of(name), layers[stack_of(name)])
+            yield Origin(name, slice_, t)
 
-    def _stacked(self, pieces: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
+    def _stacked(self, slices: Sequence[Slice], names: Sequence[str]) -> Iterator[Origin]:
         outside = [n for n in names if layer_of(n) is None and not n.endswith(DERIVED)]
         before = [name for name in outside if BEFORE.search(name)]
-        yield from (Origin(name, pieces[0], 0.0) for name in before)
+        yield from (Origin(name, slices[0], 0.0) for name in before)
         number = 0
-        for piece in pieces:
-            namer, length = self.namer(piece), self._length(piece)
+        for slice_ in slices:
+            namer, length = self.namer(slice_), self._length(slice_)
             start = namer.layers[0] if namer.layers else 0
-            inside = self._by_layer(namer.ref, piece.part)
+            inside = self._by_layer(namer.ref, slice_.part)
             for layer in range(length):
-                t = depth(layer, length)
+                t = gradient_position(layer, length)
                 for name in inside[start + layer]:
-                    yield Origin(NUMBER.sub(str(number), name, count=1), piece, t, layer)
+                    yield Origin(NUMBER.sub(str(number), name, count=1), slice_, t, layer)
                 number += 1
-        last = self._last(piece.part)
+        last = self._last(slice_.part)
         yield from (Origin(name, last, 0.0) for name in outside if name not in before)
 
     def _last_of(self, part: str) -> Slice:
-        """The last slice of a part, as the final norm and the head see it.
+        """Return the slice that merges the final norm and the head of a part.
 
-        mergekit pairs it with the first: a model without a partner there takes no part in them.
+        It is the last one; mergekit pairs its models with those of the first, and drops the rest.
         """
         first, *_, last = (*self._parts[part][:1], *self._parts[part])
         n_models = len(first.models)
@@ -207,16 +208,16 @@ class Names(Mapping[str, Origin]):
         )
         return replace(last, models=last.models[:n_models])
 
-    def _length(self, piece: Slice) -> int:
-        """The number of layers that each model of a slice gives, or an error."""
+    def _length(self, slice_: Slice) -> int:
+        """Count the layers that each model of a slice gives, or raise `MismatchError`."""
         lengths = {}
-        for model in piece.inputs:
-            held = len(self._by_layer(model.ref, piece.part))
-            first, stop = model.layers or (0, held)
-            if stop > held:
+        for model in slice_.inputs:
+            n_layers = len(self._by_layer(model.ref, slice_.part))
+            first, stop = model.layers or (0, n_layers)
+            if stop > n_layers:
                 raise MismatchError(
-                    f"layer_range [{first}, {stop}] of {model.ref}, which has {held} layers: "
-                    f"it ends at {held} at most"
+                    f"layer_range [{first}, {stop}] of {model.ref}, which has {n_layers} layers: "
+                    f"it ends at {n_layers} at most"
                 )
             lengths[model.ref] = stop - first
         if len(set(lengths.values())) > 1:
@@ -225,7 +226,7 @@ class Names(Mapping[str, Origin]):
         return max(lengths.values())
 
     def _layers_of(self, ref: Reference, part: str) -> dict[int, list[str]]:
-        """Return a model's tensors of a part by layer, which must be one stack from 0."""
+        """Group a model's tensors of a part by layer: one stack, numbered from 0."""
         layers: dict[int, list[str]] = {}
         stacks: dict[str, None] = {}
         for name in self._checkpoints[ref]:
@@ -243,7 +244,7 @@ class Names(Mapping[str, Origin]):
         return layers
 
     def _own(self, origin: Origin, model: Entry) -> SourceTensor:
-        """One model's tensor as it is; a tied head reads the embedding it is tied to."""
+        """Find a model's tensor as it is; a tied head is the embedding it is tied to."""
         checkpoint, name = self._checkpoints[model.ref], origin.name_in(model)
         if name in checkpoint:
             return checkpoint[name]
@@ -251,24 +252,24 @@ class Names(Mapping[str, Origin]):
         embedding = tied_to(name, namer.shape, checkpoint)
         if embedding is not None:
             return embedding
-        whose = self.donor.ref if origin.layer is None else self.namer(origin.piece).ref
+        whose = self.donor.ref if origin.layer is None else self.namer(origin.slice_).ref
         raise MismatchError(
             f"{name} is in {whose} but not in {model.ref}. Both must be fine-tunes of one "
             "model; leave a head of its own out of the merge with exclude: [part of its name]."
         )
 
     def _named(self, origin: Origin) -> SourceTensor:
-        """The tensor that gives the merged one its name."""
+        """Return the tensor that gives the merged one its name."""
         if origin.layer is None:
             return self.donor[origin.name]
-        namer = self.namer(origin.piece)
+        namer = self.namer(origin.slice_)
         return self._checkpoints[namer.ref][origin.name_in(namer)]
 
     def _everywhere(self, name: str) -> bool:
         return all(name in checkpoint for checkpoint in self._checkpoints.values())
 
     def _check_shape(self, origin: Origin, model: Entry) -> None:
-        namer = self.namer(origin.piece)
+        namer = self.namer(origin.slice_)
         stored, wanted = self.stored(origin, model), self.stored(origin, namer)
         if stored.shape == wanted.shape:
             return
@@ -294,7 +295,7 @@ class Names(Mapping[str, Origin]):
                 )
 
     def _check_extra(self, ref: Reference, used: set[str]) -> None:
-        """Refuse what a model has and the merge would leave out."""
+        """Refuse tensors of a model that the merge would leave out."""
         for name, stored in self._checkpoints[ref].items():
             if name in used or name.endswith(DERIVED) or self._recipe.is_excluded(name):
                 continue
@@ -310,13 +311,13 @@ class Names(Mapping[str, Origin]):
             )
 
     def _takes(self, ref: Reference, name: str) -> bool:
-        """Whether the merge takes weights of the part and the layer that a model's weight is in."""
+        """Whether the merge includes the part and the layer that a model's weight is in."""
         part, layer = self._part_of(name), layer_of(name)
         slices = self._parts.get(part or WHOLE, ())
         if part not in self._stacks:
-            return part == WHOLE or any(m.ref == ref for piece in slices for m in piece.inputs)
+            return part == WHOLE or any(m.ref == ref for slice_ in slices for m in slice_.inputs)
         if layer is None:
             ends = (*slices[0].inputs, *self._last(part).inputs)
             return name not in self and any(model.ref == ref for model in ends)
-        ranges = [m.layers for piece in slices for m in piece.inputs if m.ref == ref]
+        ranges = [m.layers for slice_ in slices for m in slice_.inputs if m.ref == ref]
         return any(r is None or r[0] <= layer < r[1] for r in ranges)

@@ -1,4 +1,4 @@
-"""What a recipe's settings come to for one tensor, and whether a method can take them at all.
+"""Resolve a recipe's settings for one tensor; refuse settings that a method cannot take.
 
 A per-expert parameter is read from the model's entry, then from its slice's own parameters, then
 from the method's default; a shared one from the slice's own parameters, then the default.
@@ -18,72 +18,75 @@ from merge_plugins.recipe.settings import MISSING, Constant, Setting, filters
 
 
 def resolved(
-    method: Method, piece: Slice, tensor: str, t: float, own: Sequence[str] = ()
+    method: Method, slice_: Slice, tensor: str, t: float, own: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return every parameter's value for one tensor at depth ``t`` in [0, 1], by canonical name.
+    """Resolve every parameter for one tensor at position ``t`` in [0, 1], by canonical name.
 
-    A per-expert parameter is a tuple, one value per model of the slice. ``own``: what each of them
-    calls the tensor, if it is another layer there: filters of per-expert parameters ask for that.
+    A per-expert parameter is a tuple, one value per model of the slice. ``own``: the
+    tensor's names in those models, which filters of per-expert parameters match.
     """
-    names = own or [tensor] * len(piece.models)
+    names = own or [tensor] * len(slice_.models)
     values: dict[str, Any] = {}
     for parameter in method.parameters.values():
         if parameter.per_expert:
             each = (
-                _value(method, parameter, piece, model, name, t)
-                for model, name in zip(piece.models, names, strict=True)
+                _value(method, parameter, slice_, model, name, t)
+                for model, name in zip(slice_.models, names, strict=True)
             )
             values[parameter.name] = tuple(each)
         else:
-            values[parameter.name] = _value(method, parameter, piece, None, tensor, t)
+            values[parameter.name] = _value(method, parameter, slice_, None, tensor, t)
     return values
 
 
 def build(
-    method: Method, piece: Slice, tensor: str, t: float, own: Sequence[str] = ()
+    method: Method, slice_: Slice, tensor: str, t: float, own: Sequence[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the method's dataclass for one tensor, and what is `resolved`, or `ParameterError`."""
-    values = resolved(method, piece, tensor, t, own)
+    """Build the method's dataclass for one tensor; return it with its `resolved` parameters."""
+    values = resolved(method, slice_, tensor, t, own)
     try:
         fields = {method.parameters[name].field: value for name, value in values.items()}
         return method.factory(**fields), values
     except (ValueError, TypeError) as exc:
-        said = str(exc).removeprefix(f"{method.name}: ")
-        where = f" (at {tensor})" if _varies(piece) else ""
-        raise ParameterError(f"{method.name}: {said}{where}") from exc
+        message = str(exc).removeprefix(f"{method.name}: ")
+        where = f" (at {tensor})" if _varies(slice_) else ""
+        raise ParameterError(f"{method.name}: {message}{where}") from exc
 
 
 def validate(method: Method, recipe: Recipe) -> None:
-    """Raise for everything that is wrong whatever the tensors are called."""
+    """Raise `RecipeError` for everything that is wrong whatever the tensors are called.
+
+    ``recipe``: in its normal form, as reading makes it.
+    """
     kernels: list[Any] = []
-    for piece in recipe.slices:
-        if recipe.is_stack and is_only_base(piece, method):
+    for slice_ in recipe.slices:
+        if recipe.is_stack and is_only_base(slice_, method):
             continue
-        _check_models(method, recipe, piece)
+        _check_models(method, recipe, slice_)
         for parameter in method.parameters.values():
-            for model in piece.models if parameter.per_expert else (None,):
-                if parameter.required and not _scopes(parameter, piece, model):
+            for model in slice_.models if parameter.per_expert else (None,):
+                if parameter.required and not _scopes(parameter, slice_, model):
                     raise ParameterError(_required(method, parameter, model))
         kernels += [
-            build(method, piece, tensor, t)[0]
-            for tensor, t in _probes(piece)
-            if not _lacks(method, piece, tensor, t)
+            build(method, slice_, tensor, t)[0]
+            for tensor, t in _probes(slice_)
+            if not _lacks(method, slice_, tensor, t)
         ]
-    if not kernels and all(is_only_base(piece, method) for piece in recipe.slices):
+    if not kernels and all(is_only_base(slice_, method) for slice_ in recipe.slices):
         _check_models(method, recipe, recipe.slices[0])
     _check_data(method, recipe, any(map(method.reads_data, kernels)))
     _check_stack(method, recipe, kernels)
 
 
-def is_only_base(piece: Slice, method: Method) -> bool:
+def is_only_base(slice_: Slice, method: Method) -> bool:
     """Whether a slice merges nothing into its base, where a method takes any number of models."""
-    return not piece.models and method.needs_base and (method.min_experts, method.max_experts) == (
+    return not slice_.models and method.needs_base and (method.min_experts, method.max_experts) == (
         1, None,
     )  # fmt: skip
 
 
 def _check_stack(method: Method, recipe: Recipe, kernels: Sequence[Any]) -> None:
-    """Refuse layers of models where a method looks at models, not at one weight at a time."""
+    """Refuse stacks of layers with a method that reads whole models, not one weight at a time."""
     looks = any(method.reads_data(k) or method.needs_layout(k) for k in kernels)
     if recipe.is_stack and (method.is_routed or looks or hasattr(method.factory, "prepare")):
         raise RecipeError(
@@ -110,7 +113,7 @@ def _check_data(method: Method, recipe: Recipe, is_read: bool) -> None:
 
 
 def unmatched_filters(recipe: Recipe, tensors: Iterable[str]) -> tuple[str, ...]:
-    """Return the filters of a recipe that are part of no tensor's name, in the order written."""
+    """List the filters of a recipe that match no tensor's name, in the order written."""
     names = tuple(tensors)
     settings = itertools.chain(*map(_settings, recipe.slices))
     found = dict.fromkeys(itertools.chain(*map(filters, settings)))
@@ -118,82 +121,82 @@ def unmatched_filters(recipe: Recipe, tensors: Iterable[str]) -> tuple[str, ...]
 
 
 def _value(
-    method: Method, parameter: Parameter, piece: Slice, model: Entry | None, tensor: str, t: float
+    method: Method, parameter: Parameter, slice_: Slice, model: Entry | None, tensor: str, t: float
 ) -> Any:
-    for setting in _scopes(parameter, piece, model):
+    for setting in _scopes(parameter, slice_, model):
         value = setting.at(tensor, t)
         if value is not MISSING:  # between two whole numbers of a gradient may lie none
             return value if isinstance(setting, Constant) else scalar(method, parameter, value)
     if parameter.required:
         raise ParameterError(
-            _required(method, parameter, model, tensor if _scopes(parameter, piece, model) else "")
+            _required(method, parameter, model, tensor if _scopes(parameter, slice_, model) else "")
         )
     return parameter.default
 
 
-def _scopes(parameter: Parameter, piece: Slice, model: Entry | None) -> list[Setting]:
-    """Return the settings that may decide a parameter, the first to be asked first."""
+def _scopes(parameter: Parameter, slice_: Slice, model: Entry | None) -> list[Setting]:
+    """List the settings that may decide a parameter, innermost scope first."""
     scopes = [model.parameters] if model and parameter.per_expert else []
-    scopes.append(piece.parameters)
+    scopes.append(slice_.parameters)
     return [scope[parameter.name] for scope in scopes if parameter.name in scope]
 
 
 def _required(method: Method, parameter: Parameter, model: Entry | None, tensor: str = "") -> str:
     whose = f" for {model.ref}" if model else ""
-    said = f"{method.name}: {parameter.name} is required{whose}"
+    message = f"{method.name}: {parameter.name} is required{whose}"
     if tensor:
-        return f"{said}; no filter matches {tensor}: end the list with '- value: <value>'"
+        return f"{message}; no filter matches {tensor}: end the list with '- value: <value>'"
     short = f"{parameter.name}=<value>"
     if parameter.name == "weight":
         short = "models=<model>:<weight>+…"
     return (
-        f"{said}; write parameters: {{{parameter.name}: <value>}}"
+        f"{message}; write parameters: {{{parameter.name}: <value>}}"
         f"{' in its entry' if model else ''}, or in model_args {short}"
     )
 
 
-def _check_models(method: Method, recipe: Recipe, piece: Slice) -> None:
-    if method.needs_base and piece.base is None:
+def _check_models(method: Method, recipe: Recipe, slice_: Slice) -> None:
+    if method.needs_base and slice_.base is None:
         raise RecipeError(
             f"{method.name}: needs a base model; "
             "add base_model: <model> (in model_args base=<model>)"
         )
-    low, high, n = method.min_experts, method.max_experts, len(piece.models)
+    low, high, n = method.min_experts, method.max_experts, len(slice_.models)
     if low <= n and (high is None or n <= high):
         return
     wanted = f"{low} or more" if high is None else f"{low} to {high}" if low < high else f"{low}"
-    besides = " besides base_model" if piece.base else ""
-    given = ", ".join(str(model.ref) for model in piece.models) or "none"
-    where = f" in slice {recipe.slices.index(piece) + 1}" if len(recipe.slices) > 1 else ""
+    besides = " besides base_model" if slice_.base else ""
+    given = ", ".join(str(model.ref) for model in slice_.models) or "none"
+    where = f" in slice {recipe.slices.index(slice_) + 1}" if len(recipe.slices) > 1 else ""
     raise RecipeError(
         f"{method.name}: takes {wanted} model{'' if wanted == '1' else 's'}{besides}; "
         f"got {n}{where}: {given}. Change {'sources' if where else 'models'}: to that many."
     )
 
 
-def _settings(piece: Slice) -> list[Setting]:
-    scopes = (*(model.parameters for model in piece.models), piece.parameters)
+def _settings(slice_: Slice) -> list[Setting]:
+    scopes = (*(model.parameters for model in slice_.models), slice_.parameters)
     return [setting for scope in scopes for setting in scope.values()]
 
 
-def _varies(piece: Slice) -> bool:
-    return not all(isinstance(setting, Constant) for setting in _settings(piece))
+def _varies(slice_: Slice) -> bool:
+    return not all(isinstance(setting, Constant) for setting in _settings(slice_))
 
 
-def _probes(piece: Slice) -> Iterable[tuple[str, float]]:
-    """Return (tensor name, t) pairs that between them read every value written for a slice."""
-    settings = _settings(piece)
+def _probes(slice_: Slice) -> Iterable[tuple[str, float]]:
+    """List (tensor name, t) pairs that between them resolve every value written for a slice."""
+    settings = _settings(slice_)
     names = dict.fromkeys(("", *itertools.chain(*map(filters, settings))))
     longest = [len(setting.scalars) for setting in settings]
     depths = {i / (n - 1) for n in range(2, max(longest, default=1) + 1) for i in range(n)}
     return itertools.product(names, sorted(depths | {0.0, 1.0}))
 
 
-def _lacks(method: Method, piece: Slice, tensor: str, t: float) -> bool:
+def _lacks(method: Method, slice_: Slice, tensor: str, t: float) -> bool:
     """Whether a required parameter has no value for this name; no such tensor may exist."""
     return any(
-        all(setting.at(tensor, t) is MISSING for setting in _scopes(parameter, piece, model))
+        all(setting.at(tensor, t) is MISSING for setting in _scopes(parameter, slice_, model))
         for parameter in method.parameters.values()
         if parameter.required
-        for model in (piece.models if parameter.per_expert else (None,))
+        for model in (slice_.models if parameter.per_expert else (None,))
     )

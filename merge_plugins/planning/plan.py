@@ -1,4 +1,4 @@
-"""Which stored tensors make each merged tensor, with which parameters. Reads headers only.
+"""Plan a merge: the stored tensors and the parameters of each merged one. Reads headers only.
 
 Everything that can be wrong with a merge is found here, before the first weight is read.
 """
@@ -31,26 +31,26 @@ MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the merge: where it comes from and what is done."""
+    """One tensor of the merge: its inputs, and the method that merges them."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    """What the merged tensor is rounded to."""
+    """Dtype that the merged tensor is rounded to."""
     base: SourceTensor | None
     experts: tuple[SourceTensor, ...]
     kernel: Any | None
-    """The method, built for this tensor; None: copied, because the recipe excludes it, because the
-    method leaves it as it is, or because it is a buffer on which all models agree."""
+    """The method, built for this tensor. None: copied, because the recipe excludes it,
+    the method leaves it unchanged, or it is a buffer that is the same in all models."""
     models: tuple[Reference, ...]
     """The model of each of `stored`."""
     parameters: Mapping[str, Any]
     input_dim: int | None = -1
-    """`Slot.input_dim`, where the method asks for it."""
+    """`Slot.input_dim`, for a method that needs it."""
 
     @property
     def stored(self) -> tuple[SourceTensor, ...]:
-        """Every input, the base first."""
+        """All inputs, the base first."""
         return (*(() if self.base is None else (self.base,)), *self.experts)
 
 
@@ -63,9 +63,9 @@ class Plan:
     checkpoints: Mapping[Reference, Source]
     tensors: Mapping[str, PlannedTensor]
     config: Mapping[str, Any]
-    """What the merge's ``config.json`` says."""
+    """The merge's ``config.json``."""
     alignment: Alignment | None = None
-    """How rows that are tokens are put in the merge's order; None: all models have it."""
+    """Match of embedding rows by token; None: rows are merged by position."""
 
     @property
     def donor(self) -> Source:
@@ -97,7 +97,7 @@ class Plan:
         return sum(_bytes(t.shape, t.dtype) for t in self.tensors.values())
 
     def __str__(self) -> str:
-        """What is merged and what it costs, in one line."""
+        """Summarise the merge and its cost in one line."""
         n = len(self.experts)
         return (
             f"{self.method.name} of {n} model{'s' * (n != 1)}: {len(self.tensors)} tensors, "
@@ -105,7 +105,7 @@ class Plan:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return inputs and resolved parameters of every merged tensor, for JSON."""
+        """List inputs and resolved parameters of every merged tensor, for JSON."""
         return {
             "recipe": self.recipe.as_dict(),
             "digest": digest(self.recipe),
@@ -154,15 +154,15 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
 
 
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
-    given, name, piece = recipe.out_dtype or recipe.dtype or "", origin.name, origin.piece
+    given, name, slice_ = recipe.out_dtype or recipe.dtype or "", origin.name, origin.slice_
     if recipe.is_excluded(name):
-        namer = names.namer(piece)
+        namer = names.namer(slice_)
         return _copied(name, names.stored(origin, namer), namer.ref, given)
-    if parameters.is_only_base(piece, method):
-        return _copied(name, names.stored(origin, piece.inputs[0]), piece.inputs[0].ref, given)
-    refs = tuple(model.ref for model in piece.inputs)
-    inputs = tuple(names.stored(origin, model) for model in piece.inputs)
-    n_bases = len(inputs) - len(piece.models)
+    if parameters.is_only_base(slice_, method):
+        return _copied(name, names.stored(origin, slice_.inputs[0]), slice_.inputs[0].ref, given)
+    refs = tuple(model.ref for model in slice_.inputs)
+    inputs = tuple(names.stored(origin, model) for model in slice_.inputs)
+    n_bases = len(inputs) - len(slice_.models)
     base, experts = (inputs[0] if n_bases else None), inputs[n_bases:]
     first = inputs[0]
     if not first.dtype.is_floating_point or name.endswith(DERIVED):
@@ -171,14 +171,14 @@ def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> Pl
         if stored.dtype not in MERGEABLE:
             raise MismatchError(f"{stored.file}: {name} is {stored.dtype}, which cannot be merged")
     dtype = getattr(torch, given, first.dtype)
-    own = [origin.name_in(model) for model in piece.models]
-    kernel, resolved = parameters.build(method, piece, name, origin.t, own)
+    own = [origin.name_in(model) for model in slice_.models]
+    kernel, resolved = parameters.build(method, slice_, name, origin.t, own)
     kernel = None if method.is_copy(kernel) else kernel
     return PlannedTensor(name, first.shape, dtype, base, experts, kernel, refs, resolved)
 
 
 def _copied(name: str, kept: SourceTensor, ref: Reference, given: str) -> PlannedTensor:
-    """Return a tensor of one model as it is, in the dtype that the recipe asks for."""
+    """Plan the copy of one model's tensor, in the recipe's dtype."""
     dtype = getattr(torch, given, kept.dtype) if kept.dtype in MERGEABLE else kept.dtype
     return PlannedTensor(name, kept.shape, dtype, None, (kept,), None, (ref,), {})
 
@@ -186,7 +186,7 @@ def _copied(name: str, kept: SourceTensor, ref: Reference, given: str) -> Planne
 def _laid_out(
     tensors: Mapping[str, PlannedTensor], method: Method, donor: Path
 ) -> dict[str, PlannedTensor]:
-    """Return the tensors whose kernels ask for the layout of their layers, with that layout."""
+    """Complete the tensors whose kernels need ``input_dim``."""
     asking = {
         name: tensor
         for name, tensor in tensors.items()

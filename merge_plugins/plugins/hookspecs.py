@@ -3,24 +3,23 @@
 A plugin is any module named by an entry point in the group ``merge_plugins``. Twelve lines::
 
     from dataclasses import dataclass
-
-    import torch
-    from merge_plugins import Slot, hookimpl
+    from merge_plugins import ELEMENT, Slot, hookimpl
 
 
     @dataclass(frozen=True)
     class Median:
-        '''Elementwise median of the experts.'''
+        '''Elementwise median of the models.'''
 
         scale: float = 1.0
+        granularity = ELEMENT
 
-        def __call__(self, slot: Slot) -> torch.Tensor:
-            return self.scale * torch.stack(slot.experts).float().median(dim=0).values
+        def __call__(self, slot: Slot):
+            return self.scale * slot.stacked().median(dim=0).values
 
 
     @hookimpl
     def register_merge_methods(register):
-        register("median", Median, elementwise=True)
+        register("median", Median)
 """
 
 from __future__ import annotations
@@ -39,24 +38,15 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     """Call ``register(name, Method, **facts)`` once per merge method.
 
     ``Method`` is a frozen dataclass: its fields are the method's parameters, its call is the
-    maths (see `merge_plugins.api`). The facts, all optional:
+    maths, and its ``granularity`` is how finely a weight may be cut (see `merge_plugins.api`).
+    The facts, all optional:
 
-    * ``elementwise=False``: each output element depends only on the same element of the inputs
-      and on what ``measure`` said; the runner may then call the kernel on any region. May be a
-      function of the built method when a parameter decides.
-    * ``rowwise=False``: each output row (along the last dimension) depends only on the same row of
-      the inputs and on what ``measure`` said; the kernel is then called on any number of whole
-      rows. May be a function of the built method.
-    * ``matrices=False``: it works on matrices of linear layers, and element by element on every
-      other weight. Of a matrix, or of each in a stack, the kernel is handed a slot that is not
-      read yet (see `merge_plugins.ops.matrices`). Includes ``layout``. May be a function of the
-      built method.
-    * ``layout=False``: it reads ``slot.input_dim``, for which the model's code is looked at while
-      planning. May be a function of the built method.
-    * ``copies=None``: a function of the built method that says whether its one expert comes out as
-      it is; the weight is then handed on unread.
+    * ``layout=False``: it reads ``slot.input_dim``, for which the model's code is built on the
+      meta device while planning. May be a function of the built method.
+    * ``copies=None``: a function of the built method: whether its one expert comes out unchanged;
+      the weight is then handed on unread.
     * ``needs_base=False``: the recipe must name a base model; it is not one of the experts.
-    * ``takes_base=False``: the same where the recipe names one, which it need not.
+    * ``takes_base=False``: a base model is optional; if the recipe names one, it is no expert.
     * ``merges_base=False``: a base model that the recipe names but does not list is merged too, as
       the last expert; otherwise it only gives config and tokenizer.
     * ``min_experts=1``, ``max_experts=None``: how many experts the method takes.
@@ -65,8 +55,8 @@ def register_merge_methods(register: Callable[..., None]) -> None:
     * ``needs_data=False``: it reads examples, batches or live models in ``prepare``; the recipe
       must name data. May be a function of the built method.
     * ``paper=""``: where the method comes from.
-    * ``aliases={}``: other names that mean this method, each with what a user of it should know;
-      a recipe that uses one is merged, with that as a warning.
+    * ``aliases={}``: other names that mean this method, each with a note for whoever uses it: a
+      recipe that does is merged, and the note is a warning.
     """
 
 
@@ -76,8 +66,8 @@ def register_statistics(register: Callable[..., None]) -> None:
 
     ``function(module, batches)`` yields mappings from parameter name (as the module has it) to a
     tensor (see `merge_plugins.api.Statistic`). Results are cached on disk by model, data, name
-    and the plugin's version. The first line of its docstring says what it computes and what that
+    and the plugin's version. The first line of its docstring states what it computes and what that
     costs; users see it before it runs. ``elementwise``: each tensor has its parameter's shape and
-    says something of each element, so that it can follow the weight wherever a checkpoint stores
+    describes each element, so that it can follow the weight wherever a checkpoint stores
     it in other pieces than the module; without, such weights have no statistic.
     """

@@ -1,4 +1,4 @@
-"""A registered merge method or statistic, and what its plugin stated about it."""
+"""A registered merge method or statistic, with its parameters and facts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from merge_plugins.api import Statistic, Weight, holds_matrices
+from merge_plugins.api import MATRIX, WHOLE, Granularity, Statistic
 
 T = TypeVar("T")
 
@@ -33,24 +33,27 @@ class Parameter:
         return self.default is dataclasses.MISSING
 
 
-def told(fact: T | Callable[[Any], T], kernel: Any) -> T:
-    """Return a fact that a plugin stated, or that its function says of a built kernel."""
+def granularity_of(kernel: Any) -> Granularity:
+    """Return the granularity that a kernel's class declares; WHOLE if it declares none."""
+    found: Granularity = getattr(kernel, "granularity", WHOLE)
+    return found
+
+
+def stated(fact: T | Callable[[Any], T], kernel: Any) -> T:
+    """Return ``fact``, or ``fact(kernel)`` if the plugin registered a function."""
     return fact(kernel) if callable(fact) else fact
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered merge method and the facts its plugin stated about it."""
+    """A registered merge method, with the facts its plugin registered."""
 
     name: str
     factory: Callable[..., Any]
     plugin: str
     version: str = ""
     known_as: str = ""
-    """What digests call the plugin: its name at its first release."""
-    elementwise: bool | Callable[[Any], bool] = False
-    rowwise: bool | Callable[[Any], bool] = False
-    matrices: bool | Callable[[Any], bool] = False
+    """Name of the plugin in digests: that of its first release."""
     layout: bool | Callable[[Any], bool] = False
     copies: Callable[[Any], bool] | None = None
     needs_base: bool = False
@@ -85,30 +88,17 @@ class Method:
         """First line of the method's docstring."""
         return (inspect.getdoc(self.factory) or "").partition("\n")[0]
 
-    def is_elementwise(self, kernel: Any, weight: Weight) -> bool:
-        """Whether this built kernel may be called on any region of that weight."""
-        always = told(self.elementwise, kernel)
-        return always or (self.merges_matrices(kernel) and not holds_matrices(weight))
-
-    def merges_matrices(self, kernel: Any) -> bool:
-        """Whether this built kernel works on matrices of linear layers, and else by element."""
-        return told(self.matrices, kernel)
-
-    def is_rowwise(self, kernel: Any) -> bool:
-        """Whether this built kernel may be called on any whole rows of a weight."""
-        return told(self.rowwise, kernel)
-
     def statistics(self, kernel: Any) -> tuple[str, ...]:
-        """Names of the calibration statistics that this built kernel reads."""
-        return told(self.stats, kernel)
+        """Name the calibration statistics that a built kernel reads."""
+        return stated(self.stats, kernel)
 
     def reads_data(self, kernel: Any) -> bool:
-        """Whether this built kernel needs calibration data."""
-        return told(self.needs_data, kernel) or bool(self.statistics(kernel))
+        """Whether a built kernel needs calibration data."""
+        return stated(self.needs_data, kernel) or bool(self.statistics(kernel))
 
     @property
     def is_routed(self) -> bool:
-        """Whether the method weighs its experts for each input: see `merge_plugins.api.Routes`."""
+        """Whether the method weighs its experts for each request: see `api.Routes`."""
         return hasattr(self.factory, "branches")
 
     @property
@@ -117,16 +107,16 @@ class Method:
         return bool(self.stats) or bool(self.needs_data)
 
     def works_from(self, base: object | None) -> bool:
-        """Whether that base model is received apart, and not one of the experts."""
+        """Whether kernels receive that base model apart, not as one of the experts."""
         return base is not None and (self.needs_base or self.takes_base)
 
     def is_copy(self, kernel: Any) -> bool:
-        """Whether this built kernel returns its only expert as it is."""
+        """Whether a built kernel returns its only expert unchanged."""
         return self.copies is not None and self.copies(kernel)
 
     def needs_layout(self, kernel: Any) -> bool:
-        """Whether this built kernel asks which dimension of a weight runs over its inputs."""
-        return told(self.layout, kernel) or self.merges_matrices(kernel)
+        """Whether a built kernel needs `Slot.input_dim`."""
+        return stated(self.layout, kernel) or granularity_of(kernel) is MATRIX
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,7 @@ class RegisteredStatistic:
     plugin: str
     version: str = ""
     known_as: str = ""
-    """What cache keys call the plugin: its name at its first release."""
+    """Name of the plugin in cache keys: that of its first release."""
     elementwise: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""Which merge methods exist: ours and everyone's, loaded one plugin at a time."""
+"""Register the merge methods of every plugin, ours first, one plugin at a time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from merge_plugins.plugins import hookspecs
 from merge_plugins.plugins.method import Method, RegisteredStatistic
 
 BUILTIN = "merge_plugins.methods"
+FORMER_FACTS = {"elementwise": "ELEMENT", "rowwise": "ROW", "matrices": "MATRIX"}
+"""Facts of earlier releases, and the granularity that each means."""
 BRIDGES = "merge_plugins.bridges"
 """Entry points in this group lead to another program's plugins: see `Registry.load_bridges`."""
 
 
 @dataclass
 class Registry:
-    """Methods and statistics of every plugin that loaded, and why the others did not."""
+    """Methods and statistics of every plugin that loaded, and the errors of those that failed."""
 
     methods: dict[str, Method] = field(default_factory=dict)
     statistics: dict[str, RegisteredStatistic] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
     bridges: list[EntryPoint] = field(default_factory=list)
-    """Those not crossed yet."""
+    """Bridges that are not loaded yet."""
 
     def __post_init__(self) -> None:
         self._loading = ("", "", "")
@@ -49,6 +51,13 @@ class Registry:
                 raise ValueError(f"{word!r} is already registered by {self.named[word].plugin}")
         if not (dataclasses.is_dataclass(factory) and callable(factory)):
             raise TypeError(f"{name!r}: a merge method is a frozen dataclass, got {factory!r}")
+        for fact in facts.keys() & FORMER_FACTS.keys():
+            line = f"granularity = {FORMER_FACTS[fact]}"
+            raise TypeError(
+                f"{name!r}: {fact}= is now declared beside the maths. In class "
+                f"{getattr(factory, '__name__', 'Method')} write  {line}  "
+                f"(from merge_plugins import {FORMER_FACTS[fact]}) and delete {fact}= here"
+            )
         method = Method(name, factory, *self._loading, **facts)
         _ = method.spellings  # a field whose type cannot be read fails here, not in a merge
         self.methods[name] = method
@@ -88,7 +97,7 @@ class Registry:
             self.load(name, "", partial(import_module, name), known_as=first_name)
 
     def load_bridges(self) -> None:
-        """Load what plugins of other programs register: slow, so only for a name nobody here has.
+        """Load the plugins of other programs: slow, so only for a name that no plugin of ours has.
 
         A bridge is a function that yields label, version and importer of one plugin after another;
         an importer has run by the time the next plugin is asked for.
@@ -103,7 +112,7 @@ class Registry:
 
     @property
     def named(self) -> dict[str, Method]:
-        """Methods by every name a recipe may use."""
+        """Methods by every name a recipe may use, aliases included."""
         return {word: m for m in self.methods.values() for word in (m.name, *m.aliases)}
 
     def get(self, name: str) -> Method:
@@ -124,7 +133,7 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """Return the process's registry: built-in methods first, then every installed plugin."""
+    """Return the process's registry: built-in methods first, then those of installed plugins."""
     found = Registry()
     found.load_builtin()
     if found.broken:  # ours must never be: do not hide it behind 'no such method'

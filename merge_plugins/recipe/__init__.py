@@ -1,4 +1,4 @@
-"""What a user writes: a recipe file or the short form, read, checked and made canonical."""
+"""Read a recipe from a file or from the short form, check it and normalise it."""
 
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.recipe import Recipe, read_recipe

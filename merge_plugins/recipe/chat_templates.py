@@ -1,4 +1,4 @@
-"""Chat templates that a recipe may name, as mergekit's recipes do; each format in our own words."""
+"""Chat templates that a recipe can select by mergekit's names for them."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ TEMPLATES: Mapping[str, str] = {
         "{%- else -%}{{ ' ' + message['content'] + eos_token }}{%- endif -%}{%- endfor -%}"
     ),
 }
-"""By name; the words of the formats' own documentation."""
+"""Jinja templates by name, written from the documentation of each format."""

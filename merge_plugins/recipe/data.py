@@ -1,14 +1,14 @@
-"""Calibration data: what ``data:`` in a recipe names, and the examples in it.
+"""Parse the recipe key ``data:`` and load the calibration examples that it names.
 
 A value is a JSONL file, ``task:NAME`` for the training split of a harness's task, or a mapping with
-one of ``path`` and ``task`` and any other field of `Data`. Rows of a file are one of::
+either ``path`` or ``task`` and any other fields of `Data`. Rows of a file have one of these forms::
 
     {"text": …}                                                 a plain text
     {"prompt" | "instruction" | "question": …, ("input": …), "response" | "output" | …: …}
-    {"input": …, "output": …}                                   the same, as LM-Cocktail has it
+    {"input": …, "output": …}                                   LM-Cocktail's form
     {"query": …, "pos": [...], "neg": [...]}                    retrieval
 
-each with an optional ``"label"``. Harnesses provide their tasks by entry point: see `TASKS`.
+with an optional number ``"label"``. Harnesses register their tasks by entry point: see `TASKS`.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from merge_plugins.api import Example
 from merge_plugins.errors import DataError, RecipeError, did_you_mean
 
 TASKS = "merge_plugins.tasks"
-"""Entry points in this group are functions ``(name, include_path)`` that return the examples of the
-training split of a task, or None if they know no such task."""
+"""Entry point group of functions ``(name, include_path)`` that return the examples of a task's
+training split, or None if there is no task of that name."""
 PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "answer", "completion")
 KEYS = ("text", *PROMPTS, "input", *RESPONSES, "query", "pos", "neg", "label")
 ALIASES = {"nums_fisher_examples": "limit", "nums_regmean_examples": "limit"}
-"""Other spellings of a field: the seeds' own."""
+"""Alternative names of fields, from the research repositories."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which examples calibrate a model, and how they are cut into batches."""
+    """Examples that calibrate a model, and the way they are batched."""
 
     path: str | None = None
-    """A JSONL file: an absolute path."""
+    """Absolute path of a JSONL file."""
     task: str | None = None
-    """A task whose training split is used."""
+    """Name of a task; its training split is used."""
     include_path: str | None = None
-    """A folder with more tasks, as in lm-eval: an absolute path."""
+    """Absolute path of a folder with more tasks, as in lm-eval."""
     limit: int = 256
-    """How many examples; of a larger file, that many are drawn, in the file's order."""
+    """Maximum number of examples; from more, this many are sampled and kept in file order."""
     max_length: int = 512
-    """Tokens per example, or what the model's tokenizer allows if that is less: the first of a
-    text, the last of a prompt and response."""
+    """Maximum tokens per example, or the tokenizer's own limit if that is less. A text keeps its
+    first tokens; a prompt with a response keeps its last."""
     batch_size: int = 8
+    """Examples per batch."""
     seed: int = 0
-    """Which examples are drawn."""
+    """Seed for sampling `limit` examples."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.task is None):
@@ -70,24 +71,24 @@ class Data:
 
     @property
     def source(self) -> str:
-        """The file or task, as a recipe's short form names it."""
+        """Name the file or task as the short form of a recipe does."""
         return self.path or f"task:{self.task}"
 
     def examples(self) -> tuple[Example, ...]:
-        """Return the examples, or raise `DataError` naming the file and line that is none."""
+        """Load the examples, or raise `DataError` with the file and line of an invalid row."""
         return _examples(self, _stamp(self.path))
 
     @property
     def digest(self) -> str:
-        """What the examples and their batches are, not where: 32 hex digits."""
-        held = [dataclasses.astuple(example) for example in self.examples()]
-        text = json.dumps([held, self.max_length, self.batch_size])
+        """Hash the examples, `max_length` and `batch_size`, but no path: 32 hex digits."""
+        rows = [dataclasses.astuple(example) for example in self.examples()]
+        text = json.dumps([rows, self.max_length, self.batch_size])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def as_setting(self, shown: Callable[[str], str] = str) -> str | dict[str, Any]:
-        """Return the data as a recipe holds it: its source, or a mapping with what else is set.
+        """Convert to the YAML value of ``data:``: the source alone, or a mapping of the set fields.
 
-        ``shown`` says how each path is spelled.
+        ``shown`` converts each path to the text that is written.
         """
         changed = {
             f.name: getattr(self, f.name)
@@ -101,7 +102,7 @@ class Data:
 
 
 def from_setting(given: Any, folder: Path) -> Data | None:
-    """Read a recipe's ``data:``; a path is relative to ``folder``."""
+    """Parse a recipe's ``data:``; relative paths start at ``folder``."""
     if given is None or isinstance(given, Data):
         return given
     if isinstance(given, str) and given:
@@ -112,54 +113,54 @@ def from_setting(given: Any, folder: Path) -> Data | None:
             f"data is a JSONL file, task:<name>, or a mapping {{path, limit, …}}; got {given!r}"
         )
     known = [f.name for f in dataclasses.fields(Data)]
-    held: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in given.items():
         name = ALIASES.get(key, key)
         if name not in known:
             hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
             raise RecipeError(f"data: no key {key!r}{hint}")
-        if name in held:
+        if name in settings:
             raise RecipeError(f"data: {name} is given twice")
-        held[name] = value
+        settings[name] = value
     for key in ("path", "task", "include_path"):
-        if key in held and (not isinstance(held[key], str) or not held[key]):
-            raise RecipeError(f"data: {key} is a name, in quotes; got {held[key]!r}")
-        if key in held and key != "task":
-            held[key] = os.path.normpath(Path.cwd() / folder / Path(held[key]).expanduser())
-    return Data(**held)
+        if key in settings and (not isinstance(settings[key], str) or not settings[key]):
+            raise RecipeError(f"data: {key} is a name, in quotes; got {settings[key]!r}")
+        if key in settings and key != "task":
+            settings[key] = os.path.normpath(Path.cwd() / folder / Path(settings[key]).expanduser())
+    return Data(**settings)
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:
-    """Return what changes when a file does."""
+    """Read a file's modification time (ns) and size, a cache key; None if there is no file."""
     with suppress(OSError):
-        found = Path(path or "").stat()
-        return found.st_mtime_ns, found.st_size
+        status = Path(path or "").stat()
+        return status.st_mtime_ns, status.st_size
     return None
 
 
 @functools.lru_cache(maxsize=8)
 def _examples(data: Data, stamp: tuple[int, int] | None) -> tuple[Example, ...]:
-    found = _read(Path(data.path)) if data.path else _of_task(str(data.task), data.include_path)
-    if not found:
+    examples = _read(Path(data.path)) if data.path else _of_task(str(data.task), data.include_path)
+    if not examples:
         raise DataError(f"{data.source} holds no examples")
-    kept: Sequence[int] = range(len(found))
-    if len(found) > data.limit:
+    kept: Sequence[int] = range(len(examples))
+    if len(examples) > data.limit:
         kept = sorted(random.Random(data.seed).sample(kept, data.limit))
-    return tuple(found[i] for i in kept)
+    return tuple(examples[i] for i in kept)
 
 
 def _read(path: Path) -> list[Example]:
-    found = []
+    examples = []
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    found.append(_parsed(line, f"{path}, line {number}"))
+                    examples.append(_parsed(line, f"{path}, line {number}"))
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 text: {exc}") from exc
     except OSError as exc:
         raise DataError(f"no calibration data {path}: {exc.strerror}. Check data:.") from exc
-    return found
+    return examples
 
 
 def _parsed(line: str, where: str) -> Example:
@@ -171,7 +172,7 @@ def _parsed(line: str, where: str) -> Example:
 
 
 def example(row: Any, where: str) -> Example:
-    """Read one row, or raise `DataError` saying what is wrong with it and ``where`` it stands."""
+    """Parse one row, or raise `DataError` with the fault; ``where`` is the row's location."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
     for key in row:
@@ -197,7 +198,7 @@ def example(row: Any, where: str) -> Example:
 
 
 def _only(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str | None:
-    """Return which of some keys a row has; it may have one at most."""
+    """Find the one key of ``keys`` that a row has, or None; raise `DataError` for several."""
     found = [key for key in keys if key in row]
     if len(found) > 1:
         raise DataError(f"{where}: {' and '.join(found)} exclude each other; keep one")
@@ -212,21 +213,21 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _passages(row: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
-    found = []
+    passages = []
     for key in ("pos", "neg"):
         texts = row.get(key, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: {key} is a list of texts; got {texts!r}")
-        found.append(tuple(texts))
-    return found
+        passages.append(tuple(texts))
+    return passages
 
 
 def _of_task(name: str, include_path: str | None) -> Sequence[Example]:
     for point in entry_points(group=TASKS):
         split: Callable[[str, str | None], Sequence[Example] | None] = point.load()
-        found = split(name, include_path)
-        if found is not None:
-            return found
+        examples = split(name, include_path)
+        if examples is not None:
+            return examples
     raise DataError(
         f"no harness here has a task {name!r}; check data:, or name a JSONL file "
         "(with lm-eval's --include_path, write data: {task: …, include_path: …})"

@@ -1,4 +1,4 @@
-"""Count the layers of a model from the config files at hand, without a download."""
+"""Count the layers of a model from local config files, without a download."""
 
 from __future__ import annotations
 
@@ -9,56 +9,55 @@ from typing import Any, Protocol, cast
 from merge_plugins.recipe.parts import REST, WHOLE
 from merge_plugins.recipe.references import Delta, Lora, Nested, Rebased, Reference, home
 from merge_plugins.recipe.slices import Entry, Slice, is_stack
-from merge_plugins.weights.files import read_json
+from merge_plugins.weights.files import read_json, text_config
 
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What families call the number of layers in their config."""
+"""Config keys that hold the number of layers, by model family."""
 
 
 class _InParts(Nested, Protocol):
-    """A recipe, which the modules above this one define."""
+    """Protocol of a `Recipe`; recipe.py imports this module, so the class cannot be named here."""
 
     @property
     def parts(self) -> Mapping[str, tuple[Slice, ...]]:
-        """Slices by the part of the model they make."""
+        """Slices by part of the model."""
 
 
 def depth_key(config: Mapping[str, Any], keys: Sequence[str] | None = None) -> str | None:
-    """Return what a config calls its number of layers, of these names or of the usual ones."""
+    """Find the config key that holds the number of layers, among ``keys`` or the usual ones."""
     return next((key for key in keys or DEPTH if isinstance(config.get(key), int)), None)
 
 
 def depth(ref: Reference) -> int | None:
-    """Return how many layers a model has, by the files at hand; None if they do not say."""
+    """Count a model's layers from local files; None if no config states the number."""
     if not isinstance(ref, str | Lora | Delta | Rebased):
         parts = cast(_InParts, ref).parts
-        pieces = next((parts[part] for part in (WHOLE, *REST) if part in parts), ())
-        if not pieces or not is_stack(pieces):
+        slices = next((parts[part] for part in (WHOLE, *REST) if part in parts), ())
+        if not slices or not is_stack(slices):
             return depth(ref.donor)
-        lengths = [n_layers(piece.inputs) for piece in pieces]
+        lengths = [n_layers(slice_.inputs) for slice_ in slices]
         return None if None in lengths else sum(length or 0 for length in lengths)
-    config = _config(home(ref))
-    config = {**config.get("text_config", {}), **config}
+    config = text_config(_config(home(ref)))
     key = depth_key(config)
     return config[key] if key else None
 
 
 def n_layers(models: Iterable[Entry]) -> int | None:
-    """Return how many layers each of these models gives, by the first that says so."""
+    """Count the layers that each entry of a slice gives, by the first whose count is known."""
     for model in models:
-        found = depth(model.ref) if model.layers is None else model.layers[1] - model.layers[0]
-        if found is not None:
-            return found
+        n = depth(model.ref) if model.layers is None else model.layers[1] - model.layers[0]
+        if n is not None:
+            return n
     return None
 
 
 def is_whole(model: Entry) -> bool:
-    """Whether all layers are taken, as far as the files at hand can tell."""
+    """Check that an entry takes all layers; a range of a model of unknown depth does not."""
     return model.layers is None or model.layers == (0, depth(model.ref))
 
 
 def _config(ref: str) -> Mapping[str, Any]:
-    """Return a stored model's config without downloading anything; empty if it is not here."""
+    """Read a stored model's config from its folder or the hub's cache; empty if in neither."""
     file = Path(ref) / "config.json"
     if not file.is_file() and not Path(ref).is_absolute():
         from huggingface_hub import try_to_load_from_cache

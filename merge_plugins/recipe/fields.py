@@ -1,4 +1,4 @@
-"""From what a recipe file holds, in mergekit's words, to the fields of a `Recipe`."""
+"""Convert the mapping of a recipe file, with mergekit's keys, to the fields of a `Recipe`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
-    """Return a recipe's fields as they are written, references read by ``reading``."""
+    """Parse a recipe's fields, not yet normalised; ``reading`` resolves the references in it."""
     given = {key: value for key, value in mapping.items() if value is not None}
     method = _method(given.get("merge_method"))
     keys.check_keys(given, keys.TOP, method)
@@ -41,11 +41,11 @@ def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
 
 
 def _method(given: Any) -> Method:
-    """Return the method of that name; the one place that says what an alias really is."""
+    """Look up the method by name; for an alias, warn which method it stands for."""
     method = registry().get(_method_name(given))
     if given != method.name:
-        said = f"{given} is the same as {method.name}: {method.aliases[given]}"
-        warnings.warn(said, MergeWarning, stacklevel=4)
+        message = f"{given} is the same as {method.name}: {method.aliases[given]}"
+        warnings.warn(message, MergeWarning, stacklevel=4)
     return method
 
 
@@ -89,7 +89,7 @@ def _seed(given: Any) -> int:
 
 
 def slices(given: Mapping[str, Any], method: Method, reading: Reading) -> tuple[Slice, ...]:
-    """Return what a recipe merges, or `RecipeError` when it does not say so exactly once."""
+    """Parse a recipe's slices, or raise `RecipeError` unless one key gives them, and only one."""
     if sum(key in given for key in ("models", "slices", "modules")) != 1:
         raise RecipeError(
             "a recipe needs models: a list of {model, parameters} entries, or slices: for layers "
@@ -98,31 +98,31 @@ def slices(given: Mapping[str, Any], method: Method, reading: Reading) -> tuple[
     shared = read_settings(method, keys.scope(given.get("parameters"), method))
     if "modules" not in given:
         return _part(given, shared, method, reading)
-    found: list[Slice] = []
+    parsed: list[Slice] = []
     for part, module in _modules(given["modules"]).items():
         keys.check_keys(module, keys.MODULE, method, f"module {part}")
         own = read_settings(method, keys.scope(module.get("parameters"), method))
-        pieces = _part(module, combined(own, shared), method, reading)
-        found += [replace(piece, part=part) for piece in pieces]
-    return tuple(found)
+        in_part = _part(module, combined(own, shared), method, reading)
+        parsed += [replace(slice_, part=part) for slice_ in in_part]
+    return tuple(parsed)
 
 
 def _part(
     given: Mapping[str, Any], shared: Settings, method: Method, reading: Reading
 ) -> tuple[Slice, ...]:
-    """Return the slices of a recipe or of one of its modules."""
+    """Parse the slices of a recipe or of one of its modules."""
     if sum(key in given for key in ("models", "slices")) != 1:
         raise RecipeError("a module needs models: or slices:, once")
     if given.get("models") is not None:
         return (Slice(_models(given["models"], method, reading), shared),)
-    pieces = given.get("slices")
-    if not isinstance(pieces, Sequence) or isinstance(pieces, str) or not pieces:
-        raise RecipeError(f"slices is a list of {{sources, parameters}}; got {pieces!r}")
-    return tuple(_slice(piece, shared, method, reading) for piece in pieces)
+    entries = given.get("slices")
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise RecipeError(f"slices is a list of {{sources, parameters}}; got {entries!r}")
+    return tuple(_slice(entry, shared, method, reading) for entry in entries)
 
 
 def _modules(given: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return modules by name; the only one of a text model, mergekit's default, is all of it."""
+    """Parse ``modules`` by name; a single ``default``, as mergekit writes, is the whole model."""
     modules = given if isinstance(given, Mapping) else {}
     if not modules or not all(isinstance(module, Mapping) for module in modules.values()):
         raise RecipeError(
@@ -173,9 +173,9 @@ def _models(
 
 
 def _twice(ref: Reference, *, in_slice: bool) -> str:
-    said = f"{ref} is listed twice; list it once, with the sum of its weights"
-    more = ". To stack its layers, give each range a slice of its own"
-    return f"{said}{more if in_slice else ''}"
+    message = f"{ref} is listed twice; list it once, with the sum of its weights"
+    hint = ". To stack its layers, give each range a slice of its own"
+    return f"{message}{hint if in_slice else ''}"
 
 
 def _layers(given: Any, ref: Reference) -> Layers | None:
@@ -190,7 +190,7 @@ def _layers(given: Any, ref: Reference) -> Layers | None:
 
 
 def _own_base(entry: Mapping[str, Any]) -> Any:
-    """Return what an entry says of its model: a base_model beside it is a part of the reference."""
+    """Combine an entry's ``model`` and the ``base_model`` beside it into one reference."""
     if entry.get("base_model") is None:
         return entry.get("model")
     return {"model": entry.get("model"), "base_model": entry["base_model"]}

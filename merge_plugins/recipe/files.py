@@ -1,8 +1,8 @@
-"""From a recipe file, YAML or JSON, to the mapping it holds.
+"""Parse a recipe file, YAML or JSON, into mappings.
 
-A YAML file may hold several documents, as mergekit-multi reads them: each but one has a ``name``,
-by which the others may use it as a model, in any order. The one without, or else the last, is the
-recipe of the file.
+A YAML file may hold several documents, as in mergekit-multi. All but one need a ``name``, by which
+any other document can use them as a model. The document without a name, or else the last one, is
+the recipe of the file.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import yaml
 from merge_plugins.errors import MergeWarning, RecipeError
 
 NAME = "merge.yaml"
-"""What we call a recipe in a folder of its own."""
+"""File name of a recipe that this package writes to a folder."""
 NAMES = (NAME, "mergekit_config.yml")
+"""File names of a recipe in a folder, in order of precedence."""
 
 
 def find(path: Path) -> Path:
-    """Return the recipe file; a folder stands for its merge.yaml or mergekit_config.yml."""
+    """Find a recipe file; in a folder, merge.yaml or mergekit_config.yml."""
     if path.is_dir():
-        found = [path / name for name in NAMES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in NAMES if (path / name).is_file()]
+        if not files:
             raise RecipeError(f"{path} holds no {' or '.join(NAMES)}")
-        return found[0]
+        return files[0]
     if not path.is_file():
         raise RecipeError(f"no recipe file at {path}")
     return path
@@ -38,16 +39,16 @@ def find(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Documents:
-    """What a recipe file holds."""
+    """The parsed documents of a recipe file."""
 
     main: Mapping[str, Any]
-    """The recipe of the file."""
+    """The document that is the file's recipe."""
     named: Mapping[str, Mapping[str, Any]]
-    """The documents that have a name, by which others use them as a model."""
+    """Documents with a name, which other documents can use as a model."""
 
 
 def read(path: Path) -> Documents:
-    """Read a recipe file; of several documents, the one the others are for is its recipe."""
+    """Parse a recipe file; warn about a named document that no other document uses."""
     documents = _documents(path)
     main = next((each for each in documents if "name" not in each), documents[-1])
     for each in documents:
@@ -66,35 +67,36 @@ def _documents(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:
         raise RecipeError(f"a recipe is text; {exc}") from exc
-    found = [from_json(text)] if path.suffix == ".json" else list(_each_from_yaml(text))
-    for held in found or [None]:
-        if not isinstance(held, dict):
+    documents = [from_json(text)] if path.suffix == ".json" else list(_each_from_yaml(text))
+    for document in documents or [None]:
+        if not isinstance(document, dict):
             raise RecipeError(
-                f"a recipe is a mapping (merge_method: …, models: …); got {held!r:.80}"
+                f"a recipe is a mapping (merge_method: …, models: …); got {document!r:.80}"
             )
-    names = [held["name"] for held in found if "name" in held]
+    names = [document["name"] for document in documents if "name" in document]
     for name in names:
         if not isinstance(name, str) or names.count(name) > 1:
             raise RecipeError(f"each document needs a name of its own; got {name!r}")
-    if len(found) - len(names) > 1:
+    n_unnamed = len(documents) - len(names)
+    if n_unnamed > 1:
         raise RecipeError(
-            f"{len(found) - len(names)} documents without name: only the last merge may have none; "
+            f"{n_unnamed} documents without name: only the last merge may have none; "
             "add name: <word> to the others"
         )
-    return found
+    return documents
 
 
-def _words(held: Any) -> set[str]:
-    """Return every text in a document, and what stands before a '+' in it."""
-    if isinstance(held, str):
-        return {held, held.partition("+")[0]}
-    items = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+def _words(value: Any) -> set[str]:
+    """Collect every string in a document, and the part of each before its first '+'."""
+    if isinstance(value, str):
+        return {value, value.partition("+")[0]}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return set().union(*map(_words, items))
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every recipe error raised inside say which file it is about."""
+    """Prefix every `RecipeError` raised in the block with the path of the recipe file."""
     try:
         yield
     except RecipeError as exc:
@@ -102,11 +104,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def from_yaml(text: str) -> Any:
-    """Return one YAML document; a key written twice is an error."""
-    found = list(_each_from_yaml(text))
-    if len(found) > 1:
-        raise RecipeError(f"one YAML document is expected here; got {len(found)}")
-    return found[0] if found else None
+    """Parse one YAML document; raise `RecipeError` for a duplicate key."""
+    documents = list(_each_from_yaml(text))
+    if len(documents) > 1:
+        raise RecipeError(f"one YAML document is expected here; got {len(documents)}")
+    return documents[0] if documents else None
 
 
 def _each_from_yaml(text: str) -> Iterator[Any]:
@@ -117,7 +119,7 @@ def _each_from_yaml(text: str) -> Iterator[Any]:
 
 
 def from_json(text: str) -> Any:
-    """Return a JSON value; a key written twice is an error."""
+    """Parse a JSON value; raise `RecipeError` for a duplicate key."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as exc:
@@ -125,7 +127,7 @@ def from_json(text: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys; the first is then a setting nobody reads."""
+    """YAML loader that rejects duplicate keys, of which PyYAML would silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

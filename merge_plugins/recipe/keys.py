@@ -1,6 +1,6 @@
-"""Which keys a recipe has at which level, and what to say of one that stands at another.
+"""Check the keys of a recipe, level by level.
 
-Unlike mergekit, a key that is unknown, or at a level where nobody reads it, is an error.
+Unlike in mergekit, an unknown key is an error, and so is a key at a level where it has no effect.
 """
 
 from __future__ import annotations
@@ -16,33 +16,36 @@ TOP = (
     *("tokenizer_source", "tokenizer", "chat_template", "generation_config"),
     *("donor", "exclude", "seed", "data", "slices", "modules", "name"),
 )
+"""Keys of the whole recipe."""
 MODULE = ("models", "slices", "parameters")
+"""Keys of an entry of ``modules``."""
 SLICE = ("sources", "base_model", "parameters")
+"""Keys of an entry of ``slices``."""
 ENTRY = ("model", "base_model", "parameters", "data")
-"""Keys of one of the models."""
+"""Keys of an entry of ``models``."""
 SOURCE = (*ENTRY, "layer_range")
-"""Keys of one of the sources of a slice."""
+"""Keys of an entry of a slice's ``sources``."""
 UNREAD = {
     "experts": "mixtures of experts are not built",
     "residual_weight": "mergekit reads it and does nothing with it; delete it",
     "input_model_parameters": "no mergekit reads it; write parameters: in the model's entry",
     "override_architecture": "the architecture is that of the model; delete it",
 }
-"""Keys that some recipes have, and why they are not read."""
+"""Keys of mergekit's recipes that are refused, with the reason."""
 
 
 def check_keys(
     given: Mapping[Any, Any], known: tuple[str, ...], method: Method, where: str = ""
 ) -> None:
-    """Raise `RecipeError` for a key that is not one of its level; ``where``: whose keys."""
+    """Raise `RecipeError` for a key that is not in ``known``; ``where`` begins the message."""
     for key in given:
         if key not in known:
-            said = misplaced(str(key), known, method)
-            raise RecipeError(f"{where}: {said}" if where else said)
+            message = misplaced(str(key), known, method)
+            raise RecipeError(f"{where}: {message}" if where else message)
 
 
 def misplaced(key: str, known: tuple[str, ...], method: Method) -> str:
-    """Say where a key belongs that nobody reads where it is."""
+    """Explain, for an error message, where an unknown or misplaced key belongs."""
     parameter, in_model = method.spellings.get(key), known in (ENTRY, SOURCE)
     if key in UNREAD:
         return f"{key}: {UNREAD[key]}"
@@ -69,14 +72,15 @@ LEVELS = {
     ENTRY: "beside model:",
     SOURCE: "beside model:",
 }
+"""Description of each level in error messages."""
 
 
 def scope(given: Any, method: Method, where: str = "parameters") -> dict[str, Any]:
-    """Return what stands under a ``parameters:``, or an error if it is no mapping."""
+    """Read the mapping under ``parameters:``, or raise `RecipeError` if it is none."""
     if not isinstance(given or {}, Mapping):
         raise RecipeError(f"{where} is a mapping from name to value; got {given!r}")
-    found = {str(key): value for key, value in (given or {}).items()}
-    for key in found:
+    parameters = {str(key): value for key, value in (given or {}).items()}
+    for key in parameters:
         if key in TOP and key not in method.spellings:
             raise RecipeError(f"{key} belongs at the top of the recipe, not under parameters:")
-    return found
+    return parameters

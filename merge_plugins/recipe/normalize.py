@@ -1,7 +1,8 @@
-"""The one recipe that all spellings of a merge share.
+"""Normalise the slices of a recipe, so that all spellings of one merge are equal.
 
-Models are those that are merged; parameters have their canonical names and types; one that is the
-same for every model of a slice stands in the slice's own parameters, any other in each model's.
+In normal form, only merged models are listed, and parameters have canonical names and types. A
+per-model parameter that is equal for all models of a slice is written once, in the slice's own
+parameters; any other is written for each model.
 """
 
 from __future__ import annotations
@@ -21,52 +22,56 @@ from merge_plugins.recipe.slices import Entry, Layers, Slice
 def normal_slices(
     slices: Sequence[Slice], base_model: Reference | None, method: Method
 ) -> tuple[Slice, ...]:
-    """Return the slices in the one form that all spellings share, or raise `RecipeError`."""
-    found = tuple(_normal_slice(slice_, base_model, method) for slice_ in slices)
-    return (_whole_if_it_is(found[0]),) if len(found) == 1 else found
+    """Normalise the slices of a recipe, or raise `RecipeError`."""
+    normal = tuple(_normal_slice(slice_, base_model, method) for slice_ in slices)
+    return (_without_full_ranges(normal[0]),) if len(normal) == 1 else normal
 
 
-def experts(piece: Slice, base_model: Reference | None, method: Method) -> tuple[Entry, ...]:
-    """Return the models of a slice that are merged, in the user's order.
+def experts(slice_: Slice, base_model: Reference | None, method: Method) -> tuple[Entry, ...]:
+    """List the merged models of a slice in the user's order.
 
-    The one rule about base_model:
+    The rule for base_model:
 
-    * A method that works from a base receives it apart: an entry for it is no expert.
-    * For any other method base_model gives config and tokenizer. It is an input too if it is
-      listed, or, mergekit's rule, if the slice's own parameters hold a per-model ``weight``:
-      that weight is then also the base's, and the base comes last. So it does where the method
-      weighs no models and says so (``merges_base``).
+    * A method that works from a base receives it separately: an entry for it is not an expert.
+    * For any other method base_model provides config and tokenizer. It is an input too if it is
+      listed. It also is one, and comes last, if the slice's own parameters set a per-model
+      ``weight`` (mergekit's rule; the weight then applies to the base too), or if the method is
+      registered with ``merges_base``.
     """
-    base, weight = piece.base.ref if piece.base else base_model, method.parameters.get("weight")
+    base, weight = slice_.base.ref if slice_.base else base_model, method.parameters.get("weight")
     if method.works_from(base):
-        return tuple(model for model in piece.models if model.ref != base)
-    weighs_base = weight is not None and weight.per_expert and "weight" in piece.parameters
+        return tuple(model for model in slice_.models if model.ref != base)
+    weighs_base = weight is not None and weight.per_expert and "weight" in slice_.parameters
     is_input = weighs_base or method.merges_base
-    if base is None or not is_input or base in (model.ref for model in piece.models):
-        return piece.models
-    return (*piece.models, Entry(base, layers=_common(piece.models, base)))
+    if base is None or not is_input or base in (model.ref for model in slice_.models):
+        return slice_.models
+    return (*slice_.models, Entry(base, layers=_common(slice_.models, base)))
 
 
-def _normal_slice(piece: Slice, base_model: Reference | None, method: Method) -> Slice:
-    base = piece.base or (Entry(base_model) if base_model else None)
+def _normal_slice(slice_: Slice, base_model: Reference | None, method: Method) -> Slice:
+    base = slice_.base or (Entry(base_model) if base_model else None)
     ref = base.ref if base else None
     works_from_it = method.works_from(ref)
-    for model in piece.models:
+    for model in slice_.models:
         _check_base(model, ref, method)
-    models = [replace(model, ref=_settled_ref(model.ref, ref)) for model in piece.models]
-    piece = replace(piece, models=tuple(models))
-    merged = experts(piece, base_model, method)
+    models = [
+        replace(model, ref=_without_redundant_base(model.ref, ref)) for model in slice_.models
+    ]
+    slice_ = replace(slice_, models=tuple(models))
+    merged = experts(slice_, base_model, method)
     if base is not None and base.layers is None:
         listed = [model.layers for model in models if model.ref == base.ref]
         layers = listed[0] if listed else _common(merged, base.ref) if works_from_it else None
         base = replace(base, layers=layers)
     unlisted = {ref, base_model} - {None} - {model.ref for model in merged}
-    piece = replace(piece, models=merged, base=base if works_from_it else None)
-    return _settled(piece, method, base_is_unlisted=bool(unlisted) and not works_from_it)
+    slice_ = replace(slice_, models=merged, base=base if works_from_it else None)
+    return _with_shared_parameters(
+        slice_, method, base_is_unlisted=bool(unlisted) and not works_from_it
+    )
 
 
 def _check_base(model: Entry, base: Reference | None, method: Method) -> None:
-    """Refuse settings of a base, and bases of models that are not compared with one."""
+    """Refuse settings of the base, and an expert's own base if the method works from none."""
     if not method.works_from(base) and isinstance(model.ref, Rebased):
         raise RecipeError(
             f"{method.name}: merges models, not task vectors, so {model.ref.model} takes no "
@@ -81,7 +86,7 @@ def _check_base(model: Entry, base: Reference | None, method: Method) -> None:
 
 
 def _common(models: Sequence[Entry], base: Reference) -> Layers | None:
-    """Return the layers of a base that is not listed: those of every other model."""
+    """Return the layer range that all models share; the unlisted base takes it too."""
     layers = {model.layers for model in models}
     if len(layers) > 1:
         raise RecipeError(
@@ -91,44 +96,44 @@ def _common(models: Sequence[Entry], base: Reference) -> Layers | None:
     return layers.pop() if layers else None
 
 
-def _settled_ref(ref: Reference, base: Reference | None) -> Reference:
-    """Return an expert without a base of its own if that is the recipe's anyway."""
+def _without_redundant_base(ref: Reference, base: Reference | None) -> Reference:
+    """Drop an expert's own base if it equals the recipe's base."""
     return ref.model if isinstance(ref, Rebased) and ref.base_model == base else ref
 
 
-def _whole_if_it_is(piece: Slice) -> Slice:
-    """Return the only slice of a merge without ranges if they are all layers of every model."""
-    if not all(map(is_whole, piece.inputs)):
-        return piece
-    base = piece.base and replace(piece.base, layers=None)
-    return replace(piece, base=base, models=tuple(replace(m, layers=None) for m in piece.models))
+def _without_full_ranges(slice_: Slice) -> Slice:
+    """Drop the layer ranges of a merge's only slice if they cover all layers of every model."""
+    if not all(map(is_whole, slice_.inputs)):
+        return slice_
+    base = slice_.base and replace(slice_.base, layers=None)
+    return replace(slice_, base=base, models=tuple(replace(m, layers=None) for m in slice_.models))
 
 
-def _settled(piece: Slice, method: Method, *, base_is_unlisted: bool) -> Slice:
-    """Give each per-expert parameter to every model, or to the slice if all have the same."""
-    shared, own = dict(piece.parameters), [dict(model.parameters) for model in piece.models]
+def _with_shared_parameters(slice_: Slice, method: Method, *, base_is_unlisted: bool) -> Slice:
+    """Move each per-expert parameter to the slice if its models agree, otherwise to every model."""
+    shared, own = dict(slice_.parameters), [dict(model.parameters) for model in slice_.models]
     for name in (p.name for p in method.parameters.values() if p.per_expert and own):
         outer = shared.pop(name, None)
         settings = [over(parameters.pop(name, None), outer) for parameters in own]
-        makes_input = name == "weight" and base_is_unlisted  # see experts
+        makes_input = name == "weight" and base_is_unlisted  # see `experts`
         if not makes_input and all(setting == settings[0] for setting in settings):
             shared |= {name: settings[0]} if settings[0] else {}
             continue
         for parameters, setting in zip(own, settings, strict=True):
             parameters |= {name: setting} if setting else {}
-    models = tuple(replace(m, parameters=p) for m, p in zip(piece.models, own, strict=True))
-    return replace(piece, parameters=shared, models=models)
+    models = tuple(replace(m, parameters=p) for m, p in zip(slice_.models, own, strict=True))
+    return replace(slice_, parameters=shared, models=models)
 
 
 def shared_data(
     slices: Sequence[Slice], data: Data | None
 ) -> tuple[tuple[Slice, ...], Data | None]:
-    """Give the recipe the data that all its models share, or each model its own."""
+    """Move calibration data to the recipe if all models share it, otherwise to each model."""
     own = [model.data or data for slice_ in slices for model in slice_.models]
     shared = own[0] if own and all(each == own[0] for each in own) else None
     each = iter([None] * len(own) if shared else own)
-    found = (
+    with_data = (
         replace(slice_, models=tuple(replace(model, data=next(each)) for model in slice_.models))
         for slice_ in slices
     )
-    return tuple(found), shared
+    return tuple(with_data), shared

@@ -1,8 +1,8 @@
-"""Parts of a model that a recipe merges each in its own way, mergekit's ``modules``.
+"""Assign weights to the parts of a model that a recipe merges separately, mergekit's ``modules``.
 
-A part is named by one of mergekit's words, for the weights below, or by how the names of its
-weights begin (``model.visual``, ``encoder.block``), which decides first. ``default`` and
-``text_decoder`` are what no other part of the recipe takes.
+A part is named by one of mergekit's words (`WORDS`) or by a prefix of its weights' names
+(``model.visual``, ``encoder.block``). Prefixes take precedence, the longest first. ``default`` and
+``text_decoder`` take the weights that no other part of the recipe takes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ WORDS: Mapping[str, str] = {
     "decoder": r"^(model\.)?decoder\.",
     "shared": r"^(model\.)?shared\.|^(lm_head|proj_out)\.",
 }
-"""What mergekit calls the parts of the families it knows, and the names of their weights; the first
-that fits is right."""
+"""Patterns of weight names by mergekit's word for the part; the first match decides."""
 REST = ("default", "text_decoder")
+"""Names for the part that takes all remaining weights."""
 WHOLE = ""
-"""The part that is all of the model."""
+"""Name of the only part in a recipe without ``modules``: the whole model."""
 DEPTHS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vision_tower": ("vision_config", ("depth", "num_hidden_layers")),
     "vision_model": ("vision_config", ("depth", "num_hidden_layers")),
     "encoder": ("", ("encoder_layers", "num_layers")),
     "decoder": ("", ("decoder_layers", "num_decoder_layers")),
 }
-"""Where a config says how many layers a part has: its section, and the key by family. Other parts:
-as a text model says it."""
+"""Config section and keys, by family, that hold the number of layers of a part; a part that is not
+listed has those of a text model."""
 
 
 def part_of(name: str, parts: Sequence[str]) -> str | None:
-    """Return the part, of those a recipe names, that takes a weight; None: none does."""
+    """Find the part of ``parts`` that takes a weight; None if no part does."""
     if WHOLE in parts:
         return WHOLE
     for part in sorted(parts, key=len, reverse=True):
@@ -50,7 +50,7 @@ def part_of(name: str, parts: Sequence[str]) -> str | None:
 
 
 def check(names: Iterable[str], parts: Sequence[str]) -> None:
-    """Raise `MismatchError` for a weight of no part, `RecipeError` for a part of no weight."""
+    """Raise `MismatchError` for a weight in no part, `RecipeError` for a part without weights."""
     taken = {name: part_of(name, parts) for name in names}
     for name, part in taken.items():
         if part is None:
@@ -69,7 +69,7 @@ def check(names: Iterable[str], parts: Sequence[str]) -> None:
 
 
 def section_and_keys(part: str) -> tuple[str, tuple[str, ...] | None]:
-    """Return where a config holds the depth of a part; no keys: as a text model holds it."""
+    """Return the config section and keys of a part's depth; None as keys: those of a text model."""
     return DEPTHS.get(part, ("", None))
 
 
@@ -78,6 +78,6 @@ def _begins(name: str, part: str) -> bool:
 
 
 def _suggested(name: str) -> str:
-    """Return what to call the part of a weight: mergekit's word, or how its name begins."""
+    """Suggest a module for a weight: mergekit's word that matches its name, or ``default``."""
     word = next((word for word, pattern in WORDS.items() if re.search(pattern, name)), None)
     return word or "default"

@@ -1,6 +1,6 @@
-"""A merge, said completely: which models, which method, which parameters.
+"""Describe a merge completely: models, method and parameters.
 
-Recipes that mean the same merge compare equal and have one digest, whichever way they were written.
+Recipes of the same merge compare equal and have one digest, however they were written.
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, written
 from merge_plugins.recipe.settings import Settings, as_yaml
 from merge_plugins.recipe.short_form import ShortForm, from_file
-from merge_plugins.recipe.slices import Entry, Slice, Spelled, is_stack, part_as_dict
+from merge_plugins.recipe.slices import Entry, Slice, Write, is_stack, part_as_dict
 from merge_plugins.recipe.tokenizer import Tokenizer, is_template
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to merge and how, in mergekit's words plus `seed` and `data`."""
+    """A merge: its models, method and settings, with mergekit's keys plus `seed` and `data`."""
 
     merge_method: str
     slices: tuple[Slice, ...]
-    """Those of each part, the first layers first; whole models are one slice."""
+    """Slices of every part, first layers first; a merge of whole models has one slice."""
     base_model: Reference | None = None
-    """The base of every slice that names no other; gives config and tokenizer."""
+    """Base of every slice without its own; provides config and tokenizer."""
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer: Tokenizer | None = None
-    """The merge's vocabulary; None: the models', which must have the same rows."""
+    """Vocabulary of the merge; None: rows are merged by position, all models need as many."""
     chat_template: Reference | None = None
-    """``auto``, a name in `chat_templates`, a template, or the model that has it; None: the
+    """``auto``, a name in `chat_templates`, a template, or a model that has one; None: the
     tokenizer's."""
     generation_config: Reference | None = None
-    """The model whose it is; None: the `donor`'s."""
+    """Model that provides the generation config; None: the `donor`."""
     donor_model: Reference | None = None
-    """The `donor`, where it is neither the base nor the first model."""
+    """The `donor`, if it is neither the base nor the first model."""
     exclude: tuple[str, ...] = ()
-    """Parts of the names of tensors that are not merged but come from the `donor`."""
+    """Substrings of tensor names; matching tensors are copied from the `donor`, not merged."""
     seed: int = 0
     data: Data | None = None
-    """Calibration data of every model that has none of its own."""
+    """Calibration data of every model without its own."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a YAML or JSON file, or the one in a folder; paths in it are relative to it."""
+        """Load a YAML or JSON file, or the one in a folder; its paths are relative to the file."""
         return _load(Path(path).expanduser(), _reading())
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], folder: str | Path | None = None) -> Recipe:
-        """Read what a recipe file holds; paths are relative to ``folder``, or to the cwd."""
+        """Parse a recipe file's mapping; paths are relative to ``folder``, by default the cwd."""
         return _read(mapping, _reading(folder or "."))
 
     @classmethod
     def from_model_args(cls, args: Mapping[str, Any]) -> Recipe:
-        """Read the short form of `merge_plugins.recipe.short_form`, as lm-eval parses it."""
+        """Parse the short form of `merge_plugins.recipe.short_form`, as lm-eval parses it."""
         short = ShortForm(args, _reading())
         short.refuse_rest()
         return _normal(short.fields())
 
     @classmethod
     def split_model_args(cls, args: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-        """Read the recipe among a harness's arguments; return the harness's own too."""
+        """Split a harness's arguments into a recipe and the remaining arguments."""
         short = ShortForm(args, _reading())
         return _normal(short.fields()), short.rest
 
     @property
     def models(self) -> tuple[Entry, ...]:
-        """The models that are merged, in the user's order, those of the first slice first."""
-        return tuple(model for piece in self.slices for model in piece.models)
+        """List the merged models in the user's order, those of the first slice first."""
+        return tuple(model for slice_ in self.slices for model in slice_.models)
 
     @property
     def parameters(self) -> Settings:
@@ -86,36 +86,36 @@ class Recipe:
 
     @property
     def parts(self) -> Mapping[str, tuple[Slice, ...]]:
-        """Slices by the part of the model they make; most recipes have one part, the whole."""
-        names = dict.fromkeys(piece.part for piece in self.slices)
+        """Group slices by part of the model; most recipes have one part, the whole model."""
+        names = dict.fromkeys(slice_.part for slice_ in self.slices)
         return {name: tuple(p for p in self.slices if p.part == name) for name in names}
 
     @property
     def is_stack(self) -> bool:
-        """Whether it is made of layers or parts of models, not of whole ones."""
+        """Whether the merge is made of layers or parts of models, not of whole models."""
         return WHOLE not in self.parts or is_stack(self.slices)
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """Every distinct model whose weights are read; the base first unless it is listed."""
+        """List every distinct model whose weights are read, the base first unless it is listed."""
         listed = [model.ref for model in self.models]
-        own = [piece.base.ref for piece in self.slices if piece.base]
+        own = [slice_.base.ref for slice_ in self.slices if slice_.base]
         first = [self.base_model] if self.base_model and self.base_model not in listed else []
         last = [self.donor_model] if self.donor_model else []
         return tuple(dict.fromkeys(first + listed + own + last))
 
     @property
     def donor(self) -> Reference:
-        """The model that gives config and tensor names, and what the recipe does not choose."""
+        """The model that provides config, tensor names and any file the recipe does not choose."""
         return self.donor_model or self.base_model or self.slices[0].inputs[0].ref
 
     def is_excluded(self, name: str) -> bool:
-        """Whether a tensor is not merged but comes from the `donor`."""
+        """Check whether a tensor is copied from the `donor` instead of merged."""
         return any(part in name for part in self.exclude)
 
     @property
     def tokenizer_donor(self) -> Reference:
-        """The model that gives the tokenizer, or that a union of tokenizers starts with."""
+        """The model that provides the tokenizer, or the first tokens of a union."""
         if self.tokenizer is None:
             return self.donor
         if self.tokenizer.source in ("base", "union"):
@@ -124,68 +124,68 @@ class Recipe:
 
     @property
     def generation_donor(self) -> Reference:
-        """The model that gives the generation config."""
+        """The model that provides the generation config."""
         return self.generation_config or self.donor
 
     def data_of(self, model: Entry) -> Data | None:
-        """Return what calibrates one of the models."""
+        """Select the calibration data of a model: its own, or else the recipe's."""
         return model.data or self.data
 
     def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
-        """Return the recipe as its YAML holds it, with only what is set.
+        """Convert the recipe to its YAML mapping, without unset keys.
 
-        ``shown`` says how each path, and each hub id of a model, is spelled.
+        ``shown`` converts each path, and each hub id of a model, to the text that is written.
         """
 
-        def spelled(what: Reference | Data) -> Any:
-            return what.as_setting(shown) if isinstance(what, Data) else written(what, shown)
+        def write(value: Reference | Data) -> Any:
+            return value.as_setting(shown) if isinstance(value, Data) else written(value, shown)
 
-        return self.spelled(spelled, shown)
+        return self.written_with(write, shown)
 
-    def spelled(self, spelled: Spelled, shown: Callable[[str], str]) -> dict[str, Any]:
-        """Return the recipe as its YAML holds it; `spelled` writes models and data."""
+    def written_with(self, write: Write, shown: Callable[[str], str]) -> dict[str, Any]:
+        """Convert to a YAML mapping; ``write`` converts models and data, ``shown`` paths."""
         shared = self.parameters
-        held = {
+        mapping = {
             "merge_method": self.merge_method,
-            "base_model": self.base_model and spelled(self.base_model),
-            **self._spelled_slices(spelled, shared),
+            "base_model": self.base_model and write(self.base_model),
+            **self._written_slices(write, shared),
             "parameters": as_yaml(shared),
             "dtype": self.dtype,
             "out_dtype": self.out_dtype,
             **(self.tokenizer.as_keys(shown) if self.tokenizer else {}),
-            "chat_template": self._spelled_template(shown),
-            "generation_config": self.generation_config and spelled(self.generation_config),
-            "donor": self.donor_model and spelled(self.donor_model),
+            "chat_template": self._written_template(shown),
+            "generation_config": self.generation_config and write(self.generation_config),
+            "donor": self.donor_model and write(self.donor_model),
             "exclude": list(self.exclude),
             "seed": self.seed,
-            "data": self.data and spelled(self.data),
+            "data": self.data and write(self.data),
         }
-        return {key: value for key, value in held.items() if value}
+        return {key: value for key, value in mapping.items() if value}
 
-    def _spelled_slices(self, spelled: Spelled, shared: Settings) -> dict[str, Any]:
-        held = {
-            part: part_as_dict(pieces, spelled, self.base_model, shared)
-            for part, pieces in self.parts.items()
+    def _written_slices(self, write: Write, shared: Settings) -> dict[str, Any]:
+        parts = {
+            part: part_as_dict(slices, write, self.base_model, shared)
+            for part, slices in self.parts.items()
         }
-        return held.get(WHOLE) or {"modules": held}
+        return parts.get(WHOLE) or {"modules": parts}
 
-    def _spelled_template(self, shown: Callable[[str], str]) -> Any:
+    def _written_template(self, shown: Callable[[str], str]) -> Any:
         given = self.chat_template
         return given and (given if is_template(given) else written(given, shown))
 
     def normal(self, method: Method) -> Recipe:
-        """Return the one recipe that all spellings of this merge share, or raise `RecipeError`."""
+        """Normalise the recipe, so that all its spellings are equal, or raise `RecipeError`."""
         slices = normal_slices(self.slices, self.base_model, method)
         slices, data = shared_data(slices, self.data)
-        found = replace(self, slices=slices, data=data)
-        if found.donor_model == replace(found, donor_model=None).donor:
-            found = replace(found, donor_model=None)
-        if found.generation_config == found.donor:
-            found = replace(found, generation_config=None)
-        return found
+        normal = replace(self, slices=slices, data=data)
+        if normal.donor_model == replace(normal, donor_model=None).donor:
+            normal = replace(normal, donor_model=None)
+        if normal.generation_config == normal.donor:
+            normal = replace(normal, generation_config=None)
+        return normal
 
     def to_yaml(self) -> str:
-        """Return the recipe as a YAML file's text."""
+        """Serialise the recipe as the text of a YAML file."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
 
     def __hash__(self) -> int:
@@ -196,14 +196,14 @@ class Recipe:
 
 
 def read_recipe(given: str) -> Recipe:
-    """Read a recipe as a command line names it: a file, a folder, or the short form."""
+    """Load a recipe from a command-line argument: a file, a folder, or the short form."""
     if "=" in given and not Path(given).exists():
         return Recipe.from_model_args(dict(part.partition("=")[::2] for part in given.split(",")))
     return Recipe.load(given)
 
 
 def _reading(folder: str | Path = ".") -> Reading:
-    """Return the reading of a recipe that is in no file."""
+    """Start the reading of a recipe that is in no file; paths are relative to ``folder``."""
     return Reading(Path(folder), _load, _read)
 
 
@@ -217,5 +217,5 @@ def _read(mapping: Mapping[str, Any], reading: Reading) -> Recipe:
     return _normal(fields.fields(mapping, reading))
 
 
-def _normal(found: Mapping[str, Any]) -> Recipe:
-    return Recipe(**found).normal(registry().get(found["merge_method"]))
+def _normal(fields: Mapping[str, Any]) -> Recipe:
+    return Recipe(**fields).normal(registry().get(fields["merge_method"]))

@@ -1,4 +1,4 @@
-"""How a recipe names a model: stored somewhere, or computed from stored ones as it is read.
+"""Parse references to models: stored ones, or computed from stored ones while they are read.
 
     path, org/name[@revision]           a folder or a hub id: a plain `str`
     model+adapter, {model, lora}        a model with a LoRA adapter added: `Lora`
@@ -6,7 +6,7 @@
     merge.yaml, {merge_method, …}       a merge: another `Recipe`; also the name of a document
     {model, base_model}                 an expert fine-tuned from another base: `Rebased`
 
-The parts of the mappings are references themselves, or mergekit's ``{path, revision}``.
+The values of these mappings are references too, or mergekit's ``{path, revision}``.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Delta:
 
 @dataclass(frozen=True)
 class Rebased:
-    """An expert whose task vector is what it added to a base of its own.
+    """An expert fine-tuned from another base than the recipe's.
 
-    Its weights are those of the recipe's base plus that task vector.
+    Its weights are the recipe's base plus the difference between `model` and `base_model`.
     """
 
     model: Reference
@@ -63,50 +63,50 @@ class Rebased:
 
 
 class Nested(Protocol):
-    """A merge in place of a model: what references need of a `Recipe`."""
+    """Protocol of a `Recipe` that is used as a model."""
 
     def __hash__(self) -> int: ...
 
     @property
     def donor(self) -> Reference:
-        """The model that gives config and tensor names."""
+        """The model that provides config and tensor names."""
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """Every distinct model whose weights are read."""
 
     def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
-        """Return the recipe as its YAML holds it."""
+        """Convert the recipe to its YAML mapping."""
 
 
 Reference: TypeAlias = "str | Lora | Delta | Rebased | Nested"
-"""Hashable; two spellings of one model are equal."""
+"""A model, stored or computed: hashable, and equal for two spellings of one model."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model reference that has been read already, relative to another folder than the rest."""
+    """A reference that is already parsed, relative to a folder of its own."""
 
     ref: Reference
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What paths and names mean in the recipe that is being read."""
+    """The context in which paths and names of a recipe are resolved."""
 
     folder: Path
-    """Where relative paths start."""
+    """Folder that relative paths start from."""
     load: Callable[[Path, Reading], Nested]
-    """Reads a recipe file that stands in place of a model."""
+    """Loads a recipe file that is used as a model."""
     nested: Callable[[Mapping[str, Any], Reading], Nested]
-    """Reads a recipe that stands in place of a model."""
+    """Parses a recipe mapping that is used as a model."""
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The named documents of the recipe file."""
+    """Named documents of the recipe file."""
     within: tuple[tuple[Path, str], ...] = ()
-    """Files, and documents by name, that are being read: this one is last."""
+    """(file, document name) of each recipe being read, the current one last; detects cycles."""
 
     def inside(self, file: Path, document: str = "") -> Reading:
-        """Return the reading of a file or of one of its documents; refuse one that is under way."""
+        """Enter a file or one of its documents; raise `RecipeError` if it is being read already."""
         within = (*self.within, (file, document))
         if within[-1] in self.within:
             way = " → ".join(name or str(file) for file, name in within)
@@ -115,7 +115,7 @@ class Reading:
 
 
 def reference(given: Any, reading: Reading) -> Reference:
-    """Read what stands in a recipe's ``model:``."""
+    """Parse the value of a recipe's ``model:``."""
     if isinstance(given, Resolved):
         return given.ref
     if isinstance(given, Mapping):
@@ -141,9 +141,9 @@ def reference(given: Any, reading: Reading) -> Reference:
 
 
 def stored(given: Any, folder: Path) -> str:
-    """Return a reference to files: an absolute path, or a hub id as written.
+    """Resolve a reference to files: an absolute path, or a hub id as written.
 
-    A path that exists wins over a hub id of the same name; it may hold any character.
+    An existing path, of any characters, takes precedence over a hub id of the same name.
     """
     if isinstance(given, Mapping):
         _check_keys(given, ("path", "revision"))
@@ -200,7 +200,7 @@ def _path(text: str, folder: Path) -> Path:
 
 
 def written(ref: Reference, shown: Callable[[str], str] = str) -> Any:
-    """Return a reference as YAML holds it, every path and hub id in it as ``shown`` says it."""
+    """Convert a reference to its YAML value; ``shown`` converts every path and hub id in it."""
     if isinstance(ref, str):
         return shown(ref)
     if isinstance(ref, Delta):
@@ -217,7 +217,7 @@ def written(ref: Reference, shown: Callable[[str], str] = str) -> Any:
 
 
 def files(ref: Reference) -> tuple[str, ...]:
-    """Return every folder and hub id whose files a model is made of, in order, each once."""
+    """List the folders and hub ids that a model's files come from, in order, each once."""
     if isinstance(ref, str):
         return (ref,)
     if isinstance(ref, Lora | Delta):
@@ -227,7 +227,7 @@ def files(ref: Reference) -> tuple[str, ...]:
 
 
 def home(ref: Reference) -> str:
-    """Return the folder or hub id that has a model's configuration and code."""
+    """Return the folder or hub id with a model's configuration and code."""
     if isinstance(ref, str):
         return ref
     if isinstance(ref, Lora | Rebased):

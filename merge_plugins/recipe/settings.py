@@ -1,8 +1,8 @@
-"""One setting of a recipe: a constant, a gradient over the layers, or rules by tensor name.
+"""Parse a setting of a recipe: a constant, a gradient over the layers, or rules by tensor name.
 
-The language is mergekit's, so that a recipe means the same in both. A setting is read once, with
-each scalar converted to its parameter's type, and is then one of three kinds, each spelled in the
-one shortest way: two settings that mean the same compare equal.
+The language is mergekit's, so a recipe means the same in both. A setting is parsed once: scalars
+are converted to their parameter's type, and the setting is reduced to its shortest form, so that
+equivalent settings compare equal.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ Convert: TypeAlias = Callable[[Any], Scalar]
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value for every tensor."""
+    """One value for every tensor."""
 
     value: Scalar
 
     def at(self, tensor: str, t: float) -> Scalar:
-        """Return the value."""
+        """Return the value, whatever the tensor and position."""
         return self.value
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
-        """Every value written in the setting, in order."""
+        """List every value in the setting, in the order written."""
         return (self.value,)
 
     def as_yaml(self) -> Any:
-        """Return the setting as a recipe file holds it."""
+        """Convert the setting to its YAML value."""
         return self.value
 
 
@@ -57,11 +57,11 @@ class Gradient:
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
-        """Every value written in the setting, in order."""
+        """List every value in the setting, in the order written."""
         return self.values
 
     def as_yaml(self) -> Any:
-        """Return the setting as a recipe file holds it."""
+        """Convert the setting to its YAML value."""
         return list(self.values)
 
 
@@ -73,18 +73,18 @@ class Rule:
     value: Constant | Gradient
 
     def matches(self, tensor: str) -> bool:
-        """Whether the rule applies to a tensor of this name."""
+        """Check whether the rule applies to a tensor of this name."""
         return self.filter is None or self.filter in tensor
 
     def as_yaml(self) -> dict[str, Any]:
-        """Return the rule as a recipe file holds it."""
+        """Convert the rule to its YAML mapping."""
         value = self.value.as_yaml()
         return {"value": value} if self.filter is None else {"filter": self.filter, "value": value}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules of which the first that matches decides; only the last may lack a filter."""
+    """Rules of which the first match decides; only the last may lack a filter."""
 
     rules: tuple[Rule, ...]
 
@@ -95,11 +95,11 @@ class Rules:
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
-        """Every value written in the setting, in order."""
+        """List every value in the setting, in the order written."""
         return tuple(scalar for rule in self.rules for scalar in rule.value.scalars)
 
     def as_yaml(self) -> Any:
-        """Return the setting as a recipe file holds it."""
+        """Convert the setting to its YAML value."""
         return [rule.as_yaml() for rule in self.rules]
 
 
@@ -109,7 +109,7 @@ Settings: TypeAlias = Mapping[str, Setting]
 
 
 def filters(setting: Setting) -> tuple[str, ...]:
-    """Return every filter of a setting, in the order written."""
+    """List the filters of a setting, in the order written."""
     rules = setting.rules if isinstance(setting, Rules) else ()
     return tuple(rule.filter for rule in rules if rule.filter is not None)
 
@@ -126,30 +126,30 @@ def over(inner: Setting | None, outer: Setting | None) -> Setting | None:
 
 
 def combined(inner: Settings, outer: Settings) -> dict[str, Setting]:
-    """Combine all settings of two scopes; see `over`."""
+    """Combine the settings of two scopes, parameter by parameter; see `over`."""
     names = dict.fromkeys((*inner, *outer))
-    found = {name: over(inner.get(name), outer.get(name)) for name in names}
-    return {name: setting for name, setting in found.items() if setting is not None}
+    settings = {name: over(inner.get(name), outer.get(name)) for name in names}
+    return {name: setting for name, setting in settings.items() if setting is not None}
 
 
 def without(settings: Settings, others: Settings) -> dict[str, Setting]:
-    """Return the settings of one scope that another one does not have."""
+    """Select the settings of one scope whose parameters are not set in another."""
     return {name: setting for name, setting in settings.items() if name not in others}
 
 
 def as_yaml(settings: Settings) -> dict[str, Any]:
-    """Return the settings of one scope as a recipe file holds them."""
+    """Convert the settings of one scope to their YAML mapping."""
     return {name: setting.as_yaml() for name, setting in settings.items()}
 
 
 def read_settings(
     method: Method, parameters: Mapping[str, Any], model: str = ""
 ) -> dict[str, Setting]:
-    """Read what stands under one ``parameters:``, or raise `ParameterError`.
+    """Parse the mapping under a ``parameters:``, or raise `ParameterError`.
 
-    ``model`` names the entry it stands in; empty: it is a slice's, or the recipe's.
+    ``model``: the model whose entry holds it; empty for a slice's or the recipe's own.
     """
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for word, given in parameters.items():
         parameter = method.spellings.get(word)
         if parameter is None:
@@ -158,7 +158,7 @@ def read_settings(
                 f"{method.name}: no parameter {word!r}{hint} "
                 f"Run 'merge-plugins show {method.name}' to see them."
             )
-        if parameter.name in found:
+        if parameter.name in settings:
             words = " and ".join((parameter.name, *parameter.alias))
             raise ParameterError(f"{method.name}: {words} are one parameter; write it once")
         if model and not parameter.per_expert:
@@ -166,18 +166,18 @@ def read_settings(
                 f"{method.name}: {word} is one setting for the whole merge, not per model; move it "
                 f"from the entry of {model} to the recipe's own parameters:"
             )
-        found[parameter.name] = read_setting(method, parameter.name, given)
-    return found
+        settings[parameter.name] = read_setting(method, parameter.name, given)
+    return settings
 
 
 def read_setting(method: Method, name: str, given: Any) -> Setting:
-    """Read the setting of one parameter, or raise `ParameterError`."""
+    """Parse the setting of one parameter, or raise `ParameterError`."""
     parameter = method.parameters[name]
     return parsed(given, lambda value: scalar(method, parameter, value))
 
 
 def parsed(given: Any, convert: Convert) -> Setting:
-    """Read a setting, in the shortest of its spellings; each scalar is passed to ``convert``."""
+    """Parse a setting and reduce it to its shortest form; ``convert`` is applied to each scalar."""
     items = [given] if isinstance(given, Mapping) else given
     if not isinstance(items, list | tuple):
         return Constant(convert(given))
@@ -187,13 +187,13 @@ def parsed(given: Any, convert: Convert) -> Setting:
     rules = []
     for item in items:
         rules.append(_rule(item, convert))
-        if rules[-1].filter is None:  # later rules are never read
+        if rules[-1].filter is None:  # matches every tensor, so later rules have no effect
             break
     return Rules(tuple(rules)) if len(rules) > 1 or rules[0].filter else rules[0].value
 
 
 def _sequence(items: Sequence[Any], convert: Convert) -> Constant | Gradient:
-    """Read a gradient, or a list of one value, which is a constant."""
+    """Parse a list of values: a gradient, or a constant if there is one value."""
     if not items or any(isinstance(item, Mapping) for item in items):
         raise ParameterError(
             f"a list holds numbers (a gradient over the layers) or only {{filter, value}} "

@@ -1,7 +1,7 @@
-"""The short form of a recipe: ``method=ties,base=B,models=a:0.6+b:0.4,density=0.5``.
+"""Parse the short form of a recipe: ``method=ties,base=B,models=a:0.6+b:0.4,density=0.5``.
 
-It survives every parser of lm-eval's ``--model_args``, which may hand us text, numbers (a path can
-arrive as an int, ``0.5+0.5j`` as a complex), JSON values or None:
+Values may come from any parser of lm-eval's ``--model_args``: as text, as numbers (a path can
+arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
 
     method=NAME                     required unless in config; alias merge_method
     base=MODEL                      aliases base_model, pretrained
@@ -40,7 +40,7 @@ from merge_plugins.recipe.slices import Entry
 from merge_plugins.recipe.tokenizer import is_template
 
 CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor")
-"""Keys that take a model or a word."""
+"""Keys whose value is a model or a keyword."""
 KEYS = {
     "method": "merge_method",
     "merge_method": "merge_method",
@@ -55,9 +55,9 @@ HARNESS = ("dtype", "tokenizer")  # lm-eval's own, even if a method had a parame
 
 
 class ShortForm:
-    """A harness's arguments, of which some are a recipe; a recipe file they name is read once.
+    """A harness's arguments, some of which make up a recipe; a config= file is read once.
 
-    ``reading``: of the current folder. Raises `RecipeError` where no method is named.
+    ``reading``: that of the current folder. Raises `RecipeError` if no method is named.
     """
 
     def __init__(self, args: Mapping[str, Any], reading: Reading) -> None:
@@ -75,15 +75,15 @@ class ShortForm:
             self.method = self._method(args)
         words = {*KEYS, *self.method.spellings} - {*HARNESS}
         self.ours = {key: value for key, value in args.items() if key in words}
-        """The arguments that make the recipe."""
+        """The arguments that make up the recipe."""
         self.rest = {key: value for key, value in args.items() if key not in words}
-        """Those that are the harness's."""
+        """The arguments that are left to the harness."""
 
     def _naming(self) -> AbstractContextManager[None]:
         return files.naming(self._file) if self._file else nullcontext()
 
     def _method(self, args: Mapping[str, Any]) -> Method:
-        """Return the method these arguments name, or else their config= file."""
+        """Look up the method that the arguments name, or else their config= file."""
         named = [args.get("method"), args.get("merge_method"), self._written.get("merge_method")]
         given = next((name for name in named if values.is_set(name)), None)
         if given is None:
@@ -91,13 +91,13 @@ class ShortForm:
         return registry().get(values.text(given))
 
     def refuse_rest(self) -> None:
-        """Raise `RecipeError` for an argument that is no part of a recipe."""
+        """Raise `RecipeError` for an argument that is not part of a recipe."""
         for key in self.rest:
             hint = did_you_mean(key, {*KEYS, *self.method.spellings})
             raise RecipeError(f"{self.method.name}: no setting or parameter {key!r}{hint}")
 
     def fields(self) -> dict[str, Any]:
-        """Return the recipe's fields, as `merge_plugins.recipe.fields` does for a file."""
+        """Parse the recipe's fields, as `merge_plugins.recipe.fields` does for a file."""
         method, given = self.method, _by_name(self.ours, self.method)
         given.pop("config", None)
         top = {**self._written, **_settings(given, self._written, self._here)}
@@ -106,16 +106,16 @@ class ShortForm:
         if "models" in given:
             top = {key: value for key, value in top.items() if key not in ("slices", "modules")}
         with self._naming():
-            found = fields.fields(top, self._inner)
+            recipe = fields.fields(top, self._inner)
         for name in (name for name in given if name not in KEYS.values() or name == "weight"):
-            _set_parameter(found, method, name, given)
+            _set_parameter(recipe, method, name, given)
         if "data" in given:
-            _set_data(found, method, values.data(given["data"]))
-        return found
+            _set_data(recipe, method, values.data(given["data"]))
+        return recipe
 
 
 def from_file(file: Path, reading: Reading) -> tuple[Mapping[str, Any], Reading]:
-    """Return what a recipe file holds, and how to read it."""
+    """Read a recipe file; return its mapping, and the `Reading` of its paths and names."""
     inside = reading.inside(file.resolve())
     documents = files.read(file)
     return documents.main, replace(inside, folder=file.parent, documents=documents.named)
@@ -128,48 +128,48 @@ def _file(given: Any) -> Path | None:
 
 
 def _by_name(ours: Mapping[str, Any], method: Method) -> dict[str, Any]:
-    """Return what is set, by the name of recipe key or parameter whatever its spelling."""
-    found: dict[str, Any] = {}
+    """Map each argument that is set to the canonical name of its recipe key or parameter."""
+    named: dict[str, Any] = {}
     for key, value in ours.items():
         name = KEYS.get(key) or method.spellings[key].name
-        if name in found and found[name] != value:
-            raise RecipeError(f"{name} is given twice: {found[name]!r} and {key}={value!r}")
-        found |= {name: value} if values.is_set(value) else {}
-    return found
+        if name in named and named[name] != value:
+            raise RecipeError(f"{name} is given twice: {named[name]!r} and {key}={value!r}")
+        named |= {name: value} if values.is_set(value) else {}
+    return named
 
 
 def _settings(
     given: Mapping[str, Any], written: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
-    """Return the recipe keys that the arguments set, models resolved against the cwd."""
-    found = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
+    """Convert arguments to recipe keys, with models resolved against the cwd."""
+    recipe = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
     if "base_model" in given:
-        found["base_model"] = values.reference(given["base_model"], reading)
+        recipe["base_model"] = values.reference(given["base_model"], reading)
     for key in (key for key in CHOSEN if key in given):
         is_word = given[key] in ("base", "union") or is_template(given[key])
-        found[key] = given[key] if is_word else values.reference(given[key], reading)
+        recipe[key] = given[key] if is_word else values.reference(given[key], reading)
     if "exclude" in given:
         parts = values.parsed(given["exclude"])
-        found["exclude"] = parts if isinstance(parts, list) else values.text(parts).split("+")
+        recipe["exclude"] = parts if isinstance(parts, list) else values.text(parts).split("+")
     if "models" in given:
-        found["models"] = values.models(given["models"], reading)
+        recipe["models"] = values.models(given["models"], reading)
     if "params" in given:
         params = values.parsed(given["params"])
         if not isinstance(params, Mapping):
             raise RecipeError(f"params is a mapping, {{density: 0.5}}; got {params!r}")
-        found["parameters"] = {**(written.get("parameters") or {}), **params}
-    return found
+        recipe["parameters"] = {**(written.get("parameters") or {}), **params}
+    return recipe
 
 
 def _set_parameter(
-    found: dict[str, Any], method: Method, name: str, given: Mapping[str, Any]
+    recipe: dict[str, Any], method: Method, name: str, given: Mapping[str, Any]
 ) -> None:
-    """Set a parameter in every scope: the user typed it, so nothing else may win."""
+    """Set a parameter in every scope: an argument overrides the whole config= file."""
     parameter = method.parameters.get(name)
-    if parameter is None:  # only weights= of a method without
+    if parameter is None:  # weights= for a method that has no weights
         raise ParameterError(f"{method.name}: no parameter 'weight'; it takes no weights")
-    slices, value = found["slices"], _value(parameter, given[name])
-    own = _experts(found, method)
+    slices, value = recipe["slices"], _value(parameter, given[name])
+    own = _experts(recipe, method)
     if "models" in given and any(name in model.parameters for model in own):
         raise RecipeError(f"{name} is given twice: in models= and as {name}={given[name]!r}")
     one_each = parameter.per_expert and isinstance(value, list | tuple) and not _holds_rules(value)
@@ -187,7 +187,7 @@ def _set_parameter(
         kept = {key: setting for key, setting in model.parameters.items() if key != name}
         return replace(model, parameters=kept if outer else {**kept, name: next(each)})
 
-    found["slices"] = tuple(
+    recipe["slices"] = tuple(
         replace(
             slice_,
             parameters={k: v for k, v in slice_.parameters.items() if k != name} | outer,
@@ -197,9 +197,9 @@ def _set_parameter(
     )
 
 
-def _set_data(found: dict[str, Any], method: Method, given: list[Data | None]) -> None:
-    """Set what calibrates the models, one for all or one each, in place of the file's."""
-    own = _experts(found, method)
+def _set_data(recipe: dict[str, Any], method: Method, given: list[Data | None]) -> None:
+    """Replace the calibration data: one value for all models, or one for each."""
+    own = _experts(recipe, method)
     if len(given) not in (1, len(own)):
         raise RecipeError(
             f"data has {len(given)} values for {len(own)} models; write one each, in the order "
@@ -207,26 +207,26 @@ def _set_data(found: dict[str, Any], method: Method, given: list[Data | None]) -
         )
     each: Iterator[Data | None]
     shared, each = (given[0], iter(())) if len(given) == 1 else (None, iter(given))
-    found["slices"] = tuple(
+    recipe["slices"] = tuple(
         replace(
-            piece,
+            slice_,
             models=tuple(
                 replace(model, data=next(each, None) if model in own else None)
-                for model in piece.models
+                for model in slice_.models
             ),
         )
-        for piece in found["slices"]
+        for slice_ in recipe["slices"]
     )
-    found["data"] = shared
+    recipe["data"] = shared
 
 
-def _experts(found: Mapping[str, Any], method: Method) -> list[Entry]:
-    """Return the models of every slice, without a base that is listed with them."""
+def _experts(recipe: Mapping[str, Any], method: Method) -> list[Entry]:
+    """List the models of every slice, without a base that is listed among them."""
     return [
         model
-        for piece in found["slices"]
-        for model in piece.models
-        if not method.works_from(base := piece.base.ref if piece.base else found["base_model"])
+        for slice_ in recipe["slices"]
+        for model in slice_.models
+        if not method.works_from(base := slice_.base.ref if slice_.base else recipe["base_model"])
         or model.ref != base
     ]
 

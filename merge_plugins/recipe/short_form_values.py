@@ -1,4 +1,4 @@
-"""One value of the short form of a recipe, whatever a parser of lm-eval made of it."""
+"""Parse single values of the short form, of whatever type lm-eval's parser gave them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from merge_plugins.recipe.data import Data, from_setting
 from merge_plugins.recipe.references import Reading, Resolved
 
 SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
-"""Between models; two together are between a model and an adapter."""
+"""A '+' between two models; '++' stands between a model and its adapter."""
 WEIGHTED = re.compile(r"(.+):(-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?)")
+"""``MODEL:WEIGHT``; a ``:`` before anything but a number belongs to the model."""
 
 
 def models(given: Any, reading: Reading) -> list[dict[str, Any]]:
-    """Return the entries of models=, in any of its forms."""
+    """Parse models=, in any of its forms, into entries of a recipe."""
     given = parsed(given)
     if isinstance(given, Mapping) and "model" not in given:
         own = {ref: v if isinstance(v, Mapping) else {"weight": v} for ref, v in given.items()}
@@ -30,7 +31,7 @@ def models(given: Any, reading: Reading) -> list[dict[str, Any]]:
 
 
 def _entry(item: Any, reading: Reading) -> dict[str, Any]:
-    """Return one model as a recipe's entry: text with an optional weight, or a mapping."""
+    """Parse one model, text with an optional weight or a mapping, into an entry of a recipe."""
     if isinstance(item, Mapping):
         kept = ("model", "base_model", "parameters", "data")
         own = {key: value for key, value in item.items() if key not in kept}
@@ -49,7 +50,7 @@ def _entry(item: Any, reading: Reading) -> dict[str, Any]:
 
 
 def data(given: Any) -> list[Data | None]:
-    """Return what data= names: one for all models, or one for each; relative to the cwd."""
+    """Parse data=: one value for all models, or one for each; paths are relative to the cwd."""
     given = parsed(given)
     if isinstance(given, str) and "+" in given and not Path(given).expanduser().exists():
         given = given.split("+")
@@ -58,7 +59,7 @@ def data(given: Any) -> list[Data | None]:
 
 
 def reference(given: Any, reading: Reading) -> Resolved:
-    """Read a model; ``reading``: of the current folder."""
+    """Parse a reference to a model; ``reading``: that of the current folder."""
     if isinstance(given, int | float | complex | str):
         given = text(given)
         model, plus, adapter = given.partition("++")
@@ -68,17 +69,17 @@ def reference(given: Any, reading: Reading) -> Resolved:
 
 
 def parsed(given: Any) -> Any:
-    """Return the value of text that is JSON or a YAML list or mapping; anything else as it is."""
+    """Parse text that is JSON or a YAML list or mapping; return any other value unchanged."""
     if isinstance(given, str) and given.strip()[:1] in ("[", "{"):
         return files.from_yaml(given)
     return given
 
 
 def text(given: Any) -> str:
-    """Return a name or path as the user typed it, whatever a parser made of it."""
+    """Convert a value back to the name or path that the user typed."""
     return repr(given).strip("()") if isinstance(given, complex) else str(given).strip()
 
 
 def is_set(given: Any) -> bool:
-    """Whether an argument says anything; older lm-eval leaves None as text."""
+    """Check whether an argument is set; older lm-eval passes None as text."""
     return given is not None and given != "None"

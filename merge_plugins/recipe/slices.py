@@ -1,6 +1,6 @@
-"""What a merge is stacked from: slices, each some layers of one or more models.
+"""Slices that a merge is stacked from: each holds layers of one or more models.
 
-A merge of whole models is one slice of all their layers.
+A merge of whole models has one slice with all their layers.
 """
 
 from __future__ import annotations
@@ -15,83 +15,83 @@ from merge_plugins.recipe.references import Reference
 from merge_plugins.recipe.settings import Settings, as_yaml, without
 
 Layers: TypeAlias = "tuple[int, int]"
-"""A half-open range of a model's layers, from 0."""
-Spelled: TypeAlias = "Callable[[Reference | Data], Any]"
-"""How models and data are written."""
+"""A half-open range of a model's layers, counted from 0."""
+Write: TypeAlias = "Callable[[Reference | Data], Any]"
+"""Converts a reference or calibration data to its YAML value."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a slice."""
+    """One model of a slice, with its own settings."""
 
     ref: Reference
-    """An absolute path, a hub id with an optional ``@revision``, or a model computed from such."""
+    """An absolute path, a hub id with an optional ``@revision``, or a computed model."""
     parameters: Settings = field(default_factory=dict)
     data: Data | None = None
-    """Its own calibration data, in place of the recipe's."""
+    """Calibration data of this model, in place of the recipe's."""
     layers: Layers | None = None
-    """Which of its layers are merged; None: all."""
+    """Range of layers to merge; None: all."""
 
-    def as_dict(self, spelled: Spelled) -> dict[str, Any]:
-        """Return the entry as YAML holds it; ``spelled`` says how each reference is written."""
-        held = {
-            "model": spelled(self.ref),
+    def as_dict(self, write: Write) -> dict[str, Any]:
+        """Return the entry as YAML holds it; ``write`` spells each reference."""
+        mapping = {
+            "model": write(self.ref),
             "layer_range": list(self.layers or ()),
             "parameters": as_yaml(self.parameters),
-            "data": self.data and spelled(self.data),
+            "data": self.data and write(self.data),
         }
-        return {key: value for key, value in held.items() if value}
+        return {key: value for key, value in mapping.items() if value}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers of a merge that follow each other: the models they come from, and how."""
+    """Consecutive layers of a merge, with the models and settings they are merged from."""
 
     models: tuple[Entry, ...]
-    """Those that are merged; each gives as many layers."""
+    """Models to merge; each contributes the same number of layers."""
     parameters: Settings = field(default_factory=dict)
     base: Entry | None = None
-    """The base and its layers, for a method that needs one; as written, only one of its own."""
+    """Base and its layers, if the method uses one; before normalisation, only a base of its own."""
     part: str = WHOLE
-    """The part of the model that it belongs to, mergekit's module."""
+    """Part of the model that the slice belongs to, mergekit's module."""
 
     @property
     def inputs(self) -> tuple[Entry, ...]:
-        """Every model whose weights are read, the base first."""
+        """List every model whose weights are read, the base first."""
         return (*(() if self.base is None else (self.base,)), *self.models)
 
     def as_dict(
         self,
-        spelled: Spelled,
+        write: Write,
         base_model: Reference | None,
         shared: Settings,
     ) -> dict[str, Any]:
-        """Return the slice as YAML holds it, without the recipe's base and ``shared`` settings."""
+        """Convert to a YAML mapping, without the recipe's base and ``shared`` settings."""
         sources = self.models if self.base is None else (*self.models, self.base)
         own_base = self.base if self.base and self.base.ref != base_model else None
-        held = {
-            "sources": [model.as_dict(spelled) for model in sources],
-            "base_model": own_base and spelled(own_base.ref),
+        mapping = {
+            "sources": [model.as_dict(write) for model in sources],
+            "base_model": own_base and write(own_base.ref),
             "parameters": as_yaml(without(self.parameters, shared)),
         }
-        return {key: value for key, value in held.items() if value}
+        return {key: value for key, value in mapping.items() if value}
 
 
 def part_as_dict(
-    pieces: Sequence[Slice],
-    spelled: Spelled,
+    slices: Sequence[Slice],
+    write: Write,
     base_model: Reference | None,
     shared: Settings,
 ) -> dict[str, Any]:
-    """Return a part of a recipe as YAML holds it: models where they are whole, else slices."""
-    if is_stack(pieces):
-        return {"slices": [piece.as_dict(spelled, base_model, shared) for piece in pieces]}
-    (piece,) = pieces
-    own = as_yaml(without(piece.parameters, shared))
-    models = {"models": [model.as_dict(spelled) for model in piece.models]}
+    """Convert a part of a recipe to a YAML mapping with ``models`` if whole, else ``slices``."""
+    if is_stack(slices):
+        return {"slices": [slice_.as_dict(write, base_model, shared) for slice_ in slices]}
+    (slice_,) = slices
+    own = as_yaml(without(slice_.parameters, shared))
+    models = {"models": [model.as_dict(write) for model in slice_.models]}
     return {**models, "parameters": own} if own else models
 
 
-def is_stack(pieces: Sequence[Slice]) -> bool:
-    """Whether the slices of a part are layers of models, not whole ones."""
-    return len(pieces) > 1 or any(model.layers for model in pieces[0].inputs)
+def is_stack(slices: Sequence[Slice]) -> bool:
+    """Check whether the slices of a part take layers of models, not whole models."""
+    return len(slices) > 1 or any(model.layers for model in slices[0].inputs)

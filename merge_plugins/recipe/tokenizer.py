@@ -1,17 +1,17 @@
-"""What a recipe says of the merge's vocabulary: mergekit's ``tokenizer_source`` and ``tokenizer``.
+"""Parse the vocabulary of a merge: mergekit's keys ``tokenizer_source`` and ``tokenizer``.
 
     tokenizer_source: base      the base's tokens; or union; or a model
-    tokenizer:                  the same, and more
-        source: union           union if left out
+    tokenizer:                  the long form
+        source: union           the default
         tokens:
             <|im_start|>:
-                source: MODEL   whose row this token gets in the models that lack it
-                force: true     in the others too
+                source: MODEL   gives the token's row to the models that lack it
+                force: true     and to all others
             <|new|>: {source: {kind: zero}}
             <|other|>: {source: {kind: model_token, model: MODEL, token: <s>}}    or token_id: 0
-        pad_to_multiple_of: 64  rows without a token, up to a round number
+        pad_to_multiple_of: 64  adds rows without a token, up to a multiple
 
-A recipe without either key merges row by row, and its models must have as many rows.
+Without either key rows are merged by position, so all models need the same number of rows.
 """
 
 from __future__ import annotations
@@ -27,82 +27,82 @@ from merge_plugins.recipe.references import Reading, Reference, reference, writt
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Where one token's row comes from."""
+    """The source of one token's embedding row."""
 
     token: str
     model: Reference | None = None
-    """Whose row; None: zeros, or what any other token would get if `kind` is empty too."""
+    """Model that has the row; None: zeros, or the default rule if `kind` is empty too."""
     other: str | int | None = None
-    """Another token of that model, or its id, whose row is taken."""
+    """Another token of that model, or its id, whose row is taken instead."""
     kind: str = ""
-    """``zero``, ``model_token`` or nothing."""
+    """``zero``, ``model_token`` or empty."""
     force: bool = False
-    """Also in models that have a row for this token."""
+    """Whether the row also replaces that of models which have the token."""
 
     def as_dict(self, shown: Callable[[str], str]) -> dict[str, Any]:
-        """Return the token's entry as YAML holds it."""
+        """Convert the token's entry to its YAML mapping."""
         model = None if self.model is None else written(self.model, shown)
         source: Any = model
         if self.kind:
             word = "token_id" if isinstance(self.other, int) else "token"
             source = {"kind": self.kind, "model": model, word: self.other}
             source = {key: value for key, value in source.items() if value is not None}
-        held = {"source": source, "force": self.force}
-        return {key: value for key, value in held.items() if value not in (None, False)}
+        entry = {"source": source, "force": self.force}
+        return {key: value for key, value in entry.items() if value not in (None, False)}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The merge's tokens, and how many rows its embedding has."""
+    """The tokens of a merge and the size of its embedding."""
 
     source: Reference
-    """A model, or the word ``base`` or ``union``."""
+    """A model, or one of the words ``base`` and ``union``."""
     tokens: tuple[TokenRow, ...] = ()
     pad_to_multiple_of: int | None = None
 
     def as_keys(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
-        """Return the recipe key that says this, as YAML holds it."""
+        """Convert to ``tokenizer_source``, or to ``tokenizer`` if more than the source is set."""
         source = self.source if self.source in ("base", "union") else written(self.source, shown)
         if not self.tokens and not self.pad_to_multiple_of:
             return {"tokenizer_source": source}
-        held = {
+        mapping = {
             "source": source,
             "tokens": {row.token: row.as_dict(shown) for row in self.tokens},
             "pad_to_multiple_of": self.pad_to_multiple_of,
         }
-        return {"tokenizer": {key: value for key, value in held.items() if value}}
+        return {"tokenizer": {key: value for key, value in mapping.items() if value}}
 
 
 def from_keys(
     given: Mapping[str, Any], base: Reference | None, reading: Reading
 ) -> Tokenizer | None:
-    """Read ``tokenizer_source`` or ``tokenizer``; None when the recipe has neither."""
+    """Parse ``tokenizer_source`` or ``tokenizer``; None if the recipe has neither."""
     if "tokenizer" in given and "tokenizer_source" in given:
         raise RecipeError("tokenizer and tokenizer_source say the same; keep one")
     if "tokenizer_source" in given:
         return Tokenizer(_source("tokenizer_source", given["tokenizer_source"], base, reading))
     if "tokenizer" not in given:
         return None
-    held = _mapping("tokenizer", given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"))
-    tokens = held.get("tokens") or {}
+    mapping = _mapping("tokenizer", given["tokenizer"], ("source", "tokens", "pad_to_multiple_of"))
+    tokens = mapping.get("tokens") or {}
     if not isinstance(tokens, Mapping):
         raise RecipeError(f"tokenizer: tokens maps each token to {{source, force}}; got {tokens!r}")
     return Tokenizer(
-        _source("tokenizer: source", held.get("source", "union"), base, reading),
+        _source("tokenizer: source", mapping.get("source", "union"), base, reading),
         tuple(_row(str(token), entry, reading) for token, entry in tokens.items()),
-        _multiple(held.get("pad_to_multiple_of")),
+        _multiple(mapping.get("pad_to_multiple_of")),
     )
 
 
 def template(given: Any, reading: Reading) -> Reference | None:
-    """Read ``chat_template``: auto, a known name, a template (it has braces), or a model."""
+    """Parse ``chat_template``: auto, a known name, a template (it has braces), or a model."""
     if given is None or is_template(given):
         return given  # type: ignore[no-any-return]
     return reference(given, reading)
 
 
 def is_template(given: Any) -> bool:
-    """Whether a value of ``chat_template`` says it without a model."""
+    """Check whether a ``chat_template`` is auto, a known name or a template, not a model."""
     return isinstance(given, str) and (given == "auto" or given in TEMPLATES or "{" in given)
 
 
@@ -117,8 +117,8 @@ def _source(key: str, given: Any, base: Reference | None, reading: Reading) -> R
 
 def _row(token: str, given: Any, reading: Reading) -> TokenRow:
     where = f"tokenizer: tokens: {token}"
-    held = _mapping(where, given, ("source", "force"))
-    force, source = held.get("force") or False, held.get("source")
+    entry = _mapping(where, given, ("source", "force"))
+    force, source = entry.get("force") or False, entry.get("source")
     if not isinstance(force, bool):
         raise RecipeError(f"{where}: force is true or false; got {force!r}")
     if source is None:

@@ -1,1 +1,4 @@
-"""Weigh a merge's experts for each request. Parts import transformers: name the module."""
+"""Weigh a merge's experts for each request.
+
+Some modules import transformers: name the module you need.
+"""

@@ -1,4 +1,4 @@
-"""How requests are weighed among experts: fixed, by task, by nearest centroid, or by an MLP."""
+"""Weigh experts for each request: fixed, by task, by nearest centroid, or by an MLP."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ RouterName = Literal["mlp", "centroid", "fixed", "oracle"]
 
 
 def router_field(default: RouterName) -> Any:
-    """Declare what weighs the experts."""
+    """Declare the parameter ``router``: the kind of gate."""
     doc = "what weighs the experts: mlp and centroid learn from data:, oracle goes by task"
     return parameter(default, doc=doc)
 
 
 def router_weight_field() -> Any:
-    """Declare the weights of a router that has no choice."""
+    """Declare the parameter ``router_weight``: each expert's weight under ``router: fixed``."""
     doc = "fixed: each expert's part of the weight"
     return parameter(1.0, doc=doc, alias=("router_weights",))
 
 
 def tasks_field() -> Any:
-    """Declare whose task is whose."""
+    """Declare the parameter ``tasks``: task names or patterns that each expert handles."""
     doc = "oracle: the expert's tasks, names or patterns joined by '|': gsm8k|mmlu_*"
     return parameter("", doc=doc)
 
 
 def top_k_field() -> Any:
-    """Declare how many experts may speak."""
+    """Declare the parameter ``top_k``: the most experts with a nonzero weight per request."""
     return parameter(None, doc="experts a request may have; the strongest are kept")
 
 
 def gate_of(
     router: RouterName, weights: PerExpert, tasks: PerExpertText, top_k: int | None
 ) -> Gate:
-    """Return how a recipe's words weigh requests, or `ParameterError`."""
+    """Build the gate of a routed method's parameters; raises `ParameterError`."""
     if top_k is not None and top_k < 1:
         raise ParameterError(f"top_k is 1 or more; got {top_k}")
     if router == "oracle":
@@ -79,55 +79,55 @@ def strongest(weights: Tensor, top_k: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same weights for every request."""
+    """Weigh experts the same for every request."""
 
     weights: PerExpert
     top_k: int | None = None
     by_task = False
 
     def learn(self, features: Callable[[int], Tensor], seed: int) -> Router:
-        """Return the constant router."""
+        """Build the router; needs no examples."""
         weights = strongest(torch.tensor(self.weights), self.top_k)
         return lambda requests: weights.repeat(len(requests), 1)
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """All weight on the expert whose tasks the request's task is among."""
+    """Give all weight to the expert that handles the request's task."""
 
     tasks: tuple[str, ...]
-    """Of each expert: names or patterns (``mmlu_*``), several joined by ``|``."""
+    """Task names or patterns (``mmlu_*``) of each expert, several joined by ``|``."""
     by_task = True
 
     def learn(self, features: Callable[[int], Tensor], seed: int) -> Router:
-        """Return the look-up."""
+        """Return this gate, which is its own router; needs no examples."""
         return self
 
     def __call__(self, requests: Requests) -> Tensor:
-        """Return one-hot rows."""
+        """Weigh the experts: float32 one-hot [requests, N], or `RecipeError` unless one fits."""
         patterns = [[part.strip() for part in tasks.split("|")] for tasks in self.tasks]
-        found = [
+        chosen = [
             expert
-            for expert, known in enumerate(patterns)
-            if any(fnmatch.fnmatchcase(requests.task, pattern) for pattern in known)
+            for expert, own in enumerate(patterns)
+            if any(fnmatch.fnmatchcase(requests.task, pattern) for pattern in own)
         ]
-        if len(found) != 1:
-            whose = f"{len(found)} experts" if found else "no expert"
+        if len(chosen) != 1:
+            whose = f"{len(chosen)} experts" if chosen else "no expert"
             raise RecipeError(
                 f"router: oracle: task {requests.task!r} belongs to {whose}; the experts' tasks "
                 f"are {', '.join(map(repr, self.tasks))}. Name it in one expert's parameters: "
                 f"{{tasks: {requests.task}}}"
             )
-        weights = one_hot(torch.tensor(found), len(self.tasks)).float()
+        weights = one_hot(torch.tensor(chosen), len(self.tasks)).float()
         return weights.repeat(len(requests), 1)
 
 
 @dataclass(frozen=True)
 class Centroid:
-    """The nearest mean of each expert's examples; no training.
+    """Weigh experts by the distance of a request to the mean of their examples.
 
-    The posterior of equal spherical Gaussians around the means, with the variance that the
-    examples have: nearly one-hot, except between two experts.
+    No training: the weights are the posterior of equal spherical Gaussians around the means, with
+    the variance of the examples. They are nearly one-hot, except between two experts.
     """
 
     n_experts: int
@@ -135,7 +135,7 @@ class Centroid:
     by_task = False
 
     def learn(self, features: Callable[[int], Tensor], seed: int) -> Router:
-        """Return the router."""
+        """Compute the means and variance of the examples and build the router."""
         examples = [features(expert) for expert in range(self.n_experts)]
         means = torch.stack([rows.mean(0) for rows in examples])
         scatter = torch.cat([rows - mean for rows, mean in zip(examples, means, strict=True)])
@@ -150,14 +150,17 @@ class Centroid:
 
 @dataclass(frozen=True)
 class Mlp:
-    """A small network, trained on features when the model is loaded: see `merge_plugins.routing.router_network`."""
+    """Weigh experts by a small network, trained on features when the model is loaded.
+
+    See `merge_plugins.routing.router_network`.
+    """
 
     n_experts: int
     top_k: int | None = None
     by_task = False
 
     def learn(self, features: Callable[[int], Tensor], seed: int) -> Router:
-        """Return the trained router."""
+        """Train the network on the examples and build the router."""
         examples: Sequence[Tensor] = [features(expert) for expert in range(self.n_experts)]
         logits = router_network.trained(examples, seed)
         return lambda requests: strongest(logits(requests.features).softmax(-1), self.top_k)

@@ -1,8 +1,8 @@
-"""What experts add to the modules of a live model, weighed for each row of a batch.
+"""Add experts' branches to the modules of a live model, weighed for each row of a batch.
 
 A hook on a module adds sum_t w[row, t] * (branch_t applied to the input) to its output, so that no
-weight is ever rewritten: of low-rank branches two thin matrix products for all experts together,
-whose middle columns are multiplied by the weights of their experts.
+weight is rewritten. Low-rank branches of all experts together take two thin matrix products, whose
+middle columns are multiplied by their experts' weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from transformers.pytorch_utils import Conv1D
 
 from merge_plugins.api import Branch, LowRank, Product
 from merge_plugins.errors import MergeError, MismatchError
+from merge_plugins.weights.spelling import with_or_without
 
 Owner: TypeAlias = tuple[nn.Module, str]
 """A module and the name of one of its parameters."""
 Stacked: TypeAlias = tuple[Tensor, ...]
 """(branches [N, *shape],), or (up [m, R], down [R, n], expert of each column [R]); of products, the
-shared factors (up, down), then such threes of the changes of up and of down."""
+shared factors (up, down), then (up, down, expert) of the change of up and of that of down."""
 Apply: TypeAlias = Callable[[Any, Stacked, Tensor, Tensor], Tensor]
-"""(module, branches, its input, weights [rows, N]) to what is added to its output."""
+"""From (module, branches, input, weights [rows, N]) to the addition to the module's output."""
 SHARED_ONLY = (
     "Leave it to the shared expert: mask_rate: [{filter: <part of its name>, value: 1}, "
     "{value: 0.9}]"
@@ -37,18 +38,18 @@ SHARED_ONLY = (
 
 @dataclass
 class Current:
-    """The requests of the forward pass that runs now."""
+    """Hold the expert weights of the requests of the current forward pass."""
 
     weights: Tensor | None = None
-    """float32 [requests, N]; None: no request was announced."""
+    """float32 [requests, N]; None: outside of a forward pass."""
     only_shared: bool = False
     """Run the shared expert alone, to compute features."""
 
     def rows(self, x: Tensor) -> Tensor:
-        """Weights for the rows of a module's input: [rows, N], or 1 row for all.
+        """Match weights to the rows of a module's input ``x``: [rows, N], or 1 row for all.
 
-        A module may see the requests once for all of them (positions), row by row, or with the
-        tokens of each flattened into rows.
+        The rows of ``x`` are one for all requests (positions), one per request, or the tokens of
+        each request in turn.
         """
         if self.weights is None:
             raise MergeError(
@@ -66,11 +67,11 @@ class Current:
 def owners(
     model: nn.Module, names: Iterable[str], routed: Collection[str]
 ) -> dict[str, list[Owner]]:
-    """Return the modules that hold the parameter each checkpoint name is loaded into.
+    """Find the modules that hold the parameter of each checkpoint name.
 
-    Several where it is tied, none where the model has no such parameter. Raises `MismatchError`
-    when one of the ``routed`` names has none while parameters are left: loading then renames or
-    fuses weights; and when a module is of a kind whose use per request we do not know.
+    Several for a tied parameter, none if the model has no such parameter. Raises `MismatchError`
+    if one of the ``routed`` names has none while parameters are left over, since loading then
+    renames or fuses weights, and if a module is of an unsupported kind.
     """
     holders: dict[int, list[Owner]] = {}
     named: dict[str, int] = {}
@@ -79,29 +80,29 @@ def owners(
             if weight is not None:
                 holders.setdefault(id(weight), []).append((module, key))
                 named[f"{path}.{key}" if path else key] = id(weight)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    found: dict[str, list[Owner]] = {}
+    prefix = getattr(model, "base_model_prefix", "")
+    owned: dict[str, list[Owner]] = {}
     for name in names:
-        spellings = (name, prefix + name, name.removeprefix(prefix))
-        key = next((named[s] for s in spellings if s in named), 0)
-        found[name] = holders.pop(key, [])  # a tied weight stored twice is loaded once
+        own = with_or_without(prefix, name, named)
+        key = 0 if own is None else named[own]
+        owned[name] = holders.pop(key, [])  # a tied weight stored twice is loaded once
     for name in routed:
-        if holders and not found[name]:
+        if holders and not owned[name]:
             left = next(key for key, weight in named.items() if weight in holders)
             raise MismatchError(
                 f"{type(model).__name__} makes {left} of weights stored under other names, such "
                 f"as {name}, which cannot be weighed per request. {SHARED_ONLY}"
             )
-        for module, key in found[name]:
+        for module, key in owned[name]:
             if re.search(r"\bexperts\.\d", name) or _apply(module, key) is None:
                 raise MismatchError(
                     f"{name}: {type(module).__name__} cannot weigh it per request. {SHARED_ONLY}"
                 )
-    return {name: found[name] for name in routed}
+    return {name: owned[name] for name in routed}
 
 
 def attach(current: Current, modules: Sequence[Owner], branches: Sequence[Branch]) -> None:
-    """Make modules add branches, held in the dtype and on the device of the weight itself."""
+    """Hook branches to modules, in the dtype and on the device of the module's own weight."""
     for module, key in modules:
         weight = module._parameters[key]
         apply = _apply(module, key)
@@ -112,7 +113,7 @@ def attach(current: Current, modules: Sequence[Owner], branches: Sequence[Branch
             )
         stacked = _stacked(module, branches)
         if not any(part.any() for part in stacked if part.is_floating_point()):
-            continue  # no expert knows more of this weight than is shared
+            continue  # all experts' branches are zero
         names = [f"_{key}_branches_{i}" for i in range(len(stacked))]
         for name, tensor in zip(names, stacked, strict=True):
             dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
@@ -139,7 +140,7 @@ def _add(
 
 
 def _stacked(module: nn.Module, branches: Sequence[Branch]) -> Stacked:
-    """All experts' branches together, matrices as (out, in)."""
+    """Stack all experts' branches, matrices as (out, in)."""
     turned = isinstance(module, Conv1D)
     products = [branch for branch in branches if isinstance(branch, Product)]
     if products:
@@ -164,9 +165,9 @@ def _side_by_side(low_rank: Sequence[LowRank], turned: bool) -> Stacked:
 
 
 def _apply(module: nn.Module, key: str) -> Apply | None:
-    """Return how a module's parameter acts on its input; None: we do not know.
+    """Choose the function that applies branches of a module's parameter; None if unsupported.
 
-    A subclass with a forward of its own may do anything, so functions are compared.
+    Forward functions are compared, not classes, since a subclass may override forward.
     """
     forward = type(module).forward
     if forward in (nn.Linear.forward, Conv1D.forward):
@@ -176,23 +177,23 @@ def _apply(module: nn.Module, key: str) -> Apply | None:
     if forward is nn.LayerNorm.forward:
         return _normed if key == "weight" else _bias
     if "RMSNorm" in type(module).__name__ and [*module._parameters] == ["weight"]:
-        return None if isinstance(module, nn.RMSNorm) else _seen_through
+        return None if isinstance(module, nn.RMSNorm) else _affine_change
     return None
 
 
 def _is_scaled(module: nn.Module) -> bool:
-    """Whether a look-up is multiplied by a constant, as Gemma's is."""
+    """Whether a module is an embedding times a constant, as in Gemma."""
     scaled = type(module).__name__.endswith("ScaledWordEmbedding")
     return scaled and isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
 
 
 def _spread(weights: Tensor, n_dims: int) -> Tensor:
-    """View [rows, R] as [rows, 1, ..., R] with that many dimensions."""
+    """View [rows, R] as [rows, 1, ..., R] with ``n_dims`` dimensions."""
     return weights.view(len(weights), *[1] * (n_dims - 2), weights.shape[-1])
 
 
 def _sum(parts: Iterable[Tensor], weights: Tensor) -> Tensor:
-    """Sum of N tensors [rows, ...], each row times its weight."""
+    """Sum N tensors [rows, ...], each row times its weight."""
     terms = (part * weights[:, i].view(-1, *[1] * (part.ndim - 1)) for i, part in enumerate(parts))
     total = next(terms)
     for term in terms:
@@ -233,11 +234,14 @@ def _normed(module: nn.LayerNorm, held: Stacked, x: Tensor, weights: Tensor) -> 
     return normed * _spread(weights @ held[0], x.ndim)
 
 
-def _seen_through(module: nn.Module, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    """What a change of its weight adds to the output of a norm: the output is affine in it."""
+def _affine_change(module: nn.Module, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
+    """Compute the change of a norm's output from that of its weight: the output is affine in it.
+
+    Runs the norm with the change and with zero as its weight, and subtracts.
+    """
     change = _spread(weights @ held[0], x.ndim)
-    seen = [copy.copy(module) for _ in range(2)]  # shallow, and never called: no hooks run
-    for norm, weight in zip(seen, (change, torch.zeros_like(change)), strict=True):
+    copies = [copy.copy(module) for _ in range(2)]  # shallow; forward is called without hooks
+    for norm, weight in zip(copies, (change, torch.zeros_like(change)), strict=True):
         norm.__dict__["_parameters"] = {"weight": weight}
     forward = type(module).forward
-    return forward(seen[0], x) - forward(seen[1], x)  # type: ignore[no-any-return]
+    return forward(copies[0], x) - forward(copies[1], x)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""A live model that weighs its experts for each request: the shared expert, routed.
+"""Route a live model: weigh its experts for each request.
 
 A request is a prompt. Its weights are computed once, from the shared expert's last hidden state,
-and hold for all tokens that follow; a batch may mix requests of any kind.
+and are used for all tokens that follow; a batch may mix requests of any kind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from merge_plugins.routing.hooks import Current
 from merge_plugins.tokenizer import tokenizer_folder
 
 TOKENS = 4096
-"""Tokens in a batch for features, padding included: no logits are computed, so memory is small."""
+"""Most tokens in a batch for features, padding included; without logits it needs little memory."""
 
 
 logger = logging.getLogger(__name__)
@@ -40,29 +40,29 @@ PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
 
 
 class Routed:
-    """What a routed model adds to its transformers class."""
+    """Add routing to a transformers model class."""
 
     routing: Routing
 
     @contextmanager
     def routed(self, weights: Tensor | Sequence[float]) -> Iterator[None]:
-        """Hold weights, [N] for all requests or [requests, N], for every call inside."""
+        """Use the given weights, [N] or [requests, N], for every call inside the block."""
         with self.routing.holding(torch.as_tensor(weights, dtype=torch.float32)):
             yield
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate with weights that the prompts, as they are given here, decide."""
+        """Generate with weights computed from the prompts."""
         ids = kwargs.get("input_ids") if inputs is None else inputs
         with self.routing.deciding(ids, kwargs.get("attention_mask")):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a checkpoint would hold the shared expert without the others."""
+        """Raise `RecipeError`: a checkpoint would have the shared expert without the others."""
         raise RecipeError(f"no checkpoint can hold {self.routing.method}: it has a router")
 
 
 class Routing:
-    """The router of a live model, and which weights its modules use now."""
+    """Compute the weights of requests and pass them to the hooks of a live model."""
 
     def __init__(self, model: Any, method: str, n_experts: int) -> None:
         self.method = method
@@ -79,21 +79,21 @@ class Routing:
         model.register_forward_hook(self._after, always_call=True)
 
     def weigh(self, prompts: Sequence[Prompt], task: str | None = None) -> Tensor:
-        """Return each prompt's weights: float32 [prompts, N]. A prompt seen before costs nothing.
+        """Compute each prompt's weights: float32 [prompts, N]; cached for later calls.
 
-        ``task``: what the harness calls it, for a router that goes by that.
+        ``task``: the harness's name of the task, for a router by task.
         """
         keys = [hashlib.blake2b(f"{task}{[*p]}".encode(), digest_size=16).digest() for p in prompts]
         new = {key: p for key, p in zip(keys, prompts, strict=True) if key not in self._known}
         if new:
             assert self.router is not None
-            found = self.router(_Requests(self, list(new.values()), task))
-            self._known.update(zip(new, found.float().cpu(), strict=True))
+            weights = self.router(_Requests(self, list(new.values()), task))
+            self._known.update(zip(new, weights.float().cpu(), strict=True))
         return torch.stack([self._known[key] for key in keys])
 
     @torch.no_grad()
     def features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Mean over each prompt of the shared expert's last hidden state: float32 [prompts, d]."""
+        """Average the shared expert's last hidden state over each prompt: float32 [prompts, d]."""
         model = self._model()
         assert model is not None
         base = model.base_model
@@ -118,7 +118,7 @@ class Routing:
 
     @contextmanager
     def holding(self, weights: Tensor) -> Iterator[None]:
-        """Use these weights, [N] or [requests, N], until the end of the block."""
+        """Use the given weights, [N] or [requests, N], until the end of the block."""
         if weights.shape[-1] != self._n_experts or weights.ndim not in (1, 2):
             raise MergeError(
                 f"routed() takes [{self._n_experts}] weights, or that many for each request; "
@@ -132,7 +132,7 @@ class Routing:
 
     @contextmanager
     def deciding(self, ids: Tensor | None, mask: Tensor | None) -> Iterator[None]:
-        """Hold the weights of these prompts, unless some are held already."""
+        """Use the given prompts' weights until the end of the block, unless some are in use."""
         if self._held is not None or self.current.only_shared:
             yield
         else:
@@ -140,7 +140,7 @@ class Routing:
                 yield
 
     def _of(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Weights of each row of a batch; where there is no mask, every token counts."""
+        """Compute the weights of each row of a batch; without a mask, every token counts."""
         if ids is None:
             raise MergeError(
                 f"{self.method} reads prompts as input_ids; for other inputs hold weights with "
@@ -178,14 +178,14 @@ class Routing:
             self.current.weights = None
 
     def _for_rows(self, weights: Tensor, n_rows: int) -> Tensor:
-        """Repeat for the beams and samples of each request, which lie together."""
+        """Repeat weights for the beams and samples of each request, which are adjacent rows."""
         if n_rows % len(weights):
             raise MergeError(f"weights of {len(weights)} requests are held, the batch has {n_rows}")
         return weights.repeat_interleave(n_rows // len(weights), dim=0)
 
 
 class _Requests:
-    """Prompts of one task, as a router sees them."""
+    """Compute features of the prompts of one task on demand; see `merge_plugins.api.Requests`."""
 
     def __init__(self, routing: Routing, prompts: Sequence[Prompt], task: str | None) -> None:
         self._routing, self._prompts, self._task = routing, prompts, task
@@ -208,7 +208,7 @@ class _Requests:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield positions of prompts of similar length, that fit into `TOKENS` when padded."""
+    """Group prompts by length into batches, lists of positions, of `TOKENS` tokens at most."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not lengths[i]:
@@ -225,9 +225,9 @@ def _mask(lengths: Sequence[int]) -> Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def check(found: Plan, model_class: Any, config: Any, options: Mapping[str, Any]) -> None:
-    """Raise `MergeError` for what a routed merge cannot do yet, before a weight is read."""
-    method = found.method.name
+def check(plan: Plan, model_class: Any, config: Any, options: Mapping[str, Any]) -> None:
+    """Raise `MergeError` for options and models that routing does not support; reads no weight."""
+    method = plan.method.name
     for name in (*PARALLEL, "quantization_config"):
         if options.get(name) is not None:
             raise RecipeError(f"{method} does not go with {name}= yet; leave it out")
@@ -238,23 +238,23 @@ def check(found: Plan, model_class: Any, config: Any, options: Mapping[str, Any]
     if getattr(config, "is_encoder_decoder", False):
         raise RecipeError(f"{method} routes decoders and encoders; {config.model_type} is both")
     with torch.device("meta"):
-        _modules(found, model_class(config))
-    _ = _gate(found)
-    for expert in found.recipe.models:
-        data = found.recipe.data_of(expert)
+        _modules(plan, model_class(config))
+    _gate(plan)  # raises if weights differ
+    for expert in plan.recipe.models:
+        data = plan.recipe.data_of(expert)
         if data is not None:
             data.examples()
 
 
 def route(model: Any, merge: Merge) -> None:
-    """Turn a live shared expert into the routed model, in place."""
-    found = merge.plan
-    routing = Routing(model, found.method.name, len(found.experts))
-    modules, tensors = _modules(found, model), merge.tensors()
-    n_bytes = sum(_branch_numel(found.tensors[name]) for name in modules) * model.dtype.itemsize
+    """Add hooks, methods and a router to a live shared expert, in place."""
+    plan = merge.plan
+    routing = Routing(model, plan.method.name, len(plan.experts))
+    modules, tensors = _modules(plan, model), merge.tensors()
+    n_bytes = sum(_branch_numel(plan.tensors[name]) for name in modules) * model.dtype.itemsize
     logger.info(
         "%s: what each of %d experts knows besides: %.1f MB in %d weights",
-        *(routing.method, len(found.experts), n_bytes / 1e6, len(modules)),
+        *(routing.method, len(plan.experts), n_bytes / 1e6, len(modules)),
     )
     for name, held_by in tqdm(modules.items(), "Compressing experts", delay=2, unit=" weights"):
         (first, key), *_ = held_by
@@ -262,27 +262,27 @@ def route(model: Any, merge: Merge) -> None:
         hooks.attach(routing.current, held_by, tensors[name].branches(device))
     model.__class__ = type(type(model).__name__, (Routed, type(model)), {})
     model.routing = routing
-    examples = _Examples(found, routing)
-    gate = _gate(found)
+    examples = _Examples(plan, routing)
+    gate = _gate(plan)
     routing.by_task = gate.by_task
-    routing.router = gate.learn(examples.features, found.recipe.seed)
+    routing.router = gate.learn(examples.features, plan.recipe.seed)
 
 
 class _Examples:
-    """What the router learns from."""
+    """Compute the features from which the router learns."""
 
-    def __init__(self, found: Plan, routing: Routing) -> None:
-        self._recipe, self._routing = found.recipe, routing
+    def __init__(self, plan: Plan, routing: Routing) -> None:
+        self._recipe, self._routing = plan.recipe, routing
 
     def features(self, expert: int) -> Tensor:
-        """Features of one expert's examples: float32 [n, width]."""
+        """Compute the features of one expert's examples: float32 [n, width]."""
         model = self._recipe.models[expert]
         data = self._recipe.data_of(model)
         if data is None:
             raise RecipeError(f"the router has no examples of {model.ref}; add data: to the recipe")
         prompts = []
         for example in data.examples():
-            # a classifier's second text is part of what it is asked, a response is not
+            # a classifier's second text is part of its input, a response is not
             second = example.response or None if self._routing.is_classifier else None
             prompts.append(self._tokenizer(example.prompt, second)["input_ids"][: data.max_length])
         logger.info("router: reading %d examples of %s", len(prompts), model.ref)
@@ -293,10 +293,10 @@ class _Examples:
         return AutoTokenizer.from_pretrained(str(tokenizer_folder(self._recipe)))
 
 
-def _modules(found: Plan, model: nn.Module) -> dict[str, list[hooks.Owner]]:
-    """The modules that hold each weight with branches, by checkpoint name."""
-    weights = [name for name, tensor in found.tensors.items() if tensor.kernel is not None]
-    routed = [name for name in weights if _branch_numel(found.tensors[name])]
+def _modules(plan: Plan, model: nn.Module) -> dict[str, list[hooks.Owner]]:
+    """Find the modules that hold each weight with branches, by checkpoint name."""
+    weights = [name for name, tensor in plan.tensors.items() if tensor.kernel is not None]
+    routed = [name for name in weights if _branch_numel(plan.tensors[name])]
     return hooks.owners(model, weights, routed)
 
 
@@ -305,15 +305,15 @@ def _branch_numel(tensor: PlannedTensor) -> int:
     return kernel.branch_numel(tensor.shape) if isinstance(kernel, Routes) else 0
 
 
-def _gate(found: Plan) -> Gate:
-    """How the merge weighs requests, or `RecipeError` if its weights do not agree on it."""
+def _gate(plan: Plan) -> Gate:
+    """Find the gate of a merge, or `RecipeError` if its weights differ in theirs."""
     gates: list[Gate] = []
-    for tensor in found.tensors.values():
+    for tensor in plan.tensors.values():
         if isinstance(tensor.kernel, Routes) and tensor.kernel.gate not in gates:
             gates.append(tensor.kernel.gate)
     if len(gates) > 1:
         raise RecipeError(
-            f"{found.method.name}: a request is routed once for the whole model: no gradients and "
+            f"{plan.method.name}: a request is routed once for the whole model: no gradients and "
             "no filters in the router's parameters"
         )
     return gates[0]

@@ -1,10 +1,10 @@
-"""The router network of Twin-Merging, trained without touching torch's global random numbers.
+"""Train the router network of Twin-Merging, without torch's global random generator.
 
 Widths d, 2d, 2d, T; batch normalisation, leaky ReLU and dropout 0.5 after both hidden layers; cross
 entropy; AdamW without weight decay at 5e-4, falling linearly to 0; 50 epochs of batches of 1024
 [Lu et al. 2024, released code]. Smaller batches where there are few examples: an epoch has at least
-`STEPS` steps, where the code, with tens of thousands, has forty. The code keeps the epoch that does
-best on the test set; this one holds back a fifth of the examples it is given, and sees no test.
+`STEPS` steps, where the code, with tens of thousands, has forty. The code keeps the epoch that is
+best on the test set; here the best on a fifth of the examples, held back, is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from merge_plugins.errors import DataError
 
 EPOCHS, STEPS, RATE, DROPOUT, HELD_BACK = 50, 8, 5e-4, 0.5, 0.2
 SMALLEST, LARGEST = 16, 1024
-"""Examples in a batch."""
+"""Smallest and largest batch, in examples."""
 
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,11 @@ Logits = Callable[[Tensor], Tensor]
 
 @torch.enable_grad()
 def trained(examples: Sequence[Tensor], seed: int) -> Logits:
-    """Return features float32 [B, d] to logits [B, T], learned from T lots of features [n, d].
+    """Train a network from features, float32 [B, d], to logits [B, T].
 
-    On the features' device: there seconds, also for widths of 7B models. Deterministic given seed,
-    device and thread count. Raises `DataError` when a lot is too small to hold any back.
+    ``examples``: the features of each of T experts' examples, [n, d]. Runs on their device: seconds
+    on a GPU for the width of a 7B model. Deterministic given seed, device and thread count. Raises
+    `DataError` if an expert has too few examples to hold any back.
     """
     random = torch.Generator().manual_seed(seed)
     (features, labels), (held_features, held_labels) = _split(examples, random)
@@ -55,7 +56,7 @@ def trained(examples: Sequence[Tensor], seed: int) -> Logits:
             optimizer.step()
             schedule.step()
         hits = int((network(held_features).argmax(-1) == held_labels).sum())
-        if hits >= best_hits:  # of equally good ones the last: it has learned longest
+        if hits >= best_hits:  # the last of equally good ones: it has trained longest
             best, best_hits = network.state(), hits
     network.restore(best)
     logger.info("router: %d of %d held-back examples right", best_hits, len(held_labels))
@@ -65,7 +66,7 @@ def trained(examples: Sequence[Tensor], seed: int) -> Logits:
 def _split(
     examples: Sequence[Tensor], random: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return features and labels to learn from, and those held back: a fifth of each expert's."""
+    """Split off a fifth of each expert's examples: (features, labels) of the rest, and of these."""
     seen: list[tuple[Tensor, Tensor]] = []
     held: list[tuple[Tensor, Tensor]] = []
     for expert, rows in enumerate(examples):
@@ -87,7 +88,7 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 class Network:
-    """Weights and running statistics of the three layers."""
+    """Compute logits by three linear layers, with batch normalisation and dropout."""
 
     def __init__(
         self, width: int, n_classes: int, random: torch.Generator, device: torch.device
@@ -95,7 +96,7 @@ class Network:
         sizes = (width, 2 * width, 2 * width, n_classes)
         self.weights: list[Tensor] = []
         for n_in, n_out in itertools.pairwise(sizes):
-            bound = 1 / math.sqrt(n_in)  # what torch's own layers start from
+            bound = 1 / math.sqrt(n_in)  # as torch initializes its own layers
             for shape in ((n_out, n_in), (n_out,)):
                 weight = torch.empty(shape).uniform_(-bound, bound, generator=random)
                 self.weights.append(weight.to(device).requires_grad_())
@@ -108,22 +109,22 @@ class Network:
         ]
 
     def state(self) -> list[Tensor]:
-        """Copies of everything that training changes."""
+        """Copy all tensors that training changes."""
         return [tensor.detach().clone() for tensor in self._tensors()]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """Go back to a `state`."""
+        """Overwrite all tensors with a `state`."""
         with torch.no_grad():
             for tensor, before in zip(self._tensors(), state, strict=True):
                 tensor.copy_(before)
 
     def training(self, x: Tensor, random: torch.Generator) -> Tensor:
-        """Logits with batch statistics and dropout, for gradients."""
+        """Compute logits with batch statistics and dropout, for gradients."""
         return self._logits(x, random)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits [B, T]."""
+        """Compute logits [B, T] with running statistics, without dropout or gradients."""
         return self._logits(x, None)
 
     def _logits(self, x: Tensor, random: torch.Generator | None) -> Tensor:

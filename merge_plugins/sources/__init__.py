@@ -1,4 +1,4 @@
-"""Models computed from other models: LoRA adapters, deltas, experts of another base."""
+"""Compute models from other models: LoRA adapters, deltas, experts of another base."""
 
 from merge_plugins.sources.models import ComputedCheckpoint, Source, tied_to
 

@@ -1,4 +1,4 @@
-"""Weights computed as sums and differences of other models' weights."""
+"""Compute weights as sums and differences of other models' weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from merge_plugins.weights.rows import MEAN, with_rows
 def recovered(ref: Delta, model: Source, delta: Source) -> ComputedCheckpoint:
     """Add a delta to the model it was published against: model + delta, in float32.
 
-    Rows that only the delta has were added by its authors before they subtracted: as the mean of
-    the model's rows, which is what the published script of Alpaca and WizardLM does.
+    The authors of a delta with more rows first extended the model by the mean of its rows, as the
+    published script of Alpaca and WizardLM does; these rows are treated likewise.
     """
     tensors: dict[str, SourceTensor] = {}
     for name, difference in delta.items():
@@ -51,9 +51,8 @@ def recovered(ref: Delta, model: Source, delta: Source) -> ComputedCheckpoint:
 def rebased(ref: Rebased, model: Source, own: Source, base: Source) -> ComputedCheckpoint:
     """Move an expert's task vector to another base: base + (model - own), in float32.
 
-    ``own``: the base it was fine-tuned from. The vocabulary is the model's.
-
-    A token that one of the bases lacks has the other's row in both, so the model's comes out.
+    ``own``: the base it was fine-tuned from. The vocabulary is the model's. If one base lacks a
+    token, both use the other base's row, so that the result is the model's row.
     """
     tensors: dict[str, SourceTensor] = {}
     for name, weight in model.items():
@@ -62,20 +61,20 @@ def rebased(ref: Rebased, model: Source, own: Source, base: Source) -> ComputedC
             continue
         inputs = {model.ref: weight}
         for other in (own, base):
-            found = other.get(name) or tied_to(name, weight.shape, other)
-            if found is None:
+            stored = other.get(name) or tied_to(name, weight.shape, other)
+            if stored is None:
                 raise MismatchError(
                     f"{name} is in {model.ref} but not in {other.ref}; an expert with a base of "
                     "its own, that base and base_model need the same weights"
                 )
-            inputs[other.ref] = found
+            inputs[other.ref] = stored
         if is_vocabulary(name, weight.shape, model.config):
             inputs = _by_token(model.ref, inputs)
-        for whose, found in inputs.items():
-            if found.shape != weight.shape:
+        for source, term in inputs.items():
+            if term.shape != weight.shape:
                 raise MismatchError(
-                    f"{name} is {list(weight.shape)} in {model.ref} but {list(found.shape)} in "
-                    f"{whose}; an expert, its own base and base_model need equal shapes"
+                    f"{name} is {list(weight.shape)} in {model.ref} but {list(term.shape)} in "
+                    f"{source}; an expert, its own base and base_model need equal shapes"
                 )
         tensors[name] = _sum(weight, *zip(inputs.values(), (1, -1, 1), strict=True))
     return ComputedCheckpoint(ref, model.path, model.config, tensors)
@@ -84,7 +83,7 @@ def rebased(ref: Rebased, model: Source, own: Source, base: Source) -> ComputedC
 def _by_token(
     model: Reference, weights: Mapping[Reference, SourceTensor]
 ) -> dict[Reference, SourceTensor]:
-    """Return a model's weight and those of two bases, their rows in the order of its tokens."""
+    """Reorder the rows of both bases' weights into the order of the model's tokens."""
     tokens = {ref: vocabulary(tokenizer_folder(ref)) for ref in weights}
     if not all(tokens.values()):
         return dict(weights)

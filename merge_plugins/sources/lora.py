@@ -1,9 +1,10 @@
-"""LoRA adapters in PEFT's format, added to a model's weights as these are read.
+"""Add LoRA adapters in PEFT's format to a model's weights while these are read.
 
 Hu et al. 2021, section 4.1: W + s·B·A, with s = alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA
 (Kalajdzievski 2023). Weight-decomposed adapters (DoRA, Liu et al. 2024, eq. 5) scale each row of
 that to a learnt norm. The sum is kept in float32; rounded to W's dtype it is what PEFT's
-merge_and_unload saves. Factors stay factors: a full weight is only made where a method asks for it.
+merge_and_unload saves. The factors stay separate: a full weight is computed only for methods that
+need one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from merge_plugins.sources.models import ComputedCheckpoint, Source
 from merge_plugins.tokenizer.vocabulary import vocabulary_size, with_vocabulary_size
 from merge_plugins.weights import ComputedTensor, SourceTensor, StoredTensor
 from merge_plugins.weights.files import adapter_files, read_json
+from merge_plugins.weights.spelling import only_match
 from merge_plugins.weights.stored import read_header
 
 PANEL = 64
-"""Rows of B·A computed at once, on a fixed grid: the bits do not depend on what is asked for."""
+"""Rows of B·A per multiplication, on a fixed grid: bits do not depend on the region read."""
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
     r"(?:\.weight)?"
@@ -38,22 +40,18 @@ REFUSED = (
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias"),
     *("monteclora_config", "target_parameters", "use_bdlora", "use_qalora"),
 )
-"""Settings of PEFT that make something else of the factors than W + s·B·A."""
+"""PEFT settings under which the adapted weight is not W + s·B·A."""
 PLAIN = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the model's own weights as they are."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one weight: scale · left · right, shaped like the weight."""
+    """Change one weight: add a low-rank product of its shape, and rescale rows for DoRA."""
 
-    left: Tensor
-    """[rows, r]"""
-    right: Tensor
-    """[r, columns]"""
-    scale: float
+    added: LowRank
     magnitude: Tensor | None = None
-    """Norm of every row of the result, for DoRA: [rows]."""
+    """Norm of every row of the result, [rows], for DoRA; None for LoRA."""
 
 
 def with_adapter(ref: Lora, model: Source, adapter: Path) -> ComputedCheckpoint:
@@ -63,7 +61,7 @@ def with_adapter(ref: Lora, model: Source, adapter: Path) -> ComputedCheckpoint:
 
 
 class Adapter:
-    """A PEFT adapter: updates and replacements by module path and tensor name."""
+    """Read a PEFT adapter: factors by module path, replaced weights by tensor name."""
 
     def __init__(self, path: Path) -> None:
         config, *weights = adapter_files(path)
@@ -85,7 +83,7 @@ class Adapter:
             raise CheckpointError(f"{path}: the adapter holds no weights. Download it again.")
 
     def added_to(self, model: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-        """Return the model's weights with the adapter in them, in the model's order."""
+        """Apply the adapter to a model's weights lazily; keeps the model's order."""
         tensors = dict(model)
         for name, tensor in self.replaced.items():
             tensors[_stored_name(name, model, self.path, optional=True)] = tensor
@@ -120,12 +118,13 @@ class Adapter:
                 raise CheckpointError(
                     f"{self.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
                 )
-            update = Update(a.T, b.T, scale)
+            update = Update(LowRank(a.T, b.T, scale))
         else:
             norms = None if magnitude is None else magnitude.view().reshape(-1)
-            update = Update(b, a, scale, norms)
-        shape = (update.left.shape[0], update.right.shape[1])
-        if shape != weight.shape or update.left.shape[1] != update.right.shape[0]:
+            update = Update(LowRank(b, a, scale), norms)
+        up, down = update.added.up, update.added.down
+        shape = (up.shape[0], down.shape[1])
+        if shape != weight.shape or up.shape[1] != down.shape[0]:
             raise MismatchError(
                 f"{self.path}: the adapter's {module} is {list(shape)}, {weight.name} is "
                 f"{list(weight.shape)} in {weight.file.parent}. Is it an adapter of this model?"
@@ -133,7 +132,7 @@ class Adapter:
         return update
 
     def _scale(self, module: str, rank: int) -> float:
-        """Return s: the first pattern that is the end of the module's path decides alpha."""
+        """Compute the scale s; the first pattern that matches the end of the path sets alpha."""
         patterns = self.config.get("alpha_pattern") or {}
         fitting = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", module))
         alpha = float(next(fitting, self.config.get("lora_alpha", 8)))
@@ -164,12 +163,10 @@ def _refuse(path: Path, config: Mapping[str, Any]) -> None:
 def _stored_name(
     wanted: str, model: Mapping[str, SourceTensor], path: Path, *, optional: bool = False
 ) -> str:
-    """Return what a checkpoint calls a live model's weight; a prefix may be there or not."""
-    if wanted in model:
-        return wanted
-    close = [n for n in model if n.endswith(f".{wanted}") or wanted.endswith(f".{n}")]
-    if len(close) == 1:
-        return close[0]
+    """Find the checkpoint name of a weight that an adapter names; prefixes may differ."""
+    name = only_match(wanted, model)
+    if name is not None:
+        return name
     if optional:
         return wanted
     raise MismatchError(
@@ -179,7 +176,7 @@ def _stored_name(
 
 
 def _is_transposed(factors: Mapping[str, StoredTensor], weight: SourceTensor) -> bool:
-    """Whether a weight shows by its shape that it is stored (in, out), as GPT-2's Conv1D is."""
+    """Whether the shapes prove that a weight is stored (in, out), as GPT-2's Conv1D is."""
     a, b = factors.get("lora_A"), factors.get("lora_B")
     if a is None or b is None:
         return False
@@ -193,12 +190,12 @@ def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
     def compute(region: Region) -> Tensor:
         (start, stop), (left, right) = region.bounds
         made = torch.empty(region.sizes, dtype=torch.float32)
-        a = update.right.float().contiguous()
+        a = update.added.down.float().contiguous()
         for top in range(start - start % PANEL, stop, PANEL):
             bottom = min(top + PANEL, n_rows)
             first, last = max(start, top), min(stop, bottom)
-            b = update.left[top:bottom].float().contiguous()
-            delta = (b @ a).mul_(update.scale)[first - top : last - top]
+            b = update.added.up[top:bottom].float().contiguous()
+            delta = (b @ a).mul_(update.added.scale)[first - top : last - top]
             if update.magnitude is None:
                 own = weight.read(Region(weight.shape, ((first, last), (left, right))))
                 made[first - start : last - start] = own + delta[:, left:right]
@@ -212,12 +209,12 @@ def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
 
     made = ComputedTensor(weight.name, weight.file, weight.dtype, weight.shape, (weight,), compute)
     if update.magnitude is None:
-        made.factors = LowRank(update.left, update.right, update.scale)
+        made.factors = update.added
     return made
 
 
 def _resized(model: Source, tensors: Mapping[str, SourceTensor]) -> Mapping[str, Any]:
-    """Return a model's config, with the rows of an embedding that an adapter replaced."""
+    """Update a config's vocabulary size if the adapter replaced an embedding."""
     rows = vocabulary_size(model.config)
     grown = {
         tensors[name].shape[0]

@@ -1,4 +1,4 @@
-"""The models of a merge, opened: mappings from tensor name to an unread weight."""
+"""Open models: mappings from tensor name to lazy weight, stored or computed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from merge_plugins.errors import RecipeError
 from merge_plugins.recipe import Reference
 from merge_plugins.recipe.references import home
 from merge_plugins.weights import Checkpoint, SourceTensor
+from merge_plugins.weights.files import text_config
 from merge_plugins.weights.hub import resolve
 
 
 def model_folder(ref: Reference) -> Path:
-    """Return the local folder with a model's config and code, or `RecipeError` if it has none."""
+    """Find the local folder with a model's config and code, or raise `RecipeError`."""
     folder = resolve(home(ref))
     if folder.is_file():
         raise RecipeError(
@@ -27,13 +28,13 @@ def model_folder(ref: Reference) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class ComputedCheckpoint(Mapping[str, SourceTensor]):
-    """A model some of whose weights are computed; what `Checkpoint` is for stored ones."""
+    """Map tensor names to weights, some computed; same interface as `Checkpoint`."""
 
     ref: Reference
     path: Path
-    """The folder that has its code, and most of its configuration."""
+    """The folder with the model's code and most of its configuration."""
     config: Mapping[str, Any]
-    """What its ``config.json`` would say."""
+    """Contents of the ``config.json`` that the computed model would have."""
     tensors: Mapping[str, SourceTensor]
 
     def __getitem__(self, name: str) -> SourceTensor:
@@ -50,8 +51,8 @@ Source: TypeAlias = Checkpoint | ComputedCheckpoint
 
 
 def tied_to(name: str, shape: Sequence[int], source: Source) -> SourceTensor | None:
-    """Return the embedding that a head of that name and shape is tied to, if the model ties it."""
-    config = {**source.config.get("text_config", {}), **source.config}
+    """Find the embedding that a head of that name and shape is tied to; None if untied."""
+    config = text_config(source.config)
     if not config.get("tie_word_embeddings") or tuple(shape[:1]) != (config.get("vocab_size"),):
         return None
     alike = [t for n, t in source.items() if t.shape == tuple(shape) and n != name]

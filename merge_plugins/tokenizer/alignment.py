@@ -1,4 +1,4 @@
-"""Models whose vocabularies differ, merged token by token.
+"""Match embedding rows by token, for models whose vocabularies differ.
 
 Every weight with a row per token (embedding, output head and its bias) is read with its rows in
 the order of the merge's vocabulary. mergekit's rules for a token that a model lacks: the row the
@@ -32,7 +32,7 @@ Vocabulary = Mapping[str, int]
 def merged_vocabulary(
     tokenizer: Tokenizer, donor: Reference, vocabularies: Mapping[Reference, Vocabulary]
 ) -> dict[str, int]:
-    """Return the merge's tokens by id: those of the donor, then what others add.
+    """Merge vocabularies, by id: the donor's tokens, then those that others add.
 
     ``donor``: the model that ``tokenizer.source`` names, or the one a union starts with.
     ``vocabularies``: of that model and of every model of the merge, in the recipe's order.
@@ -48,14 +48,14 @@ def merged_vocabulary(
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which row of each model every row of the merge is."""
+    """The row of each model that every row of the merge is read from."""
 
     tokenizer: Tokenizer
     base: Reference | None
     tokens: Vocabulary
-    """The merge's, by id."""
+    """The merge's tokens, by id."""
     vocabularies: Mapping[Reference, Vocabulary]
-    """Of every model of the merge."""
+    """Tokens of every model of the merge, by id."""
 
     @functools.cached_property
     def rows(self) -> Sequence[str | None]:
@@ -69,7 +69,7 @@ class Alignment:
         return {row.token: row for row in self.tokenizer.tokens}
 
     def of(self, ref: Reference, weights: Mapping[Reference, SourceTensor]) -> SourceTensor:
-        """Return one model's weight with the merge's rows; ``weights``: the same of every model."""
+        """Reorder a model's weight into the merge's rows; ``weights``: that of every model."""
         rows = [self._taken(ref, token, weights) for token in self.rows]
         others = {
             at: self._others(str(token), weights)
@@ -80,9 +80,9 @@ class Alignment:
         return with_rows(weights[ref], rows, others, functools.reduce(torch.promote_types, dtypes))
 
     def of_statistic(self, ref: Reference, found: SourceTensor) -> SourceTensor:
-        """Return what a model says of the rows of one of its weights, for the merge's rows.
+        """Reorder a per-row statistic of a model into the merged vocabulary.
 
-        Zero for a row that is not the model's own: it knows nothing of that token.
+        Rows of tokens that the model lacks are 0.
         """
         rows = [self._taken(ref, token, {ref: found}) for token in self.rows]
         nothing: dict[int, Sequence[Row]] = {at: () for at, row in enumerate(rows) if row == OTHER}
@@ -91,7 +91,7 @@ class Alignment:
     def _taken(
         self, ref: Reference, token: str | None, weights: Mapping[Reference, SourceTensor]
     ) -> int:
-        """Return which row of a model a row of the merge is, or `MEAN`, or `OTHER`."""
+        """Find the row of a model that a row of the merge is read from, or `MEAN`, or `OTHER`."""
         if token is None:
             return MEAN
         own = self._row(ref, token, weights)
@@ -101,12 +101,12 @@ class Alignment:
     def _row(
         self, ref: Reference, token: str, weights: Mapping[Reference, SourceTensor]
     ) -> int | None:
-        """Return a model's row of a token; ids beyond its embedding have none."""
+        """Find a model's row of a token; ids beyond its embedding have none."""
         row = self.vocabularies[ref].get(token)
         return row if row is not None and row < weights[ref].shape[0] else None
 
     def _others(self, token: str, weights: Mapping[Reference, SourceTensor]) -> list[Row]:
-        """Return the rows whose mean a token gets in a model that lacks it."""
+        """List the rows whose mean a token gets in a model that lacks it."""
         named = self._named.get(token)
         if named is not None and (named.kind or named.model is not None):
             return self._named_row(named, weights)
@@ -130,7 +130,7 @@ class Alignment:
         return [(weights[named.model], row)]
 
     def renumbered(self, config: Mapping[str, Any], ref: Reference) -> dict[str, Any]:
-        """Return a model's config or generation config, special tokens by the merge's ids.
+        """Renumber the special tokens of a config or generation config by the merge's ids.
 
         A token that the merge does not have is None, and is left out of a list.
         """
@@ -147,7 +147,7 @@ class Alignment:
         }
 
     def warn(self, rows: Mapping[Reference, int | None]) -> None:
-        """Say which tokens of a model the merge, or its embedding of ``rows``, does not have."""
+        """Warn of tokens that the merge drops, and of ids beyond an embedding of ``rows``."""
         for ref, tokens in self.vocabularies.items():
             n_rows = rows.get(ref) or len(tokens) + max(tokens.values(), default=0)
             beyond = [t for t, row in tokens.items() if row >= n_rows and t in self.tokens]

@@ -1,4 +1,4 @@
-"""What a model has beside weights: tokenizer, chat template, generation config.
+"""Build a merge's tokenizer, chat template and generation config.
 
 A merge takes each from the model its recipe names. Where that is a file as it is, it is used where
 it lies; a tokenizer that exists nowhere (a union, another chat template) is written to our cache.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, references
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.recipe.tokenizer import is_template
@@ -30,7 +29,7 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 def tokenizer_folder(ref: Reference) -> Path:
-    """Return a folder with a model's tokenizer; for a merge, the one its recipe asks for.
+    """Find the folder with a model's tokenizer; build it for a merge that needs a new one.
 
     An adapter or delta that comes with a tokenizer brings its own.
     """
@@ -48,7 +47,7 @@ def tokenizer_folder(ref: Reference) -> Path:
 
 
 def generation_config(ref: Reference) -> dict[str, Any] | None:
-    """Return a model's generation config; for a merge, of the model its recipe names."""
+    """Read a model's generation config; a merge has that of the model its recipe names."""
     if not isinstance(ref, Recipe):
         file = resolve(references.home(ref)) / "generation_config.json"
         return read_json(file) if file.is_file() else None
@@ -60,10 +59,10 @@ def generation_config(ref: Reference) -> dict[str, Any] | None:
 def aligned(
     recipe: Recipe, configs: Mapping[Reference, Mapping[str, Any]] | None = None
 ) -> Alignment | None:
-    """Return how the rows of a merge's models go together; None if its recipe leaves them alone.
+    """Match embedding rows across models by token; None if the recipe sets no tokenizer.
 
-    A model without tokenizer files has the tokens of the tokenizer's donor, if ``configs``, where
-    they are given, say it has as many rows.
+    A model without tokenizer files has the tokens of the tokenizer's donor if, by ``configs``, it
+    has as many rows.
     """
     if recipe.tokenizer is None:
         return None
@@ -89,7 +88,7 @@ def aligned(
 
 
 def _added_tokens(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Return the tokenizer files to change so that the merge's tokens are all there."""
+    """Rewrite the tokenizer files that lack tokens of the merge: texts by file name."""
     alignment = aligned(recipe)
     if alignment is None:
         return {}
@@ -104,30 +103,30 @@ def _added_tokens(recipe: Recipe, folder: Path) -> dict[str, str]:
             f"{folder} has no tokenizer.json to add {next(iter(new))!r} to; write one with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    held, added = read_json(file), _added_entries(known)
+    contents, added = read_json(file), _added_entries(known)
     for token, row in new.items():
         in_model = any(token in tokens for tokens in known.values()) and token not in added
         if not in_model:
             entry = added.get(token, {**PLAIN_TOKEN, "content": token})
-            held.setdefault("added_tokens", []).append({**entry, "id": row})
-        elif isinstance(held["model"]["vocab"], dict):
-            held["model"]["vocab"][token] = row
+            contents.setdefault("added_tokens", []).append({**entry, "id": row})
+        elif isinstance(contents["model"]["vocab"], dict):
+            contents["model"]["vocab"][token] = row
         else:
             raise MismatchError(
                 f"tokenizer_source: {token!r} is no added token, and the unigram tokenizer of "
                 f"{folder} takes no other; set tokenizer_source to base or a model"
             )
-    return {"tokenizer.json": json.dumps(held, ensure_ascii=False, indent=2)}
+    return {"tokenizer.json": json.dumps(contents, ensure_ascii=False, indent=2)}
 
 
 PLAIN_TOKEN = {
     "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False,
 }  # fmt: skip
-"""How tokenizers adds a token of which only the text is known."""
+"""Entry in tokenizer.json of a token of which only the text is known."""
 
 
 def _added_entries(known: Mapping[Reference, Vocabulary]) -> dict[str, dict[str, Any]]:
-    """Return what tokenizer.json says of every added token of any model; the first one counts."""
+    """Collect the tokenizer.json entries of added tokens of all models; the first one counts."""
     entries: dict[str, dict[str, Any]] = {}
     for ref in known:
         file = tokenizer_folder(ref) / "tokenizer.json"
@@ -137,20 +136,20 @@ def _added_entries(known: Mapping[Reference, Vocabulary]) -> dict[str, dict[str,
 
 
 def _templated(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Return the tokenizer files to change so that the chat template is the recipe's."""
+    """Rewrite the tokenizer files that hold the chat template: texts by file name."""
     template = chat_template(recipe)
     if template is None:
         return {}
     config = folder / "tokenizer_config.json"
-    held = read_json(config) if config.is_file() else {}
+    settings = read_json(config) if config.is_file() else {}
     return {  # in both places: transformers before 4.43 reads only the first
-        "tokenizer_config.json": json.dumps({**held, "chat_template": template}, indent=2),
+        "tokenizer_config.json": json.dumps({**settings, "chat_template": template}, indent=2),
         "chat_template.jinja": template,
     }
 
 
 def chat_template(recipe: Recipe) -> str | None:
-    """Return the chat template that a recipe asks for; None: that of the tokenizer."""
+    """Find the chat template that a recipe chooses; None: the tokenizer's own."""
     given = recipe.chat_template
     if given is None:
         return None
@@ -171,13 +170,13 @@ def chat_template(recipe: Recipe) -> str | None:
 
 
 def template_of(ref: Reference) -> str | None:
-    """Return a model's chat template, if it has one."""
+    """Read a model's chat template, if it has one."""
     folder = tokenizer_folder(ref)
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        held = read_json(folder / name) if (folder / name).is_file() else {}
-        template = held.get("chat_template")
+        contents = read_json(folder / name) if (folder / name).is_file() else {}
+        template = contents.get("chat_template")
         if isinstance(template, list):  # several by name
             named = {each["name"]: each["template"] for each in template}
             template = named.get("default")
@@ -187,7 +186,7 @@ def template_of(ref: Reference) -> str | None:
 
 
 def _written(folder: Path, changes: Mapping[str, str]) -> Path:
-    """Return a folder in our cache with the tokenizer of another one, but for these files."""
+    """Copy a tokenizer to the cache with some files changed; return its folder."""
     kept = [
         file
         for file in tokenizer_files(folder)
@@ -197,18 +196,10 @@ def _written(folder: Path, changes: Mapping[str, str]) -> Path:
     parts = {**{file.name: content(file) for file in kept}, **changes}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     target = cache_folder() / "tokenizers" / digest
-    if target.is_dir():
-        return target
-    unfinished = target.with_name(f"{digest}.{os.getpid()}")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    for file in kept:
-        shutil.copyfile(file, unfinished / file.name)
-    for name, text in changes.items():
-        (unfinished / name).write_text(text, encoding="utf-8")
-    try:
-        unfinished.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(unfinished)
-        if not target.is_dir():
-            raise
+    if not target.is_dir():
+        with complete_or_nothing(target, shared=True) as unfinished:
+            for file in kept:
+                shutil.copyfile(file, unfinished / file.name)
+            for name, text in changes.items():
+                (unfinished / name).write_text(text, encoding="utf-8")
     return target

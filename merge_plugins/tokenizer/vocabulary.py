@@ -1,4 +1,4 @@
-"""Which token each row of a model's embedding means, from any file a tokenizer comes in."""
+"""Read the token of each embedding row from any file that a tokenizer comes in."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import CheckpointError
-from merge_plugins.weights.files import read_json
+from merge_plugins.weights.files import read_json, text_config
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """Return token string to row, added tokens included; empty when there is no tokenizer."""
+    """Map token strings to rows, added tokens included; empty when there is no tokenizer."""
     tokens = _own(folder)
     if tokens is None:
         return {}
@@ -20,13 +20,13 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """Return how many rows a model's embedding has, by its config."""
-    found: int | None = {**config.get("text_config", {}), **config}.get("vocab_size")
+    """Read the number of a model's embedding rows from its config."""
+    found: int | None = text_config(config).get("vocab_size")
     return found
 
 
 def with_vocabulary_size(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
-    """Return a config that says so many rows, wherever it says any."""
+    """Set the number of embedding rows in a config, wherever it stands."""
     if "vocab_size" not in config and "text_config" in config:
         return {**config, "text_config": {**config["text_config"], "vocab_size": n_rows}}
     return {**config, "vocab_size": n_rows}
@@ -42,13 +42,13 @@ def is_vocabulary(name: str, shape: Sequence[int], config: Mapping[str, Any]) ->
 
 
 def _own(folder: Path) -> Mapping[str, int] | None:
-    """Return the tokens of the tokenizer's model, without those added later."""
+    """Read the tokens of the tokenizer's model, without those added later."""
     if (folder / "tokenizer.json").is_file():
-        held = read_json(folder / "tokenizer.json")
-        tokens = held["model"].get("vocab", {})
+        contents = read_json(folder / "tokenizer.json")
+        tokens = contents["model"].get("vocab", {})
         if isinstance(tokens, list):  # unigram models: [token, score] in order
             tokens = {token: row for row, (token, _) in enumerate(tokens)}
-        added = held.get("added_tokens", [])
+        added = contents.get("added_tokens", [])
         return {**tokens, **{token["content"]: token["id"] for token in added}}
     if (folder / "vocab.json").is_file():
         return read_json(folder / "vocab.json")
@@ -63,7 +63,7 @@ def _own(folder: Path) -> Mapping[str, int] | None:
 
 
 def _added(folder: Path) -> dict[str, int]:
-    """Return tokens that stand beside the tokenizer's model."""
+    """Read the tokens that stand beside the tokenizer's model."""
     if (folder / "tokenizer.json").is_file():
         return {}  # it lists them itself
     found: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Tensors on disk, unread: stored in files, or computed from stored ones as they are read."""
+"""Read tensors lazily: stored in files, or computed from stored ones while they are read."""
 
 from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
 from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held

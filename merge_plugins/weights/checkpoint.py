@@ -1,8 +1,9 @@
-"""A model on disk as a lazy mapping from tensor name to stored tensor. Opening reads headers only.
+"""Open a model on disk as a lazy mapping from tensor name to stored tensor; reads only headers.
 
-Safetensors files (one or sharded) are read by our own few lines over `mmap`: tensors are zero-copy
-views, and the pages behind them can be handed back as soon as a block is merged, so that sources
-of any size leave no trace in memory. ``.bin`` files are read by torch with ``weights_only=True``.
+Safetensors files (one or sharded) are read through `mmap` by `merge_plugins.weights.stored`:
+tensors are zero-copy views whose pages are released as soon as a block is merged, so that memory
+does not grow with the size of the models. ``.bin`` files are read by torch with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from merge_plugins.weights.stored import StoredTensor, read_header
 
 
 class Checkpoint(Mapping[str, StoredTensor]):
-    """A model folder: its tensors by name, in file order, and its ``config.json``.
+    """Map the tensor names of a model folder, in file order, to its tensors.
 
-    Or one file of tensors, a state dict without a config.
+    The path may also be one file of tensors, a state dict without a config.
     """
 
     def __init__(self, ref: str, path: Path) -> None:
@@ -50,7 +51,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """What ``config.json`` says; nothing for a file of tensors."""
+        """The contents of ``config.json``; empty for a file of tensors."""
         if self.path.is_file():
             return {}
         file = self.path / "config.json"
@@ -89,7 +90,7 @@ def open_checkpoint(ref: str) -> Checkpoint:
 PACKED = re.compile(
     r"\.(qweight|qzeros|SCB|absmax|quant_map|quant_state\.\w+|weight_packed|weight_scale(_inv)?)$"
 )
-"""Ends of the names of tensors that hold packed integers, or what unpacks them."""
+"""Name endings of tensors with packed integers, or with the scales that unpack them."""
 
 
 def refuse(ref: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -107,7 +108,7 @@ def refuse(ref: str, names: Iterable[str], config: Mapping[str, Any]) -> None:
 
 
 def quantized(ref: str, sign: str) -> CheckpointError:
-    """Return the error for a quantised model; ``sign``: how one sees that it is."""
+    """Build the error for a quantised model; ``sign``: the evidence that it is one."""
     return CheckpointError(
         f"{ref} is quantised ({sign}); averaging packed integers means nothing. "
         "Name the full-precision model and quantise the merge while loading."

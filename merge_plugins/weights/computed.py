@@ -1,4 +1,4 @@
-"""Weights of models, not read yet; those computed from others each time they are read."""
+"""Define lazy weights, and compute some from others each time they are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merge_plugins.parallel import BLOCK, block_size, parallel
 
 
 class SourceTensor(Protocol):
-    """One weight of one model, not read yet: stored, or computed each time it is read."""
+    """Read one weight of one model on demand: stored, or computed at each read."""
 
     @property
     def name(self) -> str:
@@ -26,38 +26,38 @@ class SourceTensor(Protocol):
 
     @property
     def file(self) -> Path:
-        """Where it, or most of it, is stored: for messages."""
+        """File that stores the weight or most of it, for messages."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weight as stored."""
+        """Dtype of the stored weight."""
 
     @property
     def read_as(self) -> torch.dtype:
-        """Of the weight as read; wider if it is computed."""
+        """Dtype of tensors that `read` and `view` return; wider if computed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole weight."""
 
     def view(self) -> Tensor:
-        """Return the whole weight. Never from inside `blocks.parallel`."""
+        """Return the whole weight. Not allowed inside `parallel.parallel`."""
 
     def read(self, region: Region) -> Tensor:
-        """Return a box of the weight, with the same bits whatever the box. After `hold`."""
+        """Read a region. An element has the same bits in any region. Requires `hold`."""
 
     def hold(self) -> None:
-        """Make `read` possible, also from inside `blocks.parallel`, until as many `forget`."""
+        """Allow `read`, also inside `parallel.parallel`, until a matching `forget`."""
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
-        """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
+        """Release the memory pages of elements ``[start, stop)``; they can be read again."""
 
     def forget(self) -> None:
-        """Drop what was kept in memory since `hold`."""
+        """End a `hold`; the last one frees the weight if it was kept in memory."""
 
 
 def refuse_damage(tensor: SourceTensor) -> None:
-    """Raise `CheckpointError` if a weight, which is held, has NaN or infinity: file and place."""
+    """Raise `CheckpointError` at the first NaN or infinity of a weight; requires `hold`."""
     for block in Region.whole(tensor.shape).blocks(BLOCK):
         bad = torch.isfinite(tensor.read(block)).logical_not_()
         if bad.any():
@@ -71,7 +71,7 @@ def refuse_damage(tensor: SourceTensor) -> None:
 
 @contextmanager
 def held(tensors: Iterable[SourceTensor]) -> Iterator[None]:
-    """Hold tensors while the body runs."""
+    """Hold tensors until the end of the block."""
     with ExitStack() as stack:
         for tensor in tensors:
             tensor.hold()
@@ -81,28 +81,28 @@ def held(tensors: Iterable[SourceTensor]) -> Iterator[None]:
 
 @dataclass(eq=False)
 class ComputedTensor:
-    """A `SourceTensor` made of others, by ``compute`` or else by ``whole``.
+    """Compute a `SourceTensor` from others, by region with ``compute`` or else with ``whole``.
 
-    All of it is kept only between the first `view` and the last `forget`, for methods that measure
-    a weight or take it whole; otherwise only the boxes being read exist.
+    The whole weight is in memory only from the first `view` to the last `forget`, for methods that
+    measure it or take it whole; otherwise only the regions being read are.
     """
 
     name: str
     file: Path
     dtype: torch.dtype
-    """Of the model as it would be stored; decides what a merge of it is rounded to."""
+    """Dtype the weight would be stored in; a merge of it is rounded to this dtype."""
     shape: tuple[int, ...]
     inputs: tuple[SourceTensor, ...]
     compute: Callable[[Region], Tensor] | None = None
-    """One box of it; the bits of an element do not depend on the box."""
+    """Compute one region; the bits of an element must not depend on the region."""
     whole: Callable[[], Tensor] | None = None
-    """All of it, where it cannot be computed box by box."""
+    """Compute the whole weight, if it cannot be computed by region."""
     ready: Callable[[], object] = field(default=lambda: None)
-    """What ``compute`` needs first and cannot do inside `blocks.parallel`."""
+    """Prepare ``compute``: work that is not allowed inside `parallel.parallel`."""
     factors: LowRank | None = None
-    """What was added to the input, where that is low-rank."""
+    """Low-rank matrix that was added to the input, if the change is one."""
     read_as: torch.dtype = torch.float32
-    """Dtype of what is read."""
+    """Dtype of tensors that `read` and `view` return."""
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -110,7 +110,7 @@ class ComputedTensor:
         self._kept: Tensor | None = None
 
     def hold(self) -> None:
-        """See `SourceTensor.hold`."""
+        """Hold the inputs, and count; see `SourceTensor.hold`."""
         with self._lock, ExitStack() as undo:
             for tensor in self.inputs:
                 tensor.hold()
@@ -123,7 +123,7 @@ class ComputedTensor:
             undo.pop_all()
 
     def forget(self) -> None:
-        """See `SourceTensor.forget`."""
+        """Release the inputs, and count; see `SourceTensor.forget`."""
         with self._lock:
             self._let_go()
             for tensor in self.inputs:
@@ -135,25 +135,25 @@ class ComputedTensor:
             self._kept = None
 
     def view(self) -> Tensor:
-        """See `SourceTensor.view`."""
+        """Compute the whole weight, or return it if it is kept; see `SourceTensor.view`."""
         with self._lock:
             if self._kept is not None:
                 return self._kept
             with held(self.inputs):
                 self.ready()
-                made = self._by_blocks() if self.whole is None else self.whole()
-            self._kept = made if self._holds else None
-            return made
+                whole = self._by_blocks() if self.whole is None else self.whole()
+            self._kept = whole if self._holds else None
+            return whole
 
     def read(self, region: Region) -> Tensor:
-        """See `SourceTensor.read`."""
+        """Compute a region, or cut it from the weight if that is kept."""
         kept = self._kept
         if kept is not None or self.compute is None:
             return region.of(self.view() if kept is None else kept)
         return self.compute(region)
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
-        """See `SourceTensor.release`."""
+        """Release pages of the inputs that have this weight's shape."""
         for tensor in self.inputs:
             if tensor.shape == self.shape:
                 tensor.release(start, stop)

@@ -1,23 +1,22 @@
-"""Hash a file's bytes, once for each state of the file."""
+"""Hash a file's bytes, and cache the hash until the file changes."""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 from tqdm.auto import tqdm
 
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, write_whole
 
 CHUNK = 1 << 26
 
 
 def content(file: Path) -> str:
-    """Return a hash of a file's bytes, remembered until the file changes."""
+    """Hash a file's bytes, or return the cached hash if the file has not changed."""
     real = file.resolve()
     if real.parent.name == "blobs":  # hub cache: .../models--org--name/blobs/<hash of content>
         return real.name
@@ -26,13 +25,10 @@ def content(file: Path) -> str:
     remembered = _cache() / hashlib.sha256(key.encode()).hexdigest()
     with suppress(OSError):
         return remembered.read_text()
-    found = _hash(real, stat.st_size)
-    with suppress(OSError):  # a read-only home only means hashing again next time
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        fresh = remembered.with_suffix(f".{os.getpid()}")
-        fresh.write_text(found)
-        fresh.replace(remembered)
-    return found
+    fresh = _hash(real, stat.st_size)
+    with suppress(OSError):  # a read-only cache: the file is hashed again next time
+        write_whole(remembered, fresh)
+    return fresh
 
 
 def _cache() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ TOKENIZER_FILES = (
 
 
 def index_file(path: Path) -> Path | None:
-    """Return the index of a sharded checkpoint, if it is one."""
+    """Find the index file of a sharded checkpoint; None if it is not sharded."""
     names = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
     plain = ("model.safetensors", "pytorch_model.bin")
     for name, single in zip(names, plain, strict=True):
@@ -27,15 +28,15 @@ def index_file(path: Path) -> Path | None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return which file holds which tensor."""
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict):
+    """Read a sharded checkpoint's map from tensor name to file name."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict):
         raise CheckpointError(f"{index} has no weight_map. Download the model again.")
-    return found
+    return files
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return a checkpoint's weight files as transformers would choose them; all must exist."""
+    """Find a checkpoint's weight files by the rules of transformers; all must exist."""
     if path.is_file():
         return (path,)
     if not path.is_dir():
@@ -60,7 +61,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def adapter_files(path: Path) -> tuple[Path, ...]:
-    """Return the files of a PEFT adapter: its configuration, then its weights."""
+    """Find the files of a PEFT adapter: its configuration, then its weights."""
     config = path / "adapter_config.json"
     names = ("adapter_model.safetensors", "adapter_model.bin")
     weights = [path / name for name in names if (path / name).is_file()]
@@ -72,13 +73,13 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
 
 
 def tokenizer_files(path: Path) -> list[Path]:
-    """Return the files a tokenizer is made of."""
+    """List the tokenizer files of a model folder."""
     found = (file for pattern in TOKENIZER_FILES for file in path.glob(pattern))
     return sorted({file for file in found if file.is_file()})
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object, or say which file is not one."""
+    """Read a JSON object; raise `CheckpointError` with the file name if it is not one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as exc:
@@ -86,3 +87,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(found).__name__}")
     return found
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the ``text_config`` section of a multimodal model's config into its top level.
+
+    Keys at the top level take precedence.
+    """
+    return {**config.get("text_config", {}), **config}

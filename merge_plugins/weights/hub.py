@@ -10,7 +10,7 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 def resolve(ref: str) -> Path:
-    """Return the local folder of a model, downloading a hub id if it is not in the cache."""
+    """Find the local folder of a model; download a hub id that is not in the cache."""
     path = Path(ref).expanduser()
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Weights with one row per token, whose rows are put in another order."""
+"""Reorder the rows of weights with one row per token, and fill new rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from merge_plugins.weights.computed import ComputedTensor, SourceTensor
 
 Row: TypeAlias = tuple[SourceTensor, int]
 MEAN = -1
-"""Stands for a row that is the mean of the weight's own rows that are taken."""
+"""Marks a row to fill with the mean of the weight's own rows that are used."""
 OTHER = -2
-"""Stands for a row made of rows of other models."""
+"""Marks a row to fill with the mean of rows of other models."""
 
 
 def with_rows(
@@ -26,10 +26,10 @@ def with_rows(
     others: Mapping[int, Sequence[Row]] | None = None,
     read_as: torch.dtype | None = None,
 ) -> SourceTensor:
-    """Return a weight of ``len(rows)`` rows: the given ones of ``weight``, `MEAN` or `OTHER`.
+    """Select rows of a weight lazily: each an index into ``weight``, `MEAN` or `OTHER`.
 
-    ``others``: by its position, the rows whose mean an `OTHER` row is; of none, it is zero.
-    The weight itself comes back when its rows are all taken in order.
+    ``others``: for the position of each `OTHER` row, the rows to average; zero if there are none.
+    Returns the weight itself if all its rows are selected in order.
     """
     if list(rows) == list(range(weight.shape[0])):
         return weight
@@ -50,6 +50,8 @@ def with_rows(
 
 
 class _Gather:
+    """Compute regions of a weight with selected rows."""
+
     def __init__(
         self,
         weight: SourceTensor,
@@ -68,7 +70,7 @@ class _Gather:
         return made
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Cut [start, stop) into runs whose rows follow each other: (start, stop, first row)."""
+        """Split [start, stop) into runs of consecutive rows: (start, stop, first row)."""
         a = start
         while a < stop:
             b, row = a + 1, self.rows[a]
@@ -78,17 +80,17 @@ class _Gather:
             a = b
 
     def _run(self, a: int, b: int, row: int, rest: Sequence[tuple[int, int]]) -> Tensor:
-        """Rows [a, b) of the result, columns ``rest``; one row may stand for all."""
+        """Compute rows [a, b) of the result, columns ``rest``; may return one row to broadcast."""
         if row == MEAN:
             assert self.mean is not None, "hold comes first"
             return Region(self.mean.shape, tuple(rest)).of(self.mean)
         if row == OTHER:
-            found = [_rows(tensor, at, at + 1, rest)[0].float() for tensor, at in self.others[a]]
-            return torch.stack(found).mean(0) if found else torch.zeros(())
+            parts = [_rows(tensor, at, at + 1, rest)[0].float() for tensor, at in self.others[a]]
+            return torch.stack(parts).mean(0) if parts else torch.zeros(())
         return _rows(self.weight, row, row + b - a, rest)
 
     def take_mean(self) -> None:
-        """Compute the mean row, once, if any row is it."""
+        """Compute the mean row once, if any row is `MEAN`."""
         if self.mean is not None or MEAN not in self.rows:
             return
         rest = [(0, size) for size in self.weight.shape[1:]]

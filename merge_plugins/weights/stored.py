@@ -1,4 +1,4 @@
-"""Tensors in safetensors and ``.bin`` files: headers are read, data is memory-mapped."""
+"""Read tensors of safetensors and ``.bin`` files, memory-mapped; read and write the header."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,13 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""Dtype names of the safetensors format."""
+"""Dtypes by their name in the safetensors format."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in one file, not read yet."""
+    """Read one tensor of one file on demand, memory-mapped."""
 
     name: str
     file: Path
@@ -49,11 +49,11 @@ class StoredTensor:
 
     @property
     def read_as(self) -> torch.dtype:
-        """Its dtype."""
+        """Dtype of tensors that `read` and `view` return: the stored one."""
         return self.dtype
 
     def view(self) -> Tensor:
-        """Return the whole tensor without reading it: pages come in as elements are touched."""
+        """Map the whole tensor; pages are read when their elements are accessed."""
         if self._tensor is not None:
             return self._tensor
         count = math.prod(self.shape)
@@ -66,35 +66,37 @@ class StoredTensor:
 
     @cached_property
     def _aligned(self) -> Tensor:
-        """A copy: the format does not promise alignment, and torch asks for it."""
+        """Aligned copy of the tensor: torch needs alignment, the format does not promise it."""
         n_bytes = math.prod(self.shape) * self.dtype.itemsize
         raw = bytearray((self._map or b"")[self._offset : self._offset + n_bytes])
         return torch.frombuffer(raw, dtype=self.dtype).view(self.shape)
 
     def private(self) -> Tensor:
-        """Return the whole tensor, as unread, in memory of its own: writing to it is seen nowhere.
+        """Map the whole tensor copy-on-write: writing to it changes neither file nor other maps.
 
-        A map of its own where the format allows it: pages nobody writes to are the file's.
+        Copies the tensor where the format does not allow a map.
         """
         if self._map is None or not math.prod(self.shape) or self._offset % self.dtype.itemsize:
             return self.view().clone()
         stop = self._offset + math.prod(self.shape) * self.dtype.itemsize
         mapped = torch.from_file(str(self.file), shared=False, size=stop, dtype=torch.uint8)
-        own = torch.from_numpy(mapped.numpy()[self._offset :])  # a storage no larger than it
+        own = torch.from_numpy(
+            mapped.numpy()[self._offset :]
+        )  # so that the storage is no larger than the tensor
         return own.view(self.dtype).view(self.shape)
 
     def read(self, region: Region) -> Tensor:
-        """Return a box of the tensor, as unread as the whole."""
+        """Map a region of the tensor; pages are read when their elements are accessed."""
         return region.of(self.view())
 
     def hold(self) -> None:
-        """Nothing to make ready; see `computed.SourceTensor`."""
+        """Do nothing: a stored tensor can always be read."""
 
     def forget(self) -> None:
-        """Nothing was kept; see `computed.SourceTensor`."""
+        """Do nothing: `hold` keeps nothing in memory."""
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
-        """Hand the pages of elements ``[start, stop)`` back; a later touch reads them again."""
+        """Release the memory pages of elements ``[start, stop)``; they can be read again."""
         if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         size, page = self.dtype.itemsize, mmap.PAGESIZE
@@ -106,8 +108,25 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """List the tensors of one weight file."""
+    """Read the header of one weight file: its tensors by name, in file order."""
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+
+
+def write_header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
+    """Encode the header of a safetensors file, its length first, padded to 8 bytes.
+
+    ``tensors``: name, dtype and shape, in the order in which their data follows.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, dtype, shape in tensors:
+        stop = start + math.prod(shape) * dtype.itemsize
+        offsets = [start, stop]
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_safetensors(file: Path) -> dict[str, StoredTensor]:

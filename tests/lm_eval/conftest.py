@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from families import seeded, write_family
 from lm_eval import evaluator
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -117,8 +120,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
         bos_token_id=1,
         eos_token_id=2,
     )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = seeded(config, LlamaForCausalLM)
     with torch.no_grad():  # weights large enough for models that disagree with each other
         for weight in model.parameters():
             weight.mul_(3) if weight.ndim == 2 else None
@@ -126,13 +128,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     model.generation_config = GenerationConfig(
         bos_token_id=1, eos_token_id=[2, 5], pad_token_id=0, repetition_penalty=1.3
     )
-    for folder in (found.base, found.math, found.code):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    names = ("base", "math", "code")
+    for folder in write_family(model, found.root, names, spread=0.03, tokenizer=tokenizer).values():
         make_readable_by_old_releases(Path(folder))
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.03 * torch.randn_like(weight))
     return found
 
 
@@ -227,6 +225,22 @@ def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
             env={**os.environ, **alone, **variables},
         )
         assert done.returncode == 0, done.stderr[-4000:]
+        return read(output)
+
+    return run
+
+
+@pytest.fixture
+def here(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run lm-eval's command line in this process, which has imported it, with our tiny tasks."""
+    alone = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", alone)
+
+    def run(*words: str) -> Outcome:
+        output = tmp_path / "output"
+        common = ["--include_path", str(tasks), "--output_path", str(output), "--log_samples"]
+        monkeypatch.setattr(sys, "argv", [*words, *common])
+        cli_evaluate()
         return read(output)
 
     return run

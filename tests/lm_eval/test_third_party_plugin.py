@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-PLUGIN = Path(__file__).parents[1] / "plugins" / "merge-median"
+PLUGIN = Path(__file__).parents[1] / "sample_plugins" / "merge-median"
 
 
 def test_an_installed_plugin_is_a_method_of_lm_eval(command, evaluate, family, tmp_path):

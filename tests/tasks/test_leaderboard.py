@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import datasets
@@ -134,12 +133,3 @@ def test_rouge_2_of_a_summary():
     assert rouge2(row, ["The cat sat on the mat"]) == {"rouge2": 1.0}
     assert rouge2(row, ["the cats sat"])["rouge2"] == pytest.approx(2 * 1 * 0.4 / 1.4)
     assert rouge2(row, [""]) == {"rouge2": 0.0}
-
-
-def test_no_name_of_ours_shadows_one_of_lm_evals(caplog):
-    with caplog.at_level(logging.WARNING):
-        every = set(TaskManager().all_tasks)
-    said = [record.getMessage() for record in caplog.records]
-    assert not [line for line in said if "overrides existing" in line or "Duplicate" in line]
-    ours = set(TaskManager(include_path=list(task_folders()), include_defaults=False).all_tasks)
-    assert {"gsm8k_alpaca_mergelm", "open_llm_leaderboard_v1", "twin_merging"} <= ours < every

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tiny_models import write_family
+from families import seeded, word_tokenizer, write_family
 
 from merge_plugins import Recipe, mount, save
 
@@ -65,10 +64,27 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoModelForCausalLM
 
     root = tmp_path_factory.mktemp("vllm")
-    words = ["+", "=", "one", "two", "three", "four", "five", *map(str, range(54))]
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "+",
+        "=",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        *map(str, range(54)),
+    ]
     for family, config in _configs().items():
-        torch.manual_seed(0)
-        write_family(AutoModelForCausalLM.from_config(config), root / family, words, spread=0.02)
+        write_family(
+            seeded(config, AutoModelForCausalLM),
+            root / family,
+            ("base", "math", "code"),
+            spread=0.02,
+            tokenizer=word_tokenizer(words, unknown="<pad>", blanks=True, eos_token="</s>"),
+        )
         for name, scale in (("good", 0.7), ("wrecked", -40.0)):
             file = root / family / f"{name}.yaml"
             file.write_text(spelled(scale))

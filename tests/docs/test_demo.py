@@ -1,0 +1,38 @@
+"""`merge-plugins demo` prints the tables of the README and of docs/methods.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from readme import README, SETUP, rows, run, shown_after
+
+from merge_plugins.cli import main
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    expected, found = rows(shown_after(SETUP[0])), rows(run("merge-plugins demo", tmp_path))
+    assert found.keys() == expected.keys()
+    for name, scores in expected.items():  # another processor may round an answer differently
+        assert found[name] == pytest.approx(scores, abs=3), name
+
+
+def test_the_demo_merges_skills_that_no_expert_has_together() -> None:
+    scores = rows(shown_after(SETUP[0]))
+    skills = ("math", "code", "sea")
+    for i, skill in enumerate(skills):
+        assert scores[skill][i] >= 90
+        assert all(scores[skill][j] <= 60 for j in range(3) if j != i)
+    alone = max(scores[name][-1] for name in ("base", *skills))
+    merges = [scores[name] for name in scores if name not in ("base", *skills)]
+    assert len(merges) >= 4
+    assert any(s[-1] >= alone + 15 and min(s[:-1]) >= 50 for s in merges)
+
+
+def test_the_demo_of_every_method_scores_what_its_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8").split("\n## ")[0]
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # a second a row
+    assert main(["demo", "--all", "--limit", "1"]) == 0
+    assert rows(capsys.readouterr().out).keys() == rows(page).keys()

@@ -1,0 +1,103 @@
+"""How much memory a merge takes: that of one model, and blocks in work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+MEASURE = """
+import json, re, sys, threading, time
+import torch, transformers
+from merge_plugins import Recipe, load_merged
+
+torch.set_num_threads(2)
+
+def private():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+def watch():
+    while not done:
+        peak.append(private())
+        time.sleep(0.002)
+
+recipe = Recipe.from_mapping(json.loads(sys.argv[1]))
+before, peak, done = private(), [], False
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load_merged(recipe)
+done = True
+watcher.join()
+size = sum(w.numel() * w.element_size() for w in model.parameters())
+print(json.dumps([size, max(peak) - before]))
+"""
+
+
+def large_and_empty(n: int, root: Path, **sizes: int) -> list[str]:
+    """Write Llamas of zeros whose files take no room on disk."""
+    config = transformers.LlamaConfig(**sizes, dtype="bfloat16")
+    return [_empty(config, root / str(i)) for i in range(n)]
+
+
+def _empty(config: Any, folder: Path) -> str:
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        weights = transformers.LlamaForCausalLM(config).state_dict()
+    header, at = {}, 0
+    for name, weight in weights.items():
+        end = at + 2 * weight.numel()
+        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.truncate(8 + len(text) + at)
+    return str(folder)
+
+
+def memory(
+    method: str, base: str, experts: list[str], given: Mapping[str, float]
+) -> tuple[int, int]:
+    """Return bytes of a merged model, and at most of private memory while it is made."""
+    recipe = {"merge_method": method, "base_model": base, "models": experts, "parameters": given}
+    command = [sys.executable, "-c", MEASURE, json.dumps(recipe)]
+    size, peak = json.loads(subprocess.check_output(command, text=True, timeout=300))
+    return size, peak
+
+
+linux = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
+)
+
+
+@linux
+def test_memory_is_one_model_whatever_the_number_of_experts(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    base, *experts = large_and_empty(7, tmp_path, vocab_size=32000, **sizes, **heads)
+    given = {"weight": 1.0, "density": 0.5}
+    size, two = memory("ties", base, experts[:2], given)
+    _, six = memory("ties", base, experts, given)
+    assert size > 100e6
+    assert two < 1.15 * size + 140e6  # later imports; blocks in work, and what malloc keeps of them
+    assert six < two + 0.5 * size  # blocks in work; copies would be four more models
+
+
+@linux
+@pytest.mark.parametrize("method", ["tsv", "iso_cts"])
+def test_a_matrix_is_never_held_in_float64(method: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    base, *experts = large_and_empty(
+        3, tmp_path, vocab_size=200_000, **sizes, num_attention_heads=2
+    )
+    size, peak = memory(method, base, experts, {})
+    assert size > 100e6  # half of it the head, which would be four times as large
+    assert peak < 1.15 * size + 140e6
