@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from readme import SETUP, blocks, rows, run, shown_after
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins import cli
 
 

@@ -1,4 +1,4 @@
-"""Names of tasks beside lm-eval's own, whose 14,000 files take 12 s to read: once for all tests."""
+"""Names of tasks beside lm-eval's own: it reads its 14,000 files in 12 s, here once for all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks import TaskManager
 
-from harness_adapters._discovery import task_folders
+from harness_adapters.lm_eval.discovery import task_folders
 
 REPOSITORY = Path(__file__).parents[2]
 
