@@ -13,7 +13,7 @@ import harness_adapters.lm_eval
 from harness_adapters.lm_eval import MergedLM
 from merge_plugins import Recipe
 from merge_plugins._version import __version__
-from merge_plugins.identity import model_identity as identity
+from merge_plugins.identity import digest, label, model_identity
 
 
 def test_results_carry_the_whole_recipe_and_its_sources(evaluate, family, tmp_path):
@@ -24,11 +24,11 @@ def test_results_carry_the_whole_recipe_and_its_sources(evaluate, family, tmp_pa
     found = evaluate("merged", {"config": str(file)}, limit=1).results["config"]
     assert found["merge"] == {
         "recipe": Recipe.load(file).as_dict(),
-        "digest": Recipe.load(file).digest,
-        "sources": {ref: identity(ref) for ref in Recipe.load(file).references},
+        "digest": digest(Recipe.load(file)),
+        "sources": {ref: model_identity(ref) for ref in Recipe.load(file).references},
         "merge_plugins": __version__,
     }
-    assert Recipe.from_mapping(found["merge"]["recipe"]).digest == found["merge"]["digest"]
+    assert digest(Recipe.from_mapping(found["merge"]["recipe"])) == found["merge"]["digest"]
     assert found["model_sha"] == found["merge"]["digest"]
     json.dumps(found["merge"])
 
@@ -121,7 +121,7 @@ def test_a_changed_source_is_another_merge(family, tmp_path):
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         models = [{"model": str(folder)}, {"model": family.code}]
         recipe = {"merge_method": "linear", "base_model": family.base, "models": models}
-        labels.append(Recipe.from_mapping(recipe).label)
+        labels.append(label(Recipe.from_mapping(recipe)))
     assert labels[0] != labels[1]
 
 
