@@ -120,11 +120,14 @@ def _examples(folder: Path, *, each: bool) -> str:
 def _tasks() -> Any:
     """Build lm-eval's task objects, once for all rows of the table."""
     try:
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval import tasks
     except ImportError as exc:
         raise MergeError('the demo needs lm-eval: pip install "merge-plugins[lm-eval]"') from exc
-    ours = TaskManager(include_path=list(task_folders()), include_defaults=False)  # the rest: slow
-    return get_task_dict([*TASKS], ours)
+    folders = list(task_folders())
+    ours = tasks.TaskManager(include_path=folders, include_defaults=False)  # the rest: slow
+    if hasattr(ours, "load"):
+        return ours.load([*TASKS])
+    return tasks.get_task_dict([*TASKS], ours)  # releases before 0.4.10
 
 
 def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:

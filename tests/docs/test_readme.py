@@ -2,53 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from readme import SETUP, blocks, rows, run, shown_after
-
-from harness_adapters.lm_eval.discovery import task_folders
-from merge_plugins import cli
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], str]:
-    """Run a command of ours or of lm-eval in this process, which has imported all it needs.
-
-    Of lm-eval's 14,000 files of tasks, which every start of it reads, only ours.
-    """
-    from lm_eval import tasks
-    from lm_eval.__main__ import cli_evaluate
-
-    original = tasks.TaskManager.__init__
-
-    def ours_alone(self: object, **given: object) -> None:
-        ours = {"include_path": [*task_folders()], "include_defaults": False}
-        original(self, **{**given, **ours})
-
-    monkeypatch.setattr(tasks.TaskManager, "__init__", ours_alone)
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    programs = {"merge-plugins": cli.main, "lm_eval": cli_evaluate}
-
-    def run_here(command: str) -> str:
-        words = shlex.split(command)
-        monkeypatch.setattr(sys, "argv", words)
-        assert not programs[words[0]]()
-        return capsys.readouterr().out
-
-    return run_here
-
-
-def is_process(command: str) -> bool:
-    """Whether a command is started as users start it: the first one of each program."""
-    return command.startswith("merge-plugins demo") or "task_arithmetic" in command
 
 
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_them() -> None:
@@ -56,15 +14,13 @@ def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_them() -> None:
     assert [line for line in lines if line.startswith("pip ")] == list(SETUP)
 
 
-def test_every_command_and_file_of_the_readme_works(
-    tmp_path: Path, here: Callable[[str], str]
-) -> None:
+def test_every_command_and_file_of_the_readme_works(tmp_path: Path) -> None:
     folder = tmp_path
     for block in blocks():
         if block.language == "bash":
             for command in block.text.splitlines():
                 if command not in SETUP:
-                    output = run(command, folder) if is_process(command) else here(command)
+                    output = run(command, folder)
                     if "task_arithmetic" in command:
                         assert_shows(output, shown_after(command))
         elif block.text.startswith("# "):  # a file, named in its first line

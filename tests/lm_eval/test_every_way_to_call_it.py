@@ -99,10 +99,8 @@ def test_accelerate_launch_with_two_processes_that_share_the_work(command, famil
     assert merged.answers.keys() == hf.answers.keys()
 
 
-def test_torchrun_with_tensor_parallel_weights(command, family, hf, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(f"{FEWER_TASKS}from lm_eval.__main__ import cli_evaluate\ncli_evaluate()\n")
-    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", str(script))
+def test_torchrun_with_tensor_parallel_weights(command, family, hf):
+    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "lm_eval")
     recipe = text(family.recipe(tp_plan="auto"))
     merged = command(*launch, "--model", "merged", "--model_args", recipe, *COMMON)
     assert numbers(merged) == pytest.approx(numbers(hf), rel=1e-4)  # partial sums round differently
