@@ -224,6 +224,13 @@ def test_a_line_that_a_killed_run_left_unfinished_is_asked_again(
     assert sorted(line["doc_id"] for line in verdicts(samples)) == list(range(8))
 
 
+COMMAND = (
+    "import signal, sys; from merge_plugins.cli import main; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs ignore it
+    "sys.exit(main())"
+)
+
+
 def test_an_interrupted_run_keeps_its_verdicts_and_the_next_goes_on(
     samples: Path, run: Callable[..., str]
 ) -> None:
@@ -238,7 +245,7 @@ def test_an_interrupted_run_keeps_its_verdicts_and_the_next_goes_on(
     with Judge(slow) as server:
         words = ["judge", str(samples), "--model", "gpt-judge", "--base-url", server.url]
         child = subprocess.Popen(
-            [sys.executable, "-m", "merge_plugins", *words, "--workers", "2"],
+            [sys.executable, "-c", COMMAND, *words, "--workers", "2"],
             stderr=subprocess.PIPE,
             text=True,
         )
