@@ -25,6 +25,7 @@ from merge_plugins.api.method import (
     Prepares,
     Sources,
     Statistic,
+    granularity_of,
     parameter,
 )
 from merge_plugins.api.region import Index, Region, as_region
@@ -61,6 +62,7 @@ __all__ = [
     "Statistic",
     "Weight",
     "as_region",
+    "granularity_of",
     "holds_matrices",
     "parameter",
 ]

@@ -44,6 +44,13 @@ class Granularity(Enum):
 
 ELEMENT, ROW, MATRIX, WHOLE = Granularity
 
+
+def granularity_of(kernel: Any) -> Granularity:
+    """Return the granularity that a kernel's class declares; WHOLE if it declares none."""
+    found: Granularity = getattr(kernel, "granularity", WHOLE)
+    return found
+
+
 Kernel: TypeAlias = Callable[[Slot], Tensor]
 """Pure: no input or output, no globals, inputs untouched. The engine rounds the result once."""
 Statistic: TypeAlias = Callable[[nn.Module, Iterable[Batch]], Iterable[Mapping[str, Tensor]]]

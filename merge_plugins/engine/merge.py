@@ -28,6 +28,7 @@ from merge_plugins.api import (
     Slot,
     Weight,
     as_region,
+    granularity_of,
     holds_matrices,
 )
 from merge_plugins.engine.copied import copied, is_finite
@@ -37,7 +38,6 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.parallel import BLOCK, alone, block_size, parallel
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.plugins import registry
-from merge_plugins.plugins.method import granularity_of
 from merge_plugins.weights import held
 from merge_plugins.weights.computed import refuse_damage
 from merge_plugins.weights.stored import NAMES

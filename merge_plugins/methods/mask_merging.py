@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import (
-    WHOLE,
     Granularity,
     Kernel,
     Measures,
@@ -23,6 +22,7 @@ from merge_plugins.api import (
     Slot,
     Sources,
     Weight,
+    granularity_of,
     parameter,
 )
 from merge_plugins.errors import ParameterError
@@ -156,8 +156,7 @@ class MaskMerging:
     @property
     def granularity(self) -> Granularity:
         """Granularity of the inner method."""
-        granularity: Granularity = getattr(self.inner, "granularity", WHOLE)
-        return granularity
+        return granularity_of(self.inner)
 
     @cached_property
     def _read(self) -> set[str]:

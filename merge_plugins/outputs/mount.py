@@ -203,7 +203,7 @@ def _refuse_changes(recipe: Recipe, folder: Path) -> None:
         why = "merge.yaml, its data or a tokenizer changed"
     raise MismatchError(
         f"{folder} is no longer the merge it was: {why}. Its digest was {made['digest']}, now "
-        f"{digest(recipe)}. To use the merge as it is now, mount it under another name: "
+        f"{now['digest']}. To use the merge as it is now, mount it under another name: "
         f"merge-plugins mount {folder / 'merge.yaml'} NEW_DIR"
     )
 

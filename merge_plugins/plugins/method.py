@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from merge_plugins.api import MATRIX, WHOLE, Granularity, Statistic
+from merge_plugins.api import MATRIX, Statistic, granularity_of
 
 T = TypeVar("T")
 
@@ -31,12 +31,6 @@ class Parameter:
     def required(self) -> bool:
         """Whether a recipe must set it."""
         return self.default is dataclasses.MISSING
-
-
-def granularity_of(kernel: Any) -> Granularity:
-    """Return the granularity that a kernel's class declares; WHOLE if it declares none."""
-    found: Granularity = getattr(kernel, "granularity", WHOLE)
-    return found
 
 
 def stated(fact: T | Callable[[Any], T], kernel: Any) -> T:
