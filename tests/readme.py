@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
+
+from harness_adapters.lm_eval.discovery import task_folders
 
 README = Path(__file__).parents[1] / "README.md"
 SETUP = ('pip install -e ".[lm-eval]" && merge-plugins demo', 'pip install -e ".[dev]" && pytest')
@@ -50,3 +59,27 @@ def run(command: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run_here(command: str, folder: Path) -> str:
+    """Run a command of this environment without another start of Python, for seconds each.
+
+    lm-eval does not read its own 14,000 tasks.
+    """
+    from lm_eval.tasks import TaskManager
+
+    program, *arguments = shlex.split(command)
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name=program)
+    init, ours = TaskManager.__init__, {"include_path": [*task_folders()]}
+
+    @functools.wraps(init)
+    def alone(*args: Any, **given: Any) -> None:
+        init(*args, **{**given, **ours, "include_defaults": False})
+
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.chdir(folder)
+        patch.setattr(TaskManager, "__init__", alone)
+        patch.setattr(sys, "argv", [program, *arguments])
+        assert not script.load()(), command
+    return output.getvalue()

@@ -91,18 +91,6 @@ def test_every_command_is_right(row: Row, desk: Path, capsys: pytest.CaptureFixt
     assert status == 0, capsys.readouterr().err
 
 
-def test_every_task_is_one_of_lm_eval_s_or_ours() -> None:
-    from lm_eval.tasks import TaskManager
-
-    words = [shlex.split(row.ours) for row in commands()]
-    named = {w[w.index("--tasks") + 1] for w in words if "--tasks" in w}
-    tasks = {task for names in named for task in names.split(",")}
-    ours = {"gsm8k_cot_zeroshot_alpaca", "gsm8k_alpaca_mergelm", "humaneval_alpaca", "sea_xquad_th"}
-    assert (
-        ours <= tasks <= {*TaskManager(include_path=str(DOCUMENT.parents[1] / "tasks")).all_tasks}
-    )
-
-
 @pytest.mark.parametrize("row", commands(), ids=lambda row: row.number)
 def test_every_command_merges(row: Row, desk: Path) -> None:
     given = recipe_of(row.ours)

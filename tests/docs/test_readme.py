@@ -1,4 +1,7 @@
-"""Every block of the README is run, in order, as a new user would; what it shows is what comes."""
+"""Every block of the README is run, in order, as a new user would; what it shows is what comes.
+
+The commands with an output beside them are processes of their own, the others run in this one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme import SETUP, blocks, rows, run, shown_after
+from readme import SETUP, blocks, rows, run, run_here, shown_after
 
 
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_them() -> None:
@@ -19,10 +22,10 @@ def test_every_command_and_file_of_the_readme_works(tmp_path: Path) -> None:
     for block in blocks():
         if block.language == "bash":
             for command in block.text.splitlines():
-                if command not in SETUP:
-                    output = run(command, folder)
-                    if "task_arithmetic" in command:
-                        assert_shows(output, shown_after(command))
+                if "task_arithmetic" in command:
+                    assert_shows(run(command, folder), shown_after(command))
+                elif command not in SETUP:
+                    run_here(command, folder)
         elif block.text.startswith("# "):  # a file, named in its first line
             name = block.text.splitlines()[0].removeprefix("# ")
             (folder / name).write_text(block.text)

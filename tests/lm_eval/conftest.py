@@ -231,6 +231,29 @@ def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 @pytest.fixture
+def fewer_tasks(tmp_path: Path) -> Callable[[str], str]:
+    """Write a script that runs code without lm-eval's own 14,000 tasks; return its path.
+
+    Every process of lm-eval reads all their files, for 12 s.
+    """
+
+    def script(code: str) -> str:
+        file = tmp_path / "fewer_tasks.py"
+        file.write_text(
+            "from functools import wraps\n"
+            "from lm_eval.tasks import TaskManager\n"
+            "init = TaskManager.__init__\n"
+            "@wraps(init)\n"
+            "def alone(*args, **kwargs):\n"
+            "    init(*args, **{**kwargs, 'include_defaults': False})\n"
+            f"TaskManager.__init__ = alone\n{code}"
+        )
+        return str(file)
+
+    return script
+
+
+@pytest.fixture
 def here(tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run lm-eval's command line in this process, which has imported it, with our tiny tasks."""
     alone = functools.partialmethod(TaskManager.__init__, include_defaults=False)

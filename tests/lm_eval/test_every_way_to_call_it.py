@@ -13,15 +13,6 @@ TASKS = ["tiny_choice", "tiny_generate", "tiny_rolling"]
 COMMON = ("--device", "cpu", "--tasks", ",".join(TASKS), "--batch_size", "4")
 
 
-FEWER_TASKS = (
-    "import functools\n"
-    "from lm_eval.tasks import TaskManager\n"
-    "alone = functools.partialmethod(TaskManager.__init__, include_defaults=False)\n"
-    "TaskManager.__init__ = alone\n"
-)
-"""Leaves out lm-eval's own 14,000 files of tasks, which every process of it reads for 12 s."""
-
-
 @pytest.fixture(scope="module")
 def hf(evaluate, saved):
     """What every spelling must repeat: stock `hf` on the merge, saved."""
@@ -75,18 +66,18 @@ def test_lm_eval_run_config(here, family, hf, tmp_path):
     assert merged.answers == hf.answers
 
 
-def test_our_own_module_where_the_hook_is_switched_off(command, family, hf):
+def test_our_own_module_where_the_hook_is_switched_off(command, family, hf, fewer_tasks):
     arguments = ("--model", "merged", "--model_args", text(family.recipe()), *COMMON)
-    merged = command(
-        "python", "-m", "harness_adapters.lm_eval", *arguments, MERGE_PLUGINS_NO_LM_EVAL="1"
+    module = fewer_tasks(
+        "import runpy\nrunpy.run_module('harness_adapters.lm_eval', run_name='__main__')"
     )
+    merged = command("python", module, *arguments, MERGE_PLUGINS_NO_LM_EVAL="1")
     assert merged.answers == hf.answers
 
 
-def test_accelerate_launch_with_two_processes_that_share_the_work(command, family, hf, tmp_path):
-    script = tmp_path / "two_gpus.py"
-    script.write_text(
-        f"{FEWER_TASKS}import torch\n"
+def test_accelerate_launch_with_two_processes_that_share_the_work(command, family, hf, fewer_tasks):
+    script = fewer_tasks(
+        "import torch\n"
         "torch.cuda.device_count = lambda: 2  # HFLM shares work among processes only if so\n"
         "from lm_eval.__main__ import cli_evaluate\n"
         "cli_evaluate()\n"
@@ -94,13 +85,14 @@ def test_accelerate_launch_with_two_processes_that_share_the_work(command, famil
     launch = ("accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
     arguments = ("--model", "merged", "--model_args", text(family.recipe()), *COMMON)
-    merged = command(*launch, *options, str(script), *arguments)
+    merged = command(*launch, *options, script, *arguments)
     assert numbers(merged) == pytest.approx(numbers(hf), rel=1e-4)  # other batches round otherwise
     assert merged.answers.keys() == hf.answers.keys()
 
 
-def test_torchrun_with_tensor_parallel_weights(command, family, hf):
-    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "lm_eval")
+def test_torchrun_with_tensor_parallel_weights(command, family, hf, fewer_tasks):
+    script = fewer_tasks("from lm_eval.__main__ import cli_evaluate\ncli_evaluate()\n")
+    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", script)
     recipe = text(family.recipe(tp_plan="auto"))
     merged = command(*launch, "--model", "merged", "--model_args", recipe, *COMMON)
     assert numbers(merged) == pytest.approx(numbers(hf), rel=1e-4)  # partial sums round differently

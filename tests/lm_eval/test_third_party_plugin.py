@@ -14,7 +14,9 @@ from transformers import LlamaForCausalLM
 PLUGIN = Path(__file__).parents[1] / "sample_plugins" / "merge-median"
 
 
-def test_an_installed_plugin_is_a_method_of_lm_eval(command, evaluate, family, tmp_path):
+def test_an_installed_plugin_is_a_method_of_lm_eval(
+    command, evaluate, family, fewer_tasks, tmp_path
+):
     site = tmp_path / "site"
     source = shutil.copytree(PLUGIN, tmp_path / "source")
     install = ("pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet")
@@ -25,7 +27,8 @@ def test_an_installed_plugin_is_a_method_of_lm_eval(command, evaluate, family, t
     arguments = ("--model_args", f"method=median,models={'+'.join(folders)}", "--device", "cpu")
     tasks = ("--tasks", "tiny_choice,tiny_generate,tiny_rolling")
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    merged = command("lm_eval", "--model", "merged", *arguments, *tasks, PYTHONPATH=path)
+    lm_eval = fewer_tasks("from lm_eval.__main__ import cli_evaluate\ncli_evaluate()\n")
+    merged = command("python", lm_eval, "--model", "merged", *arguments, *tasks, PYTHONPATH=path)
 
     models = [LlamaForCausalLM.from_pretrained(folder) for folder in folders]
     states = [model.state_dict() for model in models]

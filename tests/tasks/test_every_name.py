@@ -37,3 +37,10 @@ def test_no_name_of_ours_shadows_one_of_lm_evals(everything):
     assert not [line for line in said if "overrides existing" in line or "Duplicate" in line]
     ours = set(TaskManager(include_path=list(task_folders()), include_defaults=False).all_tasks)
     assert {"gsm8k_alpaca_mergelm", "open_llm_leaderboard_v1", "twin_merging"} <= ours < every
+
+
+def test_every_task_of_the_page_on_the_seeds_is_known(everything):
+    page = (REPOSITORY / "docs" / "from_the_seeds.md").read_text(encoding="utf-8")
+    named = {name for names in re.findall(r"--tasks ([\w,]+)", page) for name in names.split(",")}
+    ours = {"gsm8k_cot_zeroshot_alpaca", "gsm8k_alpaca_mergelm", "humaneval_alpaca", "sea_xquad_th"}
+    assert ours <= named <= everything[0]
