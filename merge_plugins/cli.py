@@ -117,7 +117,10 @@ def show_method(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check a recipe and its models without reading a weight."""
+    from merge_plugins.outputs.fits import fits  # seconds: imports transformers
+
     plan = open_merge(read_recipe(options.recipe)).plan
+    fits(plan)
     print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
     return 0
 

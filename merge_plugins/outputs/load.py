@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.hf.classes import absent_weights, class_to_load
+from merge_plugins.hf.rehearsal import for_class
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
+from merge_plugins.outputs.fits import fits
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import home
 from merge_plugins.routing import model as routed
@@ -57,8 +59,11 @@ def load_merged(
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)
     model_class = class_to_load(auto_class, config, donor, trust_remote_code)
+    config = for_class(model_class, config)
     if plan.method.is_routed:
         routed.check(plan, model_class, config, kwargs)
+    if not kwargs.get("ignore_mismatched_sizes"):
+        fits(plan, model_class, config)
     settled = merge.settled()  # a method that runs its models does so before this one is built
     model = _load(model_class, config, merge, kwargs)
     model.merge_settled = settled  # type: ignore[assignment]

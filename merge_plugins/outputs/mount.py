@@ -25,6 +25,7 @@ from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, R
 from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.identity import digest, model_identity
 from merge_plugins.outputs.card import model_card, portable
+from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.plugins import registry
@@ -51,6 +52,7 @@ def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
     target = new_folder(folder)
     plan = open_merge(recipe).plan
     classes = auto_classes(plan.config, plan.donor.path)
+    fits(plan)
     config = {
         **plan.config,
         "auto_map": _code_of(plan.config, classes),

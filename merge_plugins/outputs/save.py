@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from merge_plugins.engine import Merge, MergedTensor, open_merge
 from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.outputs.card import model_card, portable
+from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.weights.stored import write_header
@@ -43,6 +44,7 @@ def save(
     target = new_folder(folder)
     plan = open_merge(recipe).plan
     plan.refuse_routing("checkpoint")
+    fits(plan)
     logger.info("%s, into %s", plan, target)
     with complete_or_nothing(target, plan.bytes_merged) as unfinished:
         merge = Merge(plan)

@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 from merge_plugins.errors import RecipeError
 from merge_plugins.planning.names import Names
 from merge_plugins.recipe import Recipe, Reference
-from merge_plugins.recipe.depth import depth_key
+from merge_plugins.recipe.depth import KINDS, depth_key
 from merge_plugins.recipe.parts import WHOLE, section_and_keys
 from merge_plugins.recipe.slices import is_stack
 from merge_plugins.sources import Source
 from merge_plugins.tokenizer import Alignment
 from merge_plugins.tokenizer.vocabulary import with_vocabulary_size
+from merge_plugins.weights.files import text_config
 
 
 def merged_config(
@@ -41,13 +42,37 @@ def merged_config(
         config = with_vocabulary_size(config, len(alignment.rows))
         config = alignment.renumbered(config, recipe.donor)
     dtype = recipe.out_dtype or recipe.dtype
+    if not dtype and "model_type" in config and not _says_dtype(config):
+        dtype = unsaid_dtype(names.donor)
     if dtype and config:  # one key for transformers 5, one for those before 4.56
         config |= {"dtype": dtype, "torch_dtype": dtype}
+    config.pop("transformers_weights", None)  # a file of the donor's
     return config
+
+
+def unsaid_dtype(model: Source) -> str | None:
+    """Find the dtype in which transformers loads a model whose config.json says none.
+
+    It is that of the first weight of the first file, by name. None if all weights have the same, so
+    that nothing needs saying.
+    """
+    floats = {t.dtype for t in model.values() if t.dtype.is_floating_point and t.dtype.itemsize > 1}
+    if len(floats) < 2:
+        return None
+    file = min(tensor.file for tensor in model.values())
+    own = [(name, tensor.dtype) for name, tensor in model.items() if tensor.file == file]
+    ordered = sorted(own, key=lambda item: item[0]) if file.suffix == ".safetensors" else own
+    return next(str(dtype).removeprefix("torch.") for _, dtype in ordered if dtype in floats)
+
+
+def _says_dtype(config: Mapping[str, Any]) -> bool:
+    return any(text_config(config).get(key) for key in ("dtype", "torch_dtype"))
 
 
 Origins: TypeAlias = "Sequence[tuple[Mapping[str, Any], int]]"
 """Config of the model that each layer of a stack comes from, and the layer's number there."""
+BY_NUMBER = "per_layer_config"
+"""Key of settings by layer number."""
 NO_KINDS = ("architectures", "_token_id", "_token_ids")
 """Endings of keys whose lists may be as long as a model has layers only by accident."""
 
@@ -67,6 +92,9 @@ def _with_depth(
     config: Mapping[str, Any], layers: Origins, keys: Sequence[str] | None
 ) -> dict[str, Any]:
     key = depth_key(config, keys)
+    if key is None and not keys and KINDS in config:
+        kinds = [_of_layer(each, KINDS, layer, config[KINDS]) for each, layer in layers]
+        return {**config, KINDS: kinds}
     if key is None and keys:
         raise RecipeError(f"the config has none of {', '.join(keys)}, so no depth can be changed")
     if key is None:
@@ -79,6 +107,9 @@ def _with_depth(
             found[name] = [
                 i for i, (each, layer) in enumerate(layers) if layer in each.get(name, value)
             ]
+        elif name == BY_NUMBER and isinstance(value, Mapping):
+            own = [(each.get(name) or {}).get(str(layer)) for each, layer in layers]
+            found[name] = {str(i): kept for i, kept in enumerate(own) if kept is not None}
     if config.get("use_sliding_window") and "layer_types" not in config:
         found |= _windows(config, layers)
     return {**found, key: len(layers)}

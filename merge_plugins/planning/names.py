@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -24,10 +24,10 @@ from merge_plugins.sources import Source, tied_to
 from merge_plugins.tokenizer import Alignment
 from merge_plugins.tokenizer.vocabulary import is_vocabulary
 from merge_plugins.weights import SourceTensor
+from merge_plugins.weights.spelling import NUMBER
 
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", "position_ids")
 """Endings of buffers that old checkpoints store and every model class computes anew."""
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 BEFORE = re.compile(r"embed(?!_out)|\bwte\b|\bwpe\b|project_in")
 """In names of weights that are used before the first layer."""
 
@@ -75,22 +75,27 @@ class Origin:
 
 
 class Names(Mapping[str, Origin]):
-    """Every tensor of a merge by name, checked against the headers of all models when built."""
+    """Every tensor of a merge by name, checked against the headers of all models when built.
+
+    ``needless``: names of the donor that other models need not have; these tensors are copied.
+    """
 
     def __init__(
         self,
         checkpoints: Mapping[Reference, Source],
         recipe: Recipe,
         alignment: Alignment | None = None,
+        needless: Collection[str] = (),
     ) -> None:
         self._checkpoints, self._recipe, self._alignment = checkpoints, recipe, alignment
+        self._needless = needless
         self.donor = checkpoints[recipe.donor]
         self._aligned: dict[tuple[str, Reference], SourceTensor] = {}
         self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
         self._parts = recipe.parts
         self._part_of = cache(partial(parts.part_of, parts=[*self._parts]))
         self._stacks = {part for part, slices in self._parts.items() if is_stack(slices)}
-        wanted = [name for name in self.donor if not recipe.is_excluded(name)]
+        wanted = [name for name in self.donor if not self.is_kept(name)]
         parts.check((n for n in wanted if not n.endswith(DERIVED)), [*self._parts])
         self._origins = {origin.name: origin for origin in self._all()}
         self._check_exclude()
@@ -110,6 +115,10 @@ class Names(Mapping[str, Origin]):
 
     def __len__(self) -> int:
         return len(self._origins)
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor is the donor's: excluded by the recipe, or needless in other models."""
+        return name in self._needless or self._recipe.is_excluded(name)
 
     @property
     def spellings(self) -> set[str]:
@@ -134,7 +143,7 @@ class Names(Mapping[str, Origin]):
     def inputs(self, origin: Origin) -> tuple[Entry, ...]:
         """Return the models that a tensor is read from: one, if it is not merged."""
         namer = self.namer(origin.slice_)
-        if self._recipe.is_excluded(origin.name):
+        if self.is_kept(origin.name):
             return (namer,)
         if origin.slice_.part in self._stacks:
             return origin.slice_.inputs

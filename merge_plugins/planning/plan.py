@@ -6,7 +6,7 @@ Everything that can be wrong with a merge is found here, before the first weight
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from merge_plugins.sources import Source
 from merge_plugins.tokenizer import Alignment, aligned
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import SourceTensor
+from merge_plugins.weights.spelling import NUMBER
 
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -138,7 +139,8 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     ``sources``: the models of ``recipe.references``, opened.
     """
     alignment = aligned(recipe, {ref: source.config for ref, source in sources.items()})
-    names = Names(sources, recipe, alignment)
+    sources, needless = _in_one_layout(recipe, sources)
+    names = Names(sources, recipe, alignment, needless)
     unmatched = parameters.unmatched_filters(recipe, names.spellings)
     if unmatched:
         raise RecipeError(
@@ -153,9 +155,34 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     return Plan(recipe, method, sources, tensors, config, alignment)
 
 
+def _in_one_layout(
+    recipe: Recipe, sources: Mapping[Reference, Source]
+) -> tuple[Mapping[Reference, Source], Collection[str]]:
+    """Read all models in the donor's layout; also list its weights that others need not have.
+
+    In a stack, weights that a model's class does not use are left out: they are of no layer.
+    """
+
+    def spelt(source: Source) -> set[str]:
+        own = (name for name in source if not name.endswith(DERIVED))
+        return {NUMBER.sub("", name) for name in own} if recipe.is_stack else {*own}
+
+    donor = recipe.donor
+    differ = len({frozenset(spelt(source)) for source in sources.values()}) > 1
+    if recipe.is_stack and any("model_type" in source.config for source in sources.values()):
+        from merge_plugins.hf.layout import without_ignored
+
+        sources = {ref: without_ignored(source) for ref, source in sources.items()}
+    if not differ:
+        return sources, ()
+    from merge_plugins.hf.layout import one_layout  # seconds: imports transformers
+
+    return one_layout(sources, donor)
+
+
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
     given, name, slice_ = recipe.out_dtype or recipe.dtype or "", origin.name, origin.slice_
-    if recipe.is_excluded(name):
+    if names.is_kept(name):
         namer = names.namer(slice_)
         return _copied(name, names.stored(origin, namer), namer.ref, given)
     if parameters.is_only_base(slice_, method):

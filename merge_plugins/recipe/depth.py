@@ -13,6 +13,8 @@ from merge_plugins.weights.files import read_json, text_config
 
 DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Config keys that hold the number of layers, by model family."""
+KINDS = "layers_block_type"
+"""Key of a list of kinds of layers, whose length is the depth where no key holds the number."""
 
 
 class _InParts(Nested, Protocol):
@@ -39,6 +41,8 @@ def depth(ref: Reference) -> int | None:
         return None if None in lengths else sum(length or 0 for length in lengths)
     config = text_config(_config(home(ref)))
     key = depth_key(config)
+    if key is None and isinstance(config.get(KINDS), list):
+        return len(config[KINDS])
     return config[key] if key else None
 
 

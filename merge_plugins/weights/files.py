@@ -14,9 +14,33 @@ TOKENIZER_FILES = (
     "*.model", "*.tiktoken", "chat_template.*",
 )  # fmt: skip
 
+NAMED = (".safetensors", ".safetensors.index.json")
+"""Endings of file names that transformers takes under ``transformers_weights``."""
+
+
+def _named_file(path: Path) -> Path | None:
+    """Find the weight file or index that ``transformers_weights`` in config.json names, if any."""
+    config = path / "config.json"
+    name = read_json(config).get("transformers_weights") if config.is_file() else None
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(NAMED):
+        raise CheckpointError(
+            f"{config}: transformers_weights is {name!r}; it names a file beside it that ends with "
+            f"{' or '.join(NAMED)}"
+        )
+    if not (path / name).is_file():
+        raise CheckpointError(
+            f"{path / name} is missing; transformers_weights in {config} names it"
+        )
+    return path / name
+
 
 def index_file(path: Path) -> Path | None:
     """Find the index file of a sharded checkpoint; None if it is not sharded."""
+    named = _named_file(path)
+    if named is not None:
+        return named if named.suffix == ".json" else None
     names = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
     plain = ("model.safetensors", "pytorch_model.bin")
     for name, single in zip(names, plain, strict=True):
@@ -41,7 +65,9 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         return (path,)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder")
-    index = index_file(path)
+    index, named = index_file(path), _named_file(path)
+    if index is None and named is not None:
+        return (named,)
     if index is not None:
         files = [path / name for name in dict.fromkeys(weight_map(index).values())]
     else:

@@ -7,10 +7,13 @@ loaders add or drop more. `with_or_without` and `only_match` need the rest of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""A number between dots in a name; the first is that of the layer."""
 
 
 def with_or_without(prefix: str, name: str, names: Collection[str]) -> str | None:

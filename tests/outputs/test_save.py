@@ -83,7 +83,7 @@ def test_every_tensor_starts_where_its_dtype_is_aligned(checkpoint: Write, recip
         "w": torch.ones(5),
         "z": torch.zeros(0, 4),
     }
-    folder = checkpoint(weights)
+    folder = checkpoint(weights, model_type="bare")
     saved = save(recipe("passthrough", None, [folder]), Path(folder).with_name("aligned"))
     length, entries = header(saved / "model.safetensors")
     entries.pop("__metadata__")
@@ -248,7 +248,7 @@ def test_a_damaged_source_leaves_no_folder(
 ) -> None:
     bad = torch.ones(5)
     bad[3] = torch.nan
-    folder = checkpoint({"a": torch.ones(9), "w": bad})
+    folder = checkpoint({"a": torch.ones(9), "w": bad}, model_type="bare")
     with pytest.raises(CheckpointError, match=r"model.safetensors: w holds NaN or infinity.*\[3\]"):
         save(recipe("passthrough", None, [folder]), tmp_path / "winner")
     assert not list(tmp_path.iterdir())
@@ -276,7 +276,7 @@ save(Recipe.from_mapping(recipe), sys.argv[2])
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is a signal elsewhere")
 def test_ctrl_c_leaves_nothing_that_looks_whole(checkpoint: Write, tmp_path: Path) -> None:
-    folder = checkpoint({str(i): torch.ones(10) for i in range(200)})
+    folder = checkpoint({str(i): torch.ones(10) for i in range(200)}, model_type="bare")
     command = [sys.executable, "-c", INTERRUPTED, folder, str(tmp_path / "winner")]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     for value, name in enumerate("abc", start=1):
         (tmp_path / name).mkdir()
         save_file(model(float(value)), tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"model_type": "bare"}')
     return tmp_path
 
 

@@ -43,7 +43,8 @@ def spoken(checkpoint: Write) -> Callable[..., str]:
         values = torch.tensor([*rows.values(), *spare], dtype=torch.float32)
         table = values[:, None].expand(-1, 3).contiguous()
         weights = {EMBEDDING: table, HEAD: table + 0.5, "model.norm.weight": torch.ones(3)}
-        folder = checkpoint({**weights, **tensors}, vocab_size=len(values), eos_token_id=1)
+        sizes = {"model_type": "bare", "vocab_size": len(values)}
+        folder = checkpoint({**weights, **tensors}, **sizes, eos_token_id=1)
         vocab = {token: row for row, token in enumerate(rows)}
         held = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab}}
         Path(folder, "tokenizer.json").write_text(json.dumps(held))

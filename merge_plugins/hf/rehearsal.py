@@ -1,0 +1,319 @@
+"""Load a model without its weights, to see where each stored one would go.
+
+transformers' own loader runs on the meta device with sketches in place of tensors: each knows of
+which boxes of which stored weights it is made. Renaming, prefixes, fused experts, ties, weights
+that the class ignores: whatever the loader does to a checkpoint, the sketches tell afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from merge_plugins.errors import CheckpointError
+from merge_plugins.hf.classes import architecture
+from merge_plugins.hf.versions import DTYPE, LAZY
+from merge_plugins.weights.pieces import Piece, Pieces
+
+aten = torch.ops.aten
+META = torch.device("meta")
+
+
+@dataclass
+class Rehearsal:
+    """What became of each stored weight when a model was loaded without them."""
+
+    model: Any
+    """The model, on the meta device."""
+    live: dict[str, Pieces]
+    """Of which pieces of stored weights each weight of the model is made; a tied one has the pieces
+    of its twin. Weights that the loader computes otherwise are left out."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shapes of the model's weights."""
+    ignored: frozenset[str] = frozenset()
+    """Stored weights that the model's class does not use, or that are `mismatched`."""
+    missing: tuple[str, ...] = ()
+    """Weights of the model that were not stored."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    """Name, stored shape and wanted shape of weights that do not fit."""
+    unexpected: tuple[str, ...] = ()
+    """Stored weights of which the class does not say that it ignores them, as the loader renamed
+    them."""
+    computed: tuple[str, ...] = ()
+    """Weights of the model that the loader computes in other ways than by moving elements."""
+    errors: tuple[str, ...] = ()
+    """What the loader could not convert."""
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Weights of the model that its config ties to others."""
+        return getattr(self.model, "all_tied_weights_keys", None) or {}
+
+
+def config_of(config: Mapping[str, Any], where: object) -> Any:
+    """Build a live config from the contents of a config.json; None for an unknown model type.
+
+    Raises `CheckpointError` if the class of the model type refuses the values.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return None
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as exc:  # validators of many classes, each with errors of its own
+            lines = str(exc).strip().splitlines() or [type(exc).__name__]
+            raise CheckpointError(
+                f"{where}: transformers {transformers.__version__} cannot read this config of type "
+                f"{model_type!r}: {' '.join(line.strip() for line in lines)}"
+            ) from exc
+
+
+def for_class(model_class: Any, config: Any) -> Any:
+    """Return the part of a composite config that a model class takes: all of it, or the text's."""
+    text = config.sub_configs.get("text_config") if LAZY else None
+    if text is not None and getattr(model_class, "config_class", None) == text:
+        return config.get_text_config()
+    return config
+
+
+def rehearse_stored(
+    config: Mapping[str, Any], where: object, shapes: Mapping[str, Sequence[int]]
+) -> Rehearsal | None:
+    """Rehearse loading a checkpoint with the class that its config names.
+
+    None where transformers has no such class, or is older than 5 and cannot rehearse.
+    """
+    model_class = architecture(config.get("architectures") or ()) if LAZY else None
+    live = None if model_class is None else config_of(config, where)
+    return None if live is None else rehearse(model_class, live, shapes)
+
+
+def rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]) -> Rehearsal:
+    """Load weights of these shapes, by checkpoint name, into a model without memory."""
+    sketches = {name: Sketch(shape, (Piece.whole(name, shape),)) for name, shape in shapes.items()}
+    arguments: dict[str, Any] = {
+        "config": for_class(model_class, config),
+        "state_dict": sketches,
+        "device_map": {"": "meta"},
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+        DTYPE: torch.float32,
+    }
+    with quiet():
+        try:
+            model, info = model_class.from_pretrained(None, **arguments)
+        except RuntimeError as exc:  # of the loader, with its conversions' errors
+            with torch.device("meta"):
+                model = model_class(arguments["config"])
+            return Rehearsal(model, {}, _shapes(model), errors=(str(exc).strip(),))
+    weights = {
+        name: weight
+        for name, weight in model.state_dict(keep_vars=True).items()
+        if isinstance(weight, Sketch)
+    }
+    used = {name for weight in weights.values() for name in weight.names}
+    return Rehearsal(
+        model,
+        {name: weight.pieces for name, weight in weights.items() if weight.pieces is not None},
+        _shapes(model),
+        frozenset(shapes.keys() - used),
+        tuple(sorted(map(str, info["missing_keys"]))),
+        tuple(sorted((n, tuple(a), tuple(b)) for n, a, b in info["mismatched_keys"])),
+        tuple(sorted(map(str, info["unexpected_keys"]))),
+        tuple(sorted(name for name, weight in weights.items() if weight.pieces is None)),
+        tuple(map(str, info["error_msgs"])),
+    )
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' own messages and progress bars; ours say more."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class Sketch(Tensor):
+    """A tensor without memory that knows of which pieces of stored weights it is made."""
+
+    pieces: Pieces | None
+    """None after an operation that does more than move elements in boxes."""
+    names: frozenset[str]
+    """The stored weights it is made of."""
+
+    @staticmethod
+    def __new__(
+        cls,
+        shape: Sequence[int],
+        pieces: Pieces | None,
+        names: frozenset[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Sketch:
+        """Make a sketch of a shape; ``names`` are those of the pieces by default."""
+        made: Sketch = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=META)
+        made.pieces = pieces
+        made.names = frozenset(piece.source for piece in pieces or ()) if names is None else names
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Sketch({list(self.shape)} of {', '.join(sorted(self.names))})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation on the shapes, and on the pieces if it moves boxes of elements."""
+        inputs: list[Sketch] = []
+
+        def empty(sketch: Sketch) -> Tensor:
+            inputs.append(sketch)
+            return torch.empty(sketch.shape, dtype=sketch.dtype, device="meta")
+
+        plain_args, plain_kwargs = tree_map_only(cls, empty, (args, kwargs or {}))
+        result = func(*plain_args, **plain_kwargs)
+        names = frozenset().union(*(sketch.names for sketch in inputs))
+        move = MOVES.get(func)
+        known = move is not None and all(sketch.pieces is not None for sketch in inputs)
+        moved = move(*args, **(kwargs or {})) if known and move else None
+        if moved is not None and isinstance(result, list | tuple):
+            pairs = zip(result, moved, strict=True)
+            return [cls(each.shape, pieces, None, each.dtype) for each, pieces in pairs]
+        return tree_map_only(
+            Tensor,
+            lambda each: cls(each.shape, moved, None if moved else names, each.dtype),
+            result,
+        )
+
+
+def _pieces(sketch: Any) -> Pieces:
+    assert sketch.pieces is not None
+    return tuple(sketch.pieces)
+
+
+def _same(sketch: Tensor, *_: Any, **__: Any) -> Pieces:
+    return _pieces(sketch)
+
+
+def _cut(sketch: Tensor, dim: int, start: int, stop: int) -> Pieces:
+    cuts = (piece.cut(dim, start, stop) for piece in _pieces(sketch))
+    return tuple(cut for cut in cuts if cut is not None)
+
+
+def _sliced(
+    sketch: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Pieces | None:
+    dim %= sketch.ndim
+    first, last, _ = slice(start, end).indices(sketch.shape[dim])
+    return _cut(sketch, dim, first, max(first, last)) if step == 1 else None
+
+
+def _order(sketch: Tensor, order: Sequence[int | None]) -> Pieces:
+    return tuple(piece.permuted(order) for piece in _pieces(sketch))
+
+
+def _selected(sketch: Tensor, dim: int, index: int) -> Pieces:
+    dim %= sketch.ndim
+    index %= sketch.shape[dim]
+    order = [at for at in range(sketch.ndim) if at != dim]
+    return tuple(piece.permuted(order) for piece in _cut(sketch, dim, index, index + 1))
+
+
+def _unbound(sketch: Tensor, dim: int = 0) -> list[Pieces]:
+    return [_selected(sketch, dim, index) for index in range(sketch.shape[dim])]
+
+
+def _split(sketch: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Pieces]:
+    dim %= sketch.ndim
+    length = sketch.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, length - at) for at in range(0, length, sizes)]
+    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [_cut(sketch, dim, stop - n, stop) for stop, n in zip(stops, sizes, strict=True)]
+
+
+def _concatenated(sketches: Sequence[Tensor], dim: int = 0) -> Pieces:
+    found, at = [], 0
+    for sketch in sketches:
+        axis = dim % sketch.ndim
+        found += [piece.moved(axis, at) for piece in _pieces(sketch)]
+        at += sketch.shape[axis]
+    return tuple(found)
+
+
+def _unsqueezed(sketch: Tensor, dim: int) -> Pieces:
+    dim %= sketch.ndim + 1
+    dims = list(range(sketch.ndim))
+    return _order(sketch, [*dims[:dim], None, *dims[dim:]])
+
+
+def _stacked(sketches: Sequence[Tensor], dim: int = 0) -> Pieces:
+    found: list[Piece] = []
+    for at, sketch in enumerate(sketches):
+        axis = dim % (sketch.ndim + 1)
+        found += [piece.moved(axis, at) for piece in _unsqueezed(sketch, axis)]
+    return tuple(found)
+
+
+def _squeezed(sketch: Tensor, dim: int) -> Pieces:
+    return _selected(sketch, dim, 0) if sketch.shape[dim] == 1 else _pieces(sketch)
+
+
+def _transposed(sketch: Tensor, first: int = 0, second: int = 1) -> Pieces:
+    order = list(range(sketch.ndim))
+    if order:
+        order[first], order[second] = order[second], order[first]
+    return _order(sketch, order)
+
+
+def _reshaped(sketch: Tensor, size: Sequence[int], *_: Any, **__: Any) -> Pieces | None:
+    return _pieces(sketch) if tuple(size) == tuple(sketch.shape) else None
+
+
+MOVES: dict[Any, Any] = {
+    aten._to_copy.default: _same,
+    aten.alias.default: _same,
+    aten.cat.default: _concatenated,
+    aten.clone.default: _same,
+    aten.detach.default: _same,
+    aten.permute.default: _order,
+    aten.select.int: _selected,
+    aten.slice.Tensor: _sliced,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.squeeze.dim: _squeezed,
+    aten.stack.default: _stacked,
+    aten.t.default: _transposed,
+    aten.transpose.int: _transposed,
+    aten.unbind.int: _unbound,
+    aten.unsqueeze.default: _unsqueezed,
+    aten.view.default: _reshaped,
+    aten._unsafe_view.default: _reshaped,
+}
+"""Operators that only move boxes of elements: what they do to pieces, None if it is more."""
