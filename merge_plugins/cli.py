@@ -117,10 +117,11 @@ def show_method(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Check a recipe and its models without reading a weight."""
-    from merge_plugins.outputs.fits import fits  # seconds: imports transformers
+    from merge_plugins.outputs.fits import fits, has_tokenizer  # seconds: imports transformers
 
     plan = open_merge(read_recipe(options.recipe)).plan
     fits(plan)
+    has_tokenizer(plan)
     print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
     return 0
 

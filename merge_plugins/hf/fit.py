@@ -26,11 +26,8 @@ def rehearse_merge(
     is the one that the config names; None is returned if transformers has no code for it, or is
     older than 5.
     """
-    if "model_type" not in config and live_config is None:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has no model_type, so transformers cannot load the merge; "
-            "add it, as in the config.json of another model of this architecture"
-        )
+    if live_config is None:
+        refuse_no_type(config, folder)
     if model_class is None:
         model_class = architecture(config.get("architectures") or ())
     if model_class is None or not model_class.__module__.startswith("transformers.") or not LAZY:
@@ -40,6 +37,15 @@ def rehearse_merge(
     if found is not None:
         _refuse(found, model_class.__name__, folder)
     return found
+
+
+def refuse_no_type(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise `CheckpointError` for a config that does not say of which type its model is."""
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has no model_type, so transformers cannot load the merge; "
+            "add it, as in the config.json of another model of this architecture"
+        )
 
 
 def _refuse(found: Rehearsal, name: str, folder: Path) -> None:

@@ -70,15 +70,21 @@ def config_of(config: Mapping[str, Any], where: object) -> Any:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return read_config(folder, where)
+
+
+def read_config(folder: str, where: object, trust_remote_code: bool | None = False) -> Any:
+    """Read a folder's config with the class of its model type, or raise `CheckpointError`."""
+    with quiet():
         try:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as exc:  # validators of many classes, each with errors of its own
             lines = str(exc).strip().splitlines() or [type(exc).__name__]
             raise CheckpointError(
-                f"{where}: transformers {transformers.__version__} cannot read this config of type "
-                f"{model_type!r}: {' '.join(line.strip() for line in lines)}"
+                f"{where}: transformers {transformers.__version__} cannot read this config: "
+                f"{' '.join(line.strip() for line in lines)}"
             ) from exc
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from transformers import PretrainedConfig
 
 from merge_plugins.weights.files import read_json
 
@@ -31,8 +32,9 @@ def _update(config: Any, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -
     for key, value in wanted.items():
         if value == stored.get(key):
             continue
-        if isinstance(value, Mapping):
-            _update(getattr(config, key), value, stored.get(key, {}))
+        inner = getattr(config, key, None)
+        if isinstance(value, Mapping) and isinstance(inner, PretrainedConfig):
+            _update(inner, value, stored.get(key, {}))
         elif key in ("dtype", "torch_dtype"):
             setattr(config, DTYPE, getattr(torch, value))
         else:

@@ -11,7 +11,10 @@ from merge_plugins.errors import MismatchError
 from merge_plugins.hf.fit import rehearse_merge
 from merge_plugins.hf.rehearsal import Rehearsal
 from merge_plugins.planning import Plan
+from merge_plugins.tokenizer import tokenizer_folder
+from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import held
+from merge_plugins.weights.files import tokenizer_files
 
 
 def fits(plan: Plan, model_class: Any = None, config: Any = None) -> None:
@@ -26,6 +29,19 @@ def fits(plan: Plan, model_class: Any = None, config: Any = None) -> None:
     found = rehearse_merge(plan.config, shapes, plan.donor.path, model_class, config)
     if found is not None:
         _refuse_two_heads(plan, found)
+
+
+def has_tokenizer(plan: Plan) -> None:
+    """Raise `MismatchError` for a merge of language models that has no tokenizer."""
+    folder = tokenizer_folder(plan.recipe)
+    if tokenizer_files(folder) or vocabulary_size(plan.config) is None:
+        return
+    others = [ref for ref in plan.recipe.references if tokenizer_files(tokenizer_folder(ref))]
+    example = others[0] if others else "<model>"
+    raise MismatchError(
+        f"{folder} has no tokenizer files. Copy them there, or name a model that has them: "
+        f"tokenizer_source: {example}"
+    )
 
 
 def _refuse_two_heads(plan: Plan, found: Rehearsal) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from packaging.version import Version
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.hf.classes import absent_weights, class_to_load
-from merge_plugins.hf.rehearsal import for_class
+from merge_plugins.hf.fit import refuse_no_type
+from merge_plugins.hf.rehearsal import for_class, read_config
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
 from merge_plugins.outputs.fits import fits
 from merge_plugins.recipe import Recipe
@@ -54,7 +55,9 @@ def load_merged(
     plan = merge.plan
     donor = str(model_folder(recipe.donor))
     logger.info("%s, while it loads", plan)
-    config = config or AutoConfig.from_pretrained(donor, trust_remote_code=trust_remote_code)
+    if config is None:
+        refuse_no_type(plan.config, plan.donor.path)
+        config = read_config(donor, plan.donor.path / "config.json", trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)

@@ -49,8 +49,9 @@ def build(
         return method.factory(**fields), values
     except (ValueError, TypeError) as exc:
         message = str(exc).removeprefix(f"{method.name}: ")
-        where = f" (at {tensor})" if _varies(slice_) else ""
-        raise ParameterError(f"{method.name}: {message}{where}") from exc
+        raise ParameterError(
+            f"{method.name}: {message}{_where(slice_, tensor, t, message)}"
+        ) from exc
 
 
 def validate(method: Method, recipe: Recipe) -> None:
@@ -179,8 +180,21 @@ def _settings(slice_: Slice) -> list[Setting]:
     return [setting for scope in scopes for setting in scope.values()]
 
 
-def _varies(slice_: Slice) -> bool:
-    return not all(isinstance(setting, Constant) for setting in _settings(slice_))
+def _where(slice_: Slice, tensor: str, t: float, message: str) -> str:
+    """Tell of which model, weight and layer a refused value of a varying setting is."""
+    scopes = [*((m.parameters, f" of {m.ref}") for m in slice_.models), (slice_.parameters, "")]
+    varying = [
+        (name + whose, setting.at(tensor, t))
+        for settings, whose in scopes
+        for name, setting in settings.items()
+        if not isinstance(setting, Constant)
+    ]
+    if not varying:
+        return ""
+    likely = [name for name, value in varying if str(value) in message] or [varying[0][0]]
+    layers = {0.0: "in the first layer", 1.0: "in the last layer"}
+    layer = layers.get(t, f"{t:.0%} of the way from the first layer to the last")
+    return f" ({likely[0]}, {f'weights named *{tensor}*, ' if tensor else ''}{layer})"
 
 
 def _probes(slice_: Slice) -> Iterable[tuple[str, float]]:

@@ -42,6 +42,8 @@ def _converted(value: Any, kind: Any) -> Any:
         return _first(value, (option for option in options if option is not type(None)))
     if kind is bool and isinstance(value, str):
         value = TRUTH.get(value.lower(), value)
+    if kind is bool and value in (0, 1):  # as published recipes write it
+        value = bool(value)
     if kind in (float, int) and isinstance(value, str) and value.strip():
         value = float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

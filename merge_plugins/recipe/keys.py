@@ -54,7 +54,8 @@ def misplaced(key: str, known: tuple[str, ...], method: Method) -> str:
     if parameter is not None:
         return f"{key} is a parameter of {method.name}; it belongs under the recipe's parameters:"
     if in_model and key in ("lora", "delta", "revision", "path"):
-        return f"{key} is part of the model: write model: {{model: …, {key}: …}}"
+        first = "" if key == "path" else "model: …, "
+        return f"{key} is part of the model: write model: {{{first}{key}: …}}"
     if key in ("layer_range", "sources"):
         return (
             f"{key} belongs to slices: write slices: [{{sources: [{{model: …, "

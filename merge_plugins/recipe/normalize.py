@@ -15,7 +15,7 @@ from merge_plugins.plugins import Method
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.depth import is_whole
 from merge_plugins.recipe.references import Rebased, Reference
-from merge_plugins.recipe.settings import over
+from merge_plugins.recipe.settings import over, warn_unread
 from merge_plugins.recipe.slices import Entry, Layers, Slice
 
 
@@ -52,10 +52,9 @@ def _normal_slice(slice_: Slice, base_model: Reference | None, method: Method) -
     base = slice_.base or (Entry(base_model) if base_model else None)
     ref = base.ref if base else None
     works_from_it = method.works_from(ref)
-    for model in slice_.models:
-        _check_base(model, ref, method)
     models = [
-        replace(model, ref=_without_redundant_base(model.ref, ref)) for model in slice_.models
+        replace(_checked(model, ref, method), ref=_without_redundant_base(model.ref, ref))
+        for model in slice_.models
     ]
     slice_ = replace(slice_, models=tuple(models))
     merged = experts(slice_, base_model, method)
@@ -70,19 +69,26 @@ def _normal_slice(slice_: Slice, base_model: Reference | None, method: Method) -
     )
 
 
-def _check_base(model: Entry, base: Reference | None, method: Method) -> None:
-    """Refuse settings of the base, and an expert's own base if the method works from none."""
+def _checked(model: Entry, base: Reference | None, method: Method) -> Entry:
+    """Drop parameters of the base, as mergekit does, with a warning.
+
+    Refuses data of the base, and an expert's own base if the method works from none.
+    """
     if not method.works_from(base) and isinstance(model.ref, Rebased):
         raise RecipeError(
             f"{method.name}: merges models, not task vectors, so {model.ref.model} takes no "
             "base_model of its own; delete it or choose a method that works from a base"
         )
-    refused = [*model.parameters, *(["data"] if model.data else [])]
-    if method.works_from(base) and model.ref == base and refused:
+    if not method.works_from(base) or model.ref != base:
+        return model
+    if model.data:
         raise ParameterError(
-            f"{method.name}: base_model takes no {refused[0]}, only the "
-            f"models merged into it do; delete {refused[0]} of {model.ref}"
+            f"{method.name}: base_model takes no data, only the models merged into it do; delete "
+            f"data of {model.ref}"
         )
+    for word in model.parameters:
+        warn_unread(method, word, f"base_model {model.ref}")
+    return replace(model, parameters={})
 
 
 def _common(models: Sequence[Entry], base: Reference) -> Layers | None:

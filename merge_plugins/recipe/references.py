@@ -147,8 +147,10 @@ def stored(given: Any, folder: Path) -> str:
     """
     if isinstance(given, Mapping):
         _check_keys(given, ("path", "revision"))
-        revision = given.get("revision")
-        given = given.get("path") if revision is None else f"{given.get('path')}@{revision}"
+        revision, name = given.get("revision"), given.get("path")
+        if revision is not None and not isinstance(name, str):
+            raise RecipeError(f"revision belongs to a hub id; got it with {name!r}")
+        given = name if revision is None else f"{name}@{revision}"
     if not isinstance(given, str) or not given:
         raise RecipeError(
             f"a model is a path or a hub id, in quotes if it is a number; got {given!r}"
@@ -169,8 +171,11 @@ def _of_mapping(given: Mapping[str, Any], reading: Reading) -> Reference:
         return reading.nested(given, reading)
     if "path" in given:
         return stored(given, reading.folder)
-    _check_keys(given, ("model", "lora", "delta", "base_model"))
-    model = reference(given.get("model"), reading)
+    _check_keys(given, ("model", "revision", "lora", "delta", "base_model"))
+    model = given.get("model")
+    if given.get("revision") is not None:
+        model = {"path": model, "revision": given["revision"]}
+    model = reference(model, reading)
     added = {key: stored(given[key], reading.folder) for key in ("lora", "delta") if given.get(key)}
     if len(added) > 1:
         raise RecipeError("a model has lora: or delta:, not both; nest one in the other's model:")
@@ -189,7 +194,7 @@ def _check_keys(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     if refused:
         raise RecipeError(
             f"{min(refused)} of a model: not supported; a model is a path, a hub id, "
-            "{path, revision}, {model, lora}, {model, delta}, {model, base_model} or a whole "
+            "{model, revision}, {model, lora}, {model, delta}, {model, base_model} or a whole "
             "recipe {merge_method, …}"
         )
 

@@ -7,13 +7,14 @@ equivalent settings compare equal.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING as MISSING
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from merge_plugins.errors import ParameterError, did_you_mean
-from merge_plugins.plugins import Method
+from merge_plugins.errors import MergeWarning, ParameterError, did_you_mean
+from merge_plugins.plugins import Method, registry
 from merge_plugins.plugins.values import Scalar, is_number, scalar
 
 Convert: TypeAlias = Callable[[Any], Scalar]
@@ -152,6 +153,9 @@ def read_settings(
     settings: dict[str, Setting] = {}
     for word, given in parameters.items():
         parameter = method.spellings.get(word)
+        if parameter is None and _is_of_another(word):
+            warn_unread(method, word, model)
+            continue
         if parameter is None:
             hint = did_you_mean(word, method.spellings) or "."
             raise ParameterError(
@@ -168,6 +172,22 @@ def read_settings(
             )
         settings[parameter.name] = read_setting(method, parameter.name, given)
     return settings
+
+
+def _is_of_another(word: str) -> bool:
+    """Whether any method has a parameter of that name."""
+    return any(word in method.spellings for method in registry().methods.values())
+
+
+def warn_unread(method: Method, word: str, where: object = "") -> None:
+    """Warn of a parameter that a method does not read there; mergekit ignores it silently."""
+    whose = f" of {where}" if where else ""
+    warnings.warn(
+        f"{method.name} does not read {word}{whose}, so it changes nothing; delete it. "
+        f"'merge-plugins show {method.name}' lists what is read",
+        MergeWarning,
+        stacklevel=2,
+    )
 
 
 def read_setting(method: Method, name: str, given: Any) -> Setting:

@@ -13,7 +13,7 @@ from merge_plugins.api import PerExpert, parameter
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.planning import parameters
 from merge_plugins.planning.parameters import build, resolved, unmatched_filters
-from merge_plugins.plugins import Method
+from merge_plugins.plugins import Method, registry
 from merge_plugins.recipe import Entry, Recipe, Slice
 from merge_plugins.recipe.normalize import experts
 from merge_plugins.recipe.settings import MISSING, parsed, read_settings
@@ -179,6 +179,8 @@ def test_validate_and_build_agree_on_scopes_at_any_depth(t):
         ("lambda", "-2", -2.0),
         ("normalize", "True", True),
         ("normalize", "false", False),
+        ("normalize", 1.0, True),
+        ("normalize", 0, False),
         ("n_steps", 3.0, 3),
         ("n_steps", "3", 3),
         ("scale", None, None),
@@ -205,7 +207,7 @@ def test_values_take_the_parameter_s_type(name, typed, expected):
         ("lambda", float("nan"), "lambda is a number; got nan"),
         ("lambda", [1, "x"], "lambda is a number; got 'x'"),
         ("lambda", [1, [2]], r"lambda is a number; got \[2\]"),
-        ("normalize", 1, "normalize is true or false; got 1"),
+        ("normalize", 2, "normalize is true or false; got 2"),
         ("normalize", "yes", "normalize is true or false; got 'yes'"),
         ("n_steps", 1.5, "n_steps is a whole number; got 1.5"),
         ("scale", "big", "scale is a number; got 'big'"),
@@ -370,3 +372,18 @@ def test_the_normal_form_means_what_was_written_and_is_its_own(first, second, sh
     assert settled.normal(MIX) == settled
     written = resolved(MIX, recipe.slices[0], tensor, t)
     assert resolved(MIX, settled.slices[0], tensor, t) == written
+
+
+def test_a_refused_value_of_a_gradient_names_model_parameter_and_layer():
+    recipe = Recipe.from_mapping(
+        {
+            "merge_method": "dare_ties",
+            "base_model": "B",
+            "models": [
+                {"model": "a", "parameters": {"weight": 1.0, "density": 0.5}},
+                {"model": "b", "parameters": {"weight": 1.0, "density": [0, 0.5, 1]}},
+            ],
+        }
+    )
+    with pytest.raises(ParameterError, match=r"\(density of .*b, in the first layer\)$"):
+        parameters.validate(registry().get("dare_ties"), recipe)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from merge_plugins import Recipe, identity
-from merge_plugins.errors import ParameterError, RecipeError, UnknownMethodError
+from merge_plugins.errors import MergeWarning, ParameterError, RecipeError, UnknownMethodError
 from merge_plugins.planning.parameters import validate
 from merge_plugins.plugins import registry
 from merge_plugins.recipe.settings import Constant
@@ -406,7 +406,6 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"models": None}, "a recipe needs models"),
         ({"slices": []}, "a recipe needs models: .* once"),
         ({"experts": []}, "experts: mixtures of experts are not built"),
-        ({"models": [{"model": "B", "parameters": {"weight": 1}}, "a"]}, "base_model takes no w"),
         ({"merge_method": None}, "merge_method is a name; got nothing"),
         ({"dtype": "bf16"}, "dtype is one of .*; got 'bf16'; did you mean 'bfloat16'"),
         ({"out_dtype": "int8"}, "out_dtype is one of"),
@@ -425,6 +424,44 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
 def test_a_key_that_nobody_would_read_is_refused(changes, message):
     with pytest.raises(RecipeError, match=message):
         recipe(TIES, **changes)
+
+
+B_WITH_WEIGHT = {"model": "B", "parameters": {"weight": 1}}
+A_WITH_WEIGHT = {"model": "a", "parameters": {"weight": 1}}
+
+
+@pytest.mark.parametrize(
+    ("unread", "given", "plain"),
+    [
+        ("weight of base_model", {"models": [B_WITH_WEIGHT, "a"]}, {"models": ["B", "a"]}),
+        (
+            "normalize",
+            {"merge_method": "sce", "models": ["a"], "parameters": {"normalize": True}},
+            {"merge_method": "sce", "models": ["a"], "parameters": {}},
+        ),
+        (
+            "weight of a",
+            {"merge_method": "model_stock", "models": [A_WITH_WEIGHT, "b"], "parameters": {}},
+            {"merge_method": "model_stock", "models": ["a", "b"], "parameters": {}},
+        ),
+    ],
+)
+def test_what_another_method_reads_is_told_once_and_changes_nothing(unread, given, plain):
+    with pytest.warns(MergeWarning, match="does not read") as said:
+        found = recipe(TIES, **given)
+    assert len(said) == 1
+    assert unread.split()[0] in str(said[0].message)
+    assert found == recipe(TIES, **plain)
+    assert identity.digest(found) == identity.digest(recipe(TIES, **plain))
+
+
+def test_the_revision_of_a_model_is_written_as_the_message_says():
+    told = {"merge_method": "passthrough", "models": [{"model": "org/name", "revision": "v0"}]}
+    with pytest.raises(RecipeError, match=r"write model: \{model: …, revision: …\}"):
+        Recipe.from_mapping(told)
+    for form in ({"model": "org/name", "revision": "v0"}, {"path": "org/name", "revision": "v0"}):
+        found = Recipe.from_mapping({**told, "models": [{"model": form}]})
+        assert [model.ref for model in found.models] == ["org/name@v0"]
 
 
 def sliced(*layer_ranges: list[int] | None, **changes: object) -> dict:
