@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
-from merge_plugins.errors import ParameterError
+from merge_plugins.errors import MergeWarning, ParameterError
 from merge_plugins.ops.arithmetic import dot_products, sums, weighted_sum
 from merge_plugins.plugins import hookimpl
 
@@ -84,39 +86,75 @@ class Karcher:
         """Compute the iteration in the inputs' dtype, as scalars from which `_replayed` repeats it.
 
         Norms [N], cosines [steps, N], steps [steps] and lengths [steps + 1]. Reads the weight three
-        times for each step.
+        times for each step; a weight of one block is read once, and its result kept as ``mean``.
+        Ends where a step changes no bit, since all later ones would change none.
         """
+        self._warn_of_tol(weight.dtype)
+        if len(weight.blocks()) > 1:
+            return self._steps(lambda terms: sums(weight, terms), norms, weight.dtype)
+
+        def alone(block: Slot) -> Mapping[str, Tensor]:
+            units = _units(block, norms)
+
+            def total(terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
+                return torch.stack([term.sum() for term in terms(block)]).double()
+
+            found = self._steps(total, norms, weight.dtype, units)
+            return {**found, "mean": _replayed(dataclasses.replace(block, measured=found))}
+
+        [found] = weight.map_blocks(alone)
+        return found
+
+    def _steps(
+        self,
+        total: Callable[[Callable[[Slot], Sequence[Tensor]]], Tensor],
+        norms: Tensor,
+        dtype: torch.dtype,
+        own: list[Tensor] | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Iterate; ``total`` sums terms over the weight, ``own``: the directions if read once."""
         held: dict[Region | None, Tensor] = {}
+        before: dict[Region | None, Tensor] = {}
+        changes: list[bool] = []
         cosines: list[Tensor] = []
         steps: list[Tensor] = []
 
+        def units(block: Slot) -> list[Tensor]:
+            return _units(block, norms) if own is None else own
+
         def begin(block: Slot) -> Sequence[Tensor]:
-            held[block.region] = middle = _start(_units(block, norms))
+            held[block.region] = middle = _start(units(block))
             return [middle.float().square()]
 
-        lengths = [sums(weight, begin)[0].sqrt().float()]
+        lengths = [total(begin)[0].sqrt().float()]
 
         def turn(block: Slot) -> Sequence[Tensor]:
             held[block.region] = middle = held[block.region] / float(lengths[-1])
-            return [middle.float() * unit.float() for unit in _units(block, norms)]
+            last = before.get(block.region)
+            changes.append(last is None or not torch.equal(middle, last))
+            before[block.region] = middle
+            return [middle.float() * unit.float() for unit in units(block)]
 
         def pull(block: Slot) -> Sequence[Tensor]:
-            tangent = _tangent(held[block.region], _units(block, norms), cosines[-1])
+            tangent = _tangent(held[block.region], units(block), cosines[-1])
             return [tangent.float().square()]
 
         def move(block: Slot) -> Sequence[Tensor]:
             middle = held[block.region]
-            tangent = _tangent(middle, _units(block, norms), cosines[-1])
+            tangent = _tangent(middle, units(block), cosines[-1])
             held[block.region] = middle = _moved(middle, tangent, float(steps[-1]))
             return [middle.float().square()]
 
         for _ in range(self.max_iter):
-            cosines.append(sums(weight, turn).to(weight.dtype))
-            steps.append(sums(weight, pull)[0].sqrt().float())
+            changes.clear()
+            cosines.append(total(turn).to(dtype))
+            if not any(changes):
+                break
+            steps.append(total(pull)[0].sqrt().float())
             if float(steps[-1]) < self.tol:
                 steps.pop()
                 break
-            lengths.append(sums(weight, move)[0].sqrt().float())
+            lengths.append(total(move)[0].sqrt().float())
         return {
             "norms": norms,
             "cosines": torch.stack(cosines[: len(steps)]) if steps else norms.new_empty(0),
@@ -124,8 +162,22 @@ class Karcher:
             "lengths": torch.stack(lengths),
         }
 
+    def _warn_of_tol(self, dtype: torch.dtype) -> None:
+        resolved = torch.finfo(dtype).eps / 16
+        if self.tol < resolved and self.max_iter > 100:
+            name = str(dtype).removeprefix("torch.")
+            warnings.warn(
+                f"karcher: {name} resolves steps of about {resolved:.0e}, so none gets shorter "
+                f"than tol {self.tol:g}, and up to {self.max_iter} are taken. Set dtype: float32, "
+                "or a larger tol",
+                MergeWarning,
+                stacklevel=2,
+            )
+
     def __call__(self, slot: Slot) -> Tensor:
         """Return the Karcher mean: [*shape], float32, or the inputs' dtype if that has 16 bits."""
+        if "mean" in slot.measured:
+            return slot.box.of(slot.measured["mean"]).clone()
         if "factors" in slot.measured:
             return weighted_sum(slot.experts, slot.measured["factors"].tolist())
         return _replayed(slot)
