@@ -53,6 +53,8 @@ class StatisticRequest:
     tokenizer: str
     """The folder of the tokenizer that reads the data."""
     data: Data
+    layout: str = ""
+    """Hash of the weights' names, for a model that is read in the layout of another."""
 
     @property
     def registered(self) -> RegisteredStatistic:
@@ -75,6 +77,7 @@ class StatisticRequest:
             model_identity(self.model),
         ]
         parts += [tokenizer_identity(self.tokenizer), self.data.digest]
+        parts += [self.layout] if self.layout else []
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return cache_folder() / "statistics" / f"{self.name}-{key}"
 

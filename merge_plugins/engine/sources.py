@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,11 @@ from merge_plugins.calibration.batches import batches
 from merge_plugins.errors import RecipeError
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
-from merge_plugins.recipe import Data
+from merge_plugins.recipe import Data, Reference
+from merge_plugins.sources import Source
 from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.tokenizer.vocabulary import is_vocabulary
-from merge_plugins.weights import SourceTensor
+from merge_plugins.weights import Checkpoint, SourceTensor
 from merge_plugins.weights.files import tokenizer_files
 
 
@@ -97,7 +99,9 @@ class PlannedSources:
         """Load or compute one statistic of one expert; tensors are not read yet."""
         with self._lock:  # the first of several threads computes it
             model, data = self._experts[expert], self._data(expert)
-            request = store.StatisticRequest(name, model.ref, str(self._tokenizer(expert)), data)
+            layout = names_digest(self._checkpoint(expert), model.ref)
+            tokenizer = str(self._tokenizer(expert))
+            request = store.StatisticRequest(name, model.ref, tokenizer, data, layout)
             return store.read(request.folder) or self._compute(request, expert)
 
     def _compute(self, request: store.StatisticRequest, expert: int) -> store.Stored:
@@ -129,5 +133,12 @@ class PlannedSources:
             )
         return data
 
-    def _checkpoint(self, expert: int) -> Any:
+    def _checkpoint(self, expert: int) -> Source:
         return self._plan.checkpoints[self._experts[expert].ref]
+
+
+def names_digest(source: Source, ref: Reference) -> str:
+    """Hash the names under which a stored model is read, if they are not those of its files."""
+    if isinstance(source, Checkpoint) or not isinstance(ref, str):
+        return ""
+    return hashlib.sha256("\n".join(source).encode()).hexdigest()[:16]

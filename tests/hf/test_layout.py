@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as t
 from architectures import state, write
-from families import SMALL, seeded
+from families import SMALL, seeded, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -249,6 +249,37 @@ def test_a_head_that_the_class_ties_may_be_stored_twice(
     check(base, a, wanted, t.Gemma2ForCausalLM)
 
 
+@pytest.mark.parametrize("who", [("a",), ("base",), ("base", "a")], ids="+".join)
+def test_a_tied_embedding_may_be_stored_as_the_head_alone(
+    who: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As sharded trainers save it, which keep one of the two names."""
+    base, a = gemma(tmp_path)
+    wanted = state(load_merged(recipe(base, a)))
+    for name in who:
+        rewrite(tmp_path / name, renamed((r"^model\.embed_tokens", "lm_head")))
+    check(base, a, wanted, t.Gemma2ForCausalLM)
+
+
+def test_a_layer_for_further_tokens_past_the_last_is_in_nobodys_way(tmp_path: Path) -> None:
+    qwen = seeded(t.Qwen3Config(**SMALL, head_dim=8), t.Qwen3ForCausalLM)
+    base, a = family(tmp_path, qwen, ("base", "a"))
+    wanted = state(load_merged(recipe(base, a)))
+
+    def with_more(weights: Weights) -> Weights:
+        last = {n: w for n, w in weights.items() if n.startswith("model.layers.1.")}
+        more = {n.replace("layers.1.", "layers.2."): w for n, w in last.items()}
+        return {**weights, **more, "model.layers.2.eh_proj.weight": torch.ones(3, 4)}
+
+    rewrite(base, with_more)
+    with pytest.warns(MergeWarning, match="copied from .*base"):
+        live = state(load_merged(recipe(base, a)))
+    assert all(torch.equal(live[name], wanted[name]) for name in wanted)
+    rewrite(a, with_more)
+    live = state(load_merged(recipe(base, a)))
+    assert all(torch.equal(live[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("who", [("a",), ("base", "a")], ids="+".join)
 def test_two_heads_under_a_tied_config_are_told(who: tuple[str, ...], tmp_path: Path) -> None:
     base, a = gemma(tmp_path)
@@ -300,3 +331,27 @@ def test_pieces_of_one_layout_are_read_from_another(shape: list[int], data: st.D
         made = arranged(name, wanted[name].shape, pieces, sources)
         assert made is not None
         assert torch.equal(made.view(), wanted[name])
+
+
+@pytest.mark.parametrize("donor", ["a", "a-live"])
+def test_statistics_are_those_of_the_layout_that_is_merged(donor: str, tmp_path: Path) -> None:
+    """What a statistic was computed for under one layout's names is not taken for another's."""
+    words = ["<unk>", "<s>", "</s>", *map(str, range(61))]
+    models = family(tmp_path, seeded(t.MixtralConfig(**MOE), t.MixtralForCausalLM), ("a", "b"))
+    for folder in (*models, *(model.with_name(f"{model.name}-live") for model in models)):
+        word_tokenizer(words, unknown="<unk>", eos_token="</s>").save_pretrained(folder)
+    (tmp_path / "data.jsonl").write_text('{"text": "1 2 3 4 5"}\n{"text": "9 8 7"}\n')
+
+    def fisher(*names: str) -> Recipe:
+        return Recipe.from_mapping(
+            {
+                "merge_method": "fisher_merging",
+                "models": [{"model": str(tmp_path / name)} for name in names],
+                "data": str(tmp_path / "data.jsonl"),
+            }
+        )
+
+    wanted = state(load_merged(fisher("a", "b")))
+    load_merged(fisher("b-live", "b"))  # leaves statistics of b under the live names
+    found = state(load_merged(fisher(donor, "b")))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
