@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,10 +110,30 @@ def rehearse_stored(
 
 
 def rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]) -> Rehearsal:
-    """Load weights of these shapes, by checkpoint name, into a model without memory."""
+    """Load weights of these shapes, by checkpoint name, into a model without memory.
+
+    The last few are remembered: merges of one family differ in nothing that counts here.
+    """
+    config = for_class(model_class, config)
+    text = json.dumps(config.to_dict(), default=str, sort_keys=True)
+    key = (model_class, text, tuple((name, tuple(shape)) for name, shape in shapes.items()))
+    with LOCK:
+        if key not in REMEMBERED:
+            REMEMBERED[key] = _rehearse(model_class, config, shapes)
+            while len(REMEMBERED) > MOST:
+                REMEMBERED.pop(next(iter(REMEMBERED)))
+        return REMEMBERED[key]
+
+
+MOST = 8
+REMEMBERED: dict[Any, Rehearsal] = {}
+LOCK = threading.Lock()
+
+
+def _rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]) -> Rehearsal:
     sketches = {name: Sketch(shape, (Piece.whole(name, shape),)) for name, shape in shapes.items()}
     arguments: dict[str, Any] = {
-        "config": for_class(model_class, config),
+        "config": config,
         "state_dict": sketches,
         "device_map": {"": "meta"},
         "ignore_mismatched_sizes": True,
@@ -124,7 +145,7 @@ def rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]])
             model, info = model_class.from_pretrained(None, **arguments)
         except RuntimeError as exc:  # of the loader, with its conversions' errors
             with torch.device("meta"):
-                model = model_class(arguments["config"])
+                model = model_class(config)
             return Rehearsal(model, {}, _shapes(model), errors=(str(exc).strip(),))
     weights = {
         name: weight

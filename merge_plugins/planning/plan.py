@@ -207,7 +207,9 @@ def _warn_of_functions(recipe: Recipe, sources: Mapping[Reference, Source]) -> N
 
 
 def _warn_of_stops(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Warn of a tokenizer that ends turns with a token at which generation does not stop."""
+    """Warn of another model's tokenizer whose end of turn generation does not stop at."""
+    if recipe.tokenizer_donor == recipe.generation_donor:
+        return  # as that model does it alone
     folder = tokenizer_folder(recipe)
     file = folder / "tokenizer_config.json"
     token = read_json(file).get("eos_token") if file.is_file() else None
