@@ -52,43 +52,7 @@ def in_layout_of(donor: Source, source: Source, theirs: Rehearsal | None = None)
     if donors is None or own is None:
         return None
     part = _common_part(own.model, donors.model)
-    others: dict[str, Pieces] = {}
-    renamed: dict[str, SourceTensor] = {}
-    for name, pieces in own.live.items():
-        there = part.get(name)
-        if there is None or there not in donors.live:
-            continue
-        if own.shapes[name] == donors.shapes[there]:
-            others[there] = pieces
-        elif len(pieces) == 1 and len(donors.live[there]) == 1:
-            renamed[donors.live[there][0].source] = source[pieces[0].source]  # sizes are told later
-        else:
-            raise MismatchError(
-                f"{name} is {list(own.shapes[name])} in {source.ref} but "
-                f"{list(donors.shapes[there])} in {donor.ref}; models to merge have equal shapes"
-            )
-    for rehearsal, which in ((own, source), (donors, donor)):
-        if rehearsal.computed:
-            raise MismatchError(
-                f"{source.ref} and {donor.ref} are stored in different layouts, and transformers "
-                f"computes {rehearsal.computed[0]} from that of {which.ref} in a way we cannot "
-                "follow by name. Load one of them with transformers and save it with "
-                "save_pretrained"
-            )
-    tensors: dict[str, SourceTensor] = {}
-    once: dict[Pieces, str] = {}
-    for name, pieces in donors.live.items():
-        if name in others:
-            once.setdefault(pieces, name)  # a tied weight has several names
-    plans = inverted({name: pieces for pieces, name in once.items()}, others)
-    for name, like in donor.items():
-        made = renamed.get(name)
-        if made is None and name in plans:
-            made = arranged(name, like.shape, plans[name], source)
-        if made is not None:
-            tensors[name] = made
-    used = {piece.source for pieces in plans.values() for piece in pieces}
-    used |= {tensor.name for tensor in renamed.values()}
+    tensors, used = _counterparts(donor, donors, source, own, part)
     left_out = []
     for name, tensor in source.items():
         if name in used or _repeats(name, source, own, used):
@@ -109,6 +73,51 @@ def in_layout_of(donor: Source, source: Source, theirs: Rehearsal | None = None)
     return View(view, frozenset(needless), tuple(left_out))
 
 
+def _counterparts(
+    donor: Source, donors: Rehearsal, source: Source, own: Rehearsal, part: Mapping[str, str]
+) -> tuple[dict[str, SourceTensor], set[str]]:
+    """Find what of a model each stored weight of the donor is; also list which of its are used."""
+    others: dict[str, Pieces] = {}
+    tensors: dict[str, SourceTensor] = {}
+    used: set[str] = set()
+    for name, pieces in own.live.items():
+        wanted = donors.live.get(part.get(name, ""), ())
+        if not wanted:
+            continue
+        if own.shapes[name] == donors.shapes[part[name]]:
+            others[part[name]] = pieces
+        elif len(pieces) == len(wanted) == 1:  # of another vocabulary, which is told later
+            tensors[wanted[0].source] = source[pieces[0].source]
+            used.add(pieces[0].source)
+        else:
+            raise MismatchError(
+                f"{name} is {list(own.shapes[name])} in {source.ref} but "
+                f"{list(donors.shapes[part[name]])} in {donor.ref}; models to merge have equal "
+                "shapes"
+            )
+    once: dict[Pieces, str] = {}
+    for name, pieces in donors.live.items():
+        if name in others:
+            once.setdefault(pieces, name)  # a tied weight has several names
+    plans = inverted({name: pieces for pieces, name in once.items()}, others)
+    for name in donor:
+        pieces = plans.get(name, ()) if name not in tensors else ()
+        made = arranged(name, donor[name].shape, pieces, source) if pieces else None
+        if made is not None:
+            tensors[name] = made
+            used.update(piece.source for piece in pieces)
+    for name, stored in own.computed.items():
+        if stored != donors.computed.get(part.get(name, "")):
+            raise MismatchError(
+                f"{source.ref} and {donor.ref} are stored in different layouts, and transformers "
+                f"computes {name} in a way that we cannot follow box by box. Load one of them with "
+                "transformers and save it with save_pretrained"
+            )
+        tensors |= {each: source[each] for each in sorted(stored)}
+        used |= stored
+    return tensors, used
+
+
 def one_layout(
     sources: Mapping[Key, Source], donor: Key
 ) -> tuple[dict[Key, Source], frozenset[str]]:
@@ -121,7 +130,8 @@ def one_layout(
     first, found, needless = sources[donor], dict(sources), frozenset[str]()
     theirs = rehearsed(first)
     for key, source in sources.items():
-        view = in_layout_of(first, source, theirs) if theirs and source is not first else None
+        alike = source.keys() == first.keys()
+        view = None if alike or theirs is None else in_layout_of(first, source, theirs)
         if view is None:
             continue
         found[key] = view.source

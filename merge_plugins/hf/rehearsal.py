@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ class Rehearsal:
     unexpected: tuple[str, ...] = ()
     """Stored weights of which the class does not say that it ignores them, as the loader renamed
     them."""
-    computed: tuple[str, ...] = ()
-    """Weights of the model that the loader computes in other ways than by moving elements."""
+    computed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Weights of the model that the loader computes in other ways than by moving boxes of elements,
+    each with the stored weights it takes."""
     errors: tuple[str, ...] = ()
     """What the loader could not convert."""
 
@@ -161,7 +162,7 @@ def _rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]
         tuple(sorted(map(str, info["missing_keys"]))),
         tuple(sorted((n, tuple(a), tuple(b)) for n, a, b in info["mismatched_keys"])),
         tuple(sorted(map(str, info["unexpected_keys"]))),
-        tuple(sorted(name for name, weight in weights.items() if weight.pieces is None)),
+        {name: weight.names for name, weight in weights.items() if weight.pieces is None},
         tuple(map(str, info["error_msgs"])),
     )
 
