@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
+from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
 from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, references
 from merge_plugins.recipe.chat_templates import TEMPLATES
@@ -156,7 +157,12 @@ def chat_template(recipe: Recipe) -> str | None:
     if given == "auto":
         found = Counter(filter(None, map(template_of, recipe.references)))
         if not found:
-            raise RecipeError("chat_template: auto: none of the models has a template; name one")
+            warnings.warn(
+                "chat_template: auto: none of the models has a template, so the merge has none",
+                MergeWarning,
+                stacklevel=2,
+            )
+            return None
         return found.most_common(1)[0][0]
     if isinstance(given, str) and is_template(given):
         return TEMPLATES.get(given, given)

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from merge_plugins import Recipe, identity, load_merged, save
-from merge_plugins.errors import RecipeError
+from merge_plugins.errors import MergeWarning, RecipeError
 from merge_plugins.recipe import Delta, Lora, Rebased
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
@@ -108,9 +108,11 @@ def test_the_template_of_most_models_wins_and_a_tie_the_first(models: dict[str, 
     assert chat_template(merge(models, chat_template="auto")) == "CODE"
 
 
-def test_auto_needs_a_template_somewhere(llamas: Mapping[str, str]) -> None:
-    with pytest.raises(RecipeError, match="auto: none of the models has a template; name one"):
-        chat_template(merge(llamas, chat_template="auto"))
+def test_without_any_template_auto_is_none_and_a_model_is_refused(
+    llamas: Mapping[str, str],
+) -> None:
+    with pytest.warns(MergeWarning, match="auto: none of the models has a template"):
+        assert chat_template(merge(llamas, chat_template="auto")) is None
     with pytest.raises(RecipeError, match=r"base has none; write auto, alpaca, chatml, .*"):
         chat_template(merge(llamas, chat_template=llamas["base"]))
 
