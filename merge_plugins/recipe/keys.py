@@ -56,6 +56,8 @@ def misplaced(key: str, known: tuple[str, ...], method: Method) -> str:
     if in_model and key in ("lora", "delta", "revision", "path"):
         first = "" if key == "path" else "model: …, "
         return f"{key} is part of the model: write model: {{{first}{key}: …}}"
+    if key in ("tokens", "pad_to_multiple_of"):
+        return f"{key} belongs to the tokenizer: write tokenizer: {{source: …, {key}: …}}"
     if key in ("layer_range", "sources"):
         return (
             f"{key} belongs to slices: write slices: [{{sources: [{{model: …, "

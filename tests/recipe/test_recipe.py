@@ -388,6 +388,7 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
     ("changes", "message"),
     [
         ({"merge_methd": "x"}, "no recipe key 'merge_methd'; did you mean 'merge_method'"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of belongs to the tokenizer: write tok"),
         ({"density": 0.5}, "density is a parameter of ties; it belongs under the recipe's param"),
         ({"parameters": {"dtype": "float32"}}, "dtype belongs at the top of the recipe, not under"),
         ({"parameters": {"densty": 1}}, "no parameter 'densty'; did you mean 'density'"),
