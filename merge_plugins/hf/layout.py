@@ -106,8 +106,9 @@ def _counterparts(
         if made is not None:
             tensors[name] = made
             used.update(piece.source for piece in pieces)
-    for name, stored in own.computed.items():
-        if stored != donors.computed.get(part.get(name, "")):
+    for name in own.shapes:
+        stored = own.computed.get(name, frozenset())
+        if stored != donors.computed.get(part.get(name, ""), frozenset()):
             raise MismatchError(
                 f"{source.ref} and {donor.ref} are stored in different layouts, and transformers "
                 f"computes {name} in a way that we cannot follow box by box. Load one of them with "

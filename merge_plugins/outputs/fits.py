@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import torch
 
-from merge_plugins.errors import MismatchError
+from merge_plugins.errors import MergeWarning, MismatchError
 from merge_plugins.hf.fit import rehearse_merge
 from merge_plugins.hf.rehearsal import Rehearsal
 from merge_plugins.planning import Plan
@@ -32,16 +33,18 @@ def fits(plan: Plan, model_class: Any = None, config: Any = None) -> None:
 
 
 def has_tokenizer(plan: Plan) -> None:
-    """Raise `MismatchError` for a merge of language models that has no tokenizer."""
+    """Raise `MismatchError` for a merge without a tokenizer, if one of its models has one.
+
+    Where none has, it may come from elsewhere: a warning.
+    """
     folder = tokenizer_folder(plan.recipe)
     if tokenizer_files(folder) or vocabulary_size(plan.config) is None:
         return
     others = [ref for ref in plan.recipe.references if tokenizer_files(tokenizer_folder(ref))]
-    example = others[0] if others else "<model>"
-    raise MismatchError(
-        f"{folder} has no tokenizer files. Copy them there, or name a model that has them: "
-        f"tokenizer_source: {example}"
-    )
+    message = f"{folder} has no tokenizer files. Copy them there, or name a model that has them: "
+    if others:
+        raise MismatchError(f"{message}tokenizer_source: {others[0]}")
+    warnings.warn(f"{message}no model of the merge does", MergeWarning, stacklevel=2)
 
 
 def _refuse_two_heads(plan: Plan, found: Rehearsal) -> None:

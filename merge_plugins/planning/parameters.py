@@ -182,7 +182,8 @@ def _settings(slice_: Slice) -> list[Setting]:
 
 def _where(slice_: Slice, tensor: str, t: float, message: str) -> str:
     """Tell of which model, weight and layer a refused value of a varying setting is."""
-    scopes = [*((m.parameters, f" of {m.ref}") for m in slice_.models), (slice_.parameters, "")]
+    alone = f" of {slice_.models[0].ref}" if len(slice_.models) == 1 else ""
+    scopes = [*((m.parameters, f" of {m.ref}") for m in slice_.models), (slice_.parameters, alone)]
     varying = [
         (name + whose, setting.at(tensor, t))
         for settings, whose in scopes

@@ -220,8 +220,8 @@ def _warn_of_stops(recipe: Recipe, config: Mapping[str, Any]) -> None:
     stops = stops if isinstance(stops, list) else [stops]
     if token in tokens and stops != [None] and tokens[token] not in stops:
         warnings.warn(
-            f"the tokenizer ends a turn with {token!r}, token {tokens[token]}, but generation "
-            f"stops only at {', '.join(map(str, stops))}: answers may run to the length limit. Set "
+            f"the tokenizer's eos_token is {token!r}, token {tokens[token]}, but generation stops "
+            f"only at {', '.join(map(str, stops))}: answers may run to the length limit. Set "
             "generation_config: to a model that stops there",
             MergeWarning,
             stacklevel=3,

@@ -315,7 +315,7 @@ def test_a_tokenizer_at_whose_end_of_turn_nothing_stops_is_told(llamas: Family) 
     Path(llamas["base"], "generation_config.json").write_text('{"eos_token_id": [2]}')
     given = merge(llamas, tokenizer_source=llamas["a"])
     with pytest.warns(
-        MergeWarning, match=r"'5', token 8, but generation stops only at 2: .*config"
+        MergeWarning, match=r"eos_token is '5', token 8, but generation stops only at 2: .*config"
     ):
         load_merged(Recipe.from_mapping(given))
     Path(llamas["b"], "generation_config.json").write_text('{"eos_token_id": [2, 8]}')

@@ -374,16 +374,10 @@ def test_the_normal_form_means_what_was_written_and_is_its_own(first, second, sh
     assert resolved(MIX, settled.slices[0], tensor, t) == written
 
 
-def test_a_refused_value_of_a_gradient_names_model_parameter_and_layer():
-    recipe = Recipe.from_mapping(
-        {
-            "merge_method": "dare_ties",
-            "base_model": "B",
-            "models": [
-                {"model": "a", "parameters": {"weight": 1.0, "density": 0.5}},
-                {"model": "b", "parameters": {"weight": 1.0, "density": [0, 0.5, 1]}},
-            ],
-        }
-    )
+@pytest.mark.parametrize("others", [["a"], []])
+def test_a_refused_value_of_a_gradient_names_model_parameter_and_layer(others):
+    models = [{"model": name, "parameters": {"weight": 1.0, "density": 0.5}} for name in others]
+    models.append({"model": "b", "parameters": {"weight": 1.0, "density": [0, 0.5, 1]}})
+    recipe = Recipe.from_mapping({"merge_method": "dare_ties", "base_model": "B", "models": models})
     with pytest.raises(ParameterError, match=r"\(density of .*b, in the first layer\)$"):
         parameters.validate(registry().get("dare_ties"), recipe)
