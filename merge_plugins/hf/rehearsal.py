@@ -90,6 +90,12 @@ def read_config(folder: str, where: object, trust_remote_code: bool | None = Fal
             ) from exc
 
 
+def text_written_out(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
+    """Complete the text part of a config with the defaults of its class, if transformers has it."""
+    live = config_of(config, where)
+    return config if live is None else dict(live.get_text_config().to_dict())
+
+
 def for_class(model_class: Any, config: Any) -> Any:
     """Return the part of a composite config that a model class takes: all of it, or the text's."""
     text = config.sub_configs.get("text_config") if LAZY else None

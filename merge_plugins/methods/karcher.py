@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_plugins.api import ELEMENT, Region, Slot, Weight, parameter
 from merge_plugins.errors import MergeWarning, ParameterError
-from merge_plugins.ops.arithmetic import dot_products, sums, weighted_sum
+from merge_plugins.ops.arithmetic import block_sums, dot_products, sums, weighted_sum
 from merge_plugins.plugins import hookimpl
 
 NO_DIRECTION = 1e-8
@@ -95,11 +95,7 @@ class Karcher:
 
         def alone(block: Slot) -> Mapping[str, Tensor]:
             units = _units(block, norms)
-
-            def total(terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
-                return torch.stack([term.sum() for term in terms(block)]).double()
-
-            found = self._steps(total, norms, weight.dtype, units)
+            found = self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, units)
             return {**found, "mean": _replayed(dataclasses.replace(block, measured=found))}
 
         [found] = weight.map_blocks(alone)

@@ -84,11 +84,12 @@ def sums(weight: Weight, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
 
     terms: float32, K of [*shape].
     """
+    return torch.stack(weight.map_blocks(lambda block: block_sums(terms(block)))).sum(0)
 
-    def summed(block: Slot) -> Tensor:
-        return torch.stack([term.sum() for term in terms(block)]).double()
 
-    return torch.stack(weight.map_blocks(summed)).sum(0)
+def block_sums(terms: Sequence[Tensor]) -> Tensor:
+    """Sum each of K terms of one block: float64 [K]."""
+    return torch.stack([term.sum() for term in terms]).double()
 
 
 def sums_over(weight: Weight, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -> Tensor:

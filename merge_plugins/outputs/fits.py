@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from typing import Any
 
@@ -56,7 +55,7 @@ def _refuse_two_heads(plan: Plan, found: Rehearsal) -> None:
             continue
         first, second = (plan.tensors[name].stored for name in names)
         for one, other in zip(first, second, strict=False):
-            with held(itertools.chain([one], [other])):
+            with held([one, other]):
                 if one.shape == other.shape and torch.equal(one.view(), other.view()):
                     continue
             raise MismatchError(

@@ -6,7 +6,6 @@ Everything that can be wrong with a merge is found here, before the first weight
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,18 +14,18 @@ from typing import Any
 
 import torch
 
-from merge_plugins.errors import MergeWarning, MismatchError, RecipeError
+from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.identity import digest
 from merge_plugins.planning import parameters
 from merge_plugins.planning.config import merged_config
 from merge_plugins.planning.names import DERIVED, Names, Origin
+from merge_plugins.planning.warn import warn_of_functions, warn_of_stops
 from merge_plugins.plugins import Method
 from merge_plugins.recipe import Recipe, Reference
 from merge_plugins.sources import Source
-from merge_plugins.tokenizer import Alignment, aligned, generation_config, tokenizer_folder
-from merge_plugins.tokenizer.vocabulary import vocabulary, vocabulary_size
+from merge_plugins.tokenizer import Alignment, aligned
+from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import SourceTensor
-from merge_plugins.weights.files import read_json, text_config
 from merge_plugins.weights.spelling import NUMBER
 
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -154,8 +153,8 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
         alignment.warn({ref: vocabulary_size(s.config) for ref, s in sources.items()})
     tensors.update(_laid_out(tensors, method, sources[recipe.donor].path))
     config = merged_config(recipe, sources, names, alignment)
-    _warn_of_functions(recipe, sources)
-    _warn_of_stops(recipe, config)
+    warn_of_functions(recipe, sources)
+    warn_of_stops(recipe, config)
     return Plan(recipe, method, sources, tensors, config, alignment)
 
 
@@ -182,50 +181,6 @@ def _in_one_layout(
     from merge_plugins.hf.layout import one_layout  # seconds: imports transformers
 
     return one_layout(sources, donor)
-
-
-def _warn_of_functions(recipe: Recipe, sources: Mapping[Reference, Source]) -> None:
-    """Warn of models that compute something else from their weights than the donor does."""
-    donor = sources[recipe.donor]
-    for ref, source in sources.items():
-        if source is donor or source.config == donor.config:
-            continue
-        from merge_plugins.hf.differences import differences, function_of  # imports transformers
-
-        if function_of(source.config) == function_of(donor.config):
-            continue
-        files = tuple(each.path / "config.json" for each in (donor, source))
-        found = differences(donor.config, source.config, (files[0], files[1]))
-        if found:
-            shown = ", ".join(f"{key} {a!r} and {b!r}" for key, (a, b) in found.items())
-            warnings.warn(
-                f"{donor.ref} and {ref} compute different functions: {shown}. The merge computes "
-                f"as {donor.ref} does; weights tuned for the other may not work there",
-                MergeWarning,
-                stacklevel=3,
-            )
-
-
-def _warn_of_stops(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Warn of another model's tokenizer whose end of turn generation does not stop at."""
-    if recipe.tokenizer_donor == recipe.generation_donor:
-        return  # as that model does it alone
-    folder = tokenizer_folder(recipe)
-    file = folder / "tokenizer_config.json"
-    token = read_json(file).get("eos_token") if file.is_file() else None
-    token = token.get("content") if isinstance(token, Mapping) else token
-    tokens = vocabulary(folder) if isinstance(token, str) else {}
-    stops = (generation_config(recipe) or {}).get("eos_token_id")
-    stops = text_config(config).get("eos_token_id") if stops is None else stops
-    stops = stops if isinstance(stops, list) else [stops]
-    if token in tokens and stops != [None] and tokens[token] not in stops:
-        warnings.warn(
-            f"the tokenizer's eos_token is {token!r}, token {tokens[token]}, but generation stops "
-            f"only at {', '.join(map(str, stops))}: answers may run to the length limit. Set "
-            "generation_config: to a model that stops there",
-            MergeWarning,
-            stacklevel=3,
-        )
 
 
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
