@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 
 def drift(model: Any, spread: float) -> Any:
@@ -56,6 +59,20 @@ def write_family(
 
 def folders(root: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: str(root / name) for name in names}
+
+
+def rewrite(folder: str | Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Change the tensors of a model's only weight file."""
+    file = Path(folder, "model.safetensors")
+    copies = {name: weight.clone().contiguous() for name, weight in change(load_file(file)).items()}
+    save_file(copies, file, {"format": "pt"})
+
+
+def edit(folder: str | Path, **keys: Any) -> None:
+    """Set keys of a model's config.json; None deletes one."""
+    file = Path(folder, "config.json")
+    config = {**json.loads(file.read_text()), **keys}
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 SMALL: Mapping[str, int] = {

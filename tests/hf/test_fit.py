@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as t
 from architectures import state
-from families import SMALL, seeded, word_tokenizer, write_family
+from families import SMALL, edit, rewrite, seeded, word_tokenizer, write_family
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,17 +28,6 @@ def family(root: Path, model: Any) -> Family:
     words = ["<unk>", "<s>", "</s>", *map(str, range(61))]
     tokenizer = word_tokenizer(words, unknown="<unk>", eos_token="</s>")
     return write_family(model, root, spread=0.02, tokenizer=tokenizer)
-
-
-def edit(folder: str, **keys: Any) -> None:
-    file = Path(folder, "config.json")
-    config = {**json.loads(file.read_text()), **keys}
-    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-
-
-def rewrite(folder: str, change: Callable[[Weights], Weights]) -> None:
-    file = Path(folder, "model.safetensors")
-    save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
 
 
 def merge(models: Family, **top: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers as t
 from architectures import state, write
-from families import SMALL, seeded, word_tokenizer
+from families import SMALL, edit, rewrite, seeded, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from merge_plugins import Recipe, load_merged, merged_tensors, save
@@ -35,21 +35,6 @@ def recipe(base: Path, *experts: Path) -> Recipe:
     return Recipe.from_mapping(
         {"merge_method": "task_arithmetic", "base_model": str(base), "models": models}
     )
-
-
-def rewrite(folder: Path, change: Change) -> None:
-    weights = change(load_file(folder / "model.safetensors"))
-    copies = {name: weight.clone().contiguous() for name, weight in weights.items()}
-    save_file(copies, folder / "model.safetensors", {"format": "pt"})
-
-
-def edit(folder: Path, **keys: Any) -> None:
-    """Set keys of config.json; None deletes one."""
-    import json
-
-    file = folder / "config.json"
-    config = {**json.loads(file.read_text()), **keys}
-    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def family(root: Path, model: Any, names: tuple[str, ...] = ("base", "a", "b")) -> list[Path]:
@@ -238,26 +223,21 @@ def with_head(weights: Weights) -> Weights:
     return {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
 
 
+STORED: Mapping[str, Change] = {
+    "both names": with_head,  # as old .bin files do
+    "the head alone": renamed((r"^model\.embed_tokens", "lm_head")),  # as sharded trainers do
+}
+
+
 @pytest.mark.parametrize("who", [("a",), ("base",), ("base", "a")], ids="+".join)
-def test_a_head_that_the_class_ties_may_be_stored_twice(
-    who: tuple[str, ...], tmp_path: Path
+@pytest.mark.parametrize("stored", STORED)
+def test_an_embedding_that_the_class_ties_may_be_stored_under(
+    stored: str, who: tuple[str, ...], tmp_path: Path
 ) -> None:
     base, a = gemma(tmp_path)
     wanted = state(load_merged(recipe(base, a)))
     for name in who:
-        rewrite(tmp_path / name, with_head)
-    check(base, a, wanted, t.Gemma2ForCausalLM)
-
-
-@pytest.mark.parametrize("who", [("a",), ("base",), ("base", "a")], ids="+".join)
-def test_a_tied_embedding_may_be_stored_as_the_head_alone(
-    who: tuple[str, ...], tmp_path: Path
-) -> None:
-    """As sharded trainers save it, which keep one of the two names."""
-    base, a = gemma(tmp_path)
-    wanted = state(load_merged(recipe(base, a)))
-    for name in who:
-        rewrite(tmp_path / name, renamed((r"^model\.embed_tokens", "lm_head")))
+        rewrite(tmp_path / name, STORED[stored])
     check(base, a, wanted, t.Gemma2ForCausalLM)
 
 
