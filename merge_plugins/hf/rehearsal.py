@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from merge_plugins.errors import CheckpointError
 from merge_plugins.hf.classes import architecture
 from merge_plugins.hf.versions import DTYPE, LAZY
 from merge_plugins.weights.pieces import Piece, Pieces
+from merge_plugins.weights.views import VIEWS
 
 aten = torch.ops.aten
 META = torch.device("meta")
@@ -224,130 +225,68 @@ class Sketch(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation on the shapes, and on the pieces if it moves boxes of elements."""
+        kwargs = kwargs or {}
+        view = VIEWS.get(func)
+        if view is not None and isinstance(args[0], cls) and args[0].pieces is not None:
+            viewed = view(*args, **kwargs)
+            if viewed is not None:
+                return viewed
         inputs: list[Sketch] = []
 
         def empty(sketch: Sketch) -> Tensor:
             inputs.append(sketch)
-            return torch.empty(sketch.shape, dtype=sketch.dtype, device="meta")
+            return torch.empty(sketch.shape, dtype=sketch.dtype, device=META)
 
-        plain_args, plain_kwargs = tree_map_only(cls, empty, (args, kwargs or {}))
+        plain_args, plain_kwargs = tree_map_only(cls, empty, (args, kwargs))
         result = func(*plain_args, **plain_kwargs)
         names = frozenset().union(*(sketch.names for sketch in inputs))
-        move = MOVES.get(func)
-        known = move is not None and all(sketch.pieces is not None for sketch in inputs)
-        moved = move(*args, **(kwargs or {})) if known and move else None
-        if moved is not None and isinstance(result, list | tuple):
-            pairs = zip(result, moved, strict=True)
-            return [cls(each.shape, pieces, None, each.dtype) for each, pieces in pairs]
+        join = JOINS.get(func)
+        known = join is not None and all(sketch.pieces is not None for sketch in inputs)
+        pieces = join(*args) if known and join else None
         return tree_map_only(
-            Tensor,
-            lambda each: cls(each.shape, moved, None if moved else names, each.dtype),
-            result,
+            Tensor, lambda each: cls(each.shape, pieces, names, each.dtype), result
         )
 
+    def cut(self, dim: int, start: int, stop: int) -> Sketch:
+        """Keep ``[start, stop)`` of one dimension, counted from 0."""
+        stop = max(start, stop)
+        cuts = (piece.cut(dim, start, stop) for piece in self._known)
+        sizes = [*self.shape[:dim], stop - start, *self.shape[dim + 1 :]]
+        return Sketch(sizes, tuple(cut for cut in cuts if cut), None, self.dtype)
 
-def _pieces(sketch: Any) -> Pieces:
-    assert sketch.pieces is not None
-    return tuple(sketch.pieces)
+    def ordered(self, order: Sequence[int | None]) -> Sketch:
+        """Reorder dimensions; None inserts one of size 1, as those left out are."""
+        sizes = [1 if dim is None else self.shape[dim] for dim in order]
+        pieces = tuple(piece.permuted(order) for piece in self._known)
+        return Sketch(sizes, pieces, None, self.dtype)
 
-
-def _same(sketch: Tensor, *_: Any, **__: Any) -> Pieces:
-    return _pieces(sketch)
-
-
-def _cut(sketch: Tensor, dim: int, start: int, stop: int) -> Pieces:
-    cuts = (piece.cut(dim, start, stop) for piece in _pieces(sketch))
-    return tuple(cut for cut in cuts if cut is not None)
-
-
-def _sliced(
-    sketch: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Pieces | None:
-    dim %= sketch.ndim
-    first, last, _ = slice(start, end).indices(sketch.shape[dim])
-    return _cut(sketch, dim, first, max(first, last)) if step == 1 else None
+    @property
+    def _known(self) -> Pieces:
+        assert self.pieces is not None
+        return self.pieces
 
 
-def _order(sketch: Tensor, order: Sequence[int | None]) -> Pieces:
-    return tuple(piece.permuted(order) for piece in _pieces(sketch))
+def _copied(sketch: Sketch, *_: Any) -> Pieces:
+    return sketch._known
 
 
-def _selected(sketch: Tensor, dim: int, index: int) -> Pieces:
-    dim %= sketch.ndim
-    index %= sketch.shape[dim]
-    order = [at for at in range(sketch.ndim) if at != dim]
-    return tuple(piece.permuted(order) for piece in _cut(sketch, dim, index, index + 1))
-
-
-def _unbound(sketch: Tensor, dim: int = 0) -> list[Pieces]:
-    return [_selected(sketch, dim, index) for index in range(sketch.shape[dim])]
-
-
-def _split(sketch: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Pieces]:
-    dim %= sketch.ndim
-    length = sketch.shape[dim]
-    if isinstance(sizes, int):
-        sizes = [min(sizes, length - at) for at in range(0, length, sizes)]
-    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [_cut(sketch, dim, stop - n, stop) for stop, n in zip(stops, sizes, strict=True)]
-
-
-def _concatenated(sketches: Sequence[Tensor], dim: int = 0) -> Pieces:
+def _concatenated(sketches: Sequence[Sketch], dim: int = 0) -> Pieces:
     found, at = [], 0
     for sketch in sketches:
         axis = dim % sketch.ndim
-        found += [piece.moved(axis, at) for piece in _pieces(sketch)]
+        found += [piece.moved(axis, at) for piece in sketch._known]
         at += sketch.shape[axis]
     return tuple(found)
 
 
-def _unsqueezed(sketch: Tensor, dim: int) -> Pieces:
-    dim %= sketch.ndim + 1
-    dims = list(range(sketch.ndim))
-    return _order(sketch, [*dims[:dim], None, *dims[dim:]])
+def _stacked(sketches: Sequence[Sketch], dim: int = 0) -> Pieces:
+    return _concatenated([VIEWS[aten.unsqueeze.default](sketch, dim) for sketch in sketches], dim)
 
 
-def _stacked(sketches: Sequence[Tensor], dim: int = 0) -> Pieces:
-    found: list[Piece] = []
-    for at, sketch in enumerate(sketches):
-        axis = dim % (sketch.ndim + 1)
-        found += [piece.moved(axis, at) for piece in _unsqueezed(sketch, axis)]
-    return tuple(found)
-
-
-def _squeezed(sketch: Tensor, dim: int) -> Pieces:
-    return _selected(sketch, dim, 0) if sketch.shape[dim] == 1 else _pieces(sketch)
-
-
-def _transposed(sketch: Tensor, first: int = 0, second: int = 1) -> Pieces:
-    order = list(range(sketch.ndim))
-    if order:
-        order[first], order[second] = order[second], order[first]
-    return _order(sketch, order)
-
-
-def _reshaped(sketch: Tensor, size: Sequence[int], *_: Any, **__: Any) -> Pieces | None:
-    return _pieces(sketch) if tuple(size) == tuple(sketch.shape) else None
-
-
-MOVES: dict[Any, Any] = {
-    aten._to_copy.default: _same,
-    aten.alias.default: _same,
+JOINS: dict[Any, Callable[..., Pieces]] = {
+    aten._to_copy.default: _copied,
     aten.cat.default: _concatenated,
-    aten.clone.default: _same,
-    aten.detach.default: _same,
-    aten.permute.default: _order,
-    aten.select.int: _selected,
-    aten.slice.Tensor: _sliced,
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.squeeze.dim: _squeezed,
+    aten.clone.default: _copied,
     aten.stack.default: _stacked,
-    aten.t.default: _transposed,
-    aten.transpose.int: _transposed,
-    aten.unbind.int: _unbound,
-    aten.unsqueeze.default: _unsqueezed,
-    aten.view.default: _reshaped,
-    aten._unsafe_view.default: _reshaped,
 }
-"""Operators that only move boxes of elements: what they do to pieces, None if it is more."""
+"""Operators that are no views but only move boxes of elements: the pieces of their result."""

@@ -7,15 +7,15 @@ tensor parallelism each rank reads and merges its share. Every other operation m
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from merge_plugins.engine import MergedTensor
+from merge_plugins.weights.views import VIEWS
 
 aten = torch.ops.aten
 
@@ -103,7 +103,7 @@ class LazyTensor(Tensor):
         result = func(*merged, **named)
         return args[0] if written else result
 
-    def _cut(self, dim: int, start: int, stop: int) -> Tensor:
+    def cut(self, dim: int, start: int, stop: int) -> Tensor:
         """Slice one dimension, counted from 0."""
         origin_dim = self.dims[dim]
         if origin_dim is None:  # of size 1
@@ -114,90 +114,10 @@ class LazyTensor(Tensor):
         bounds[origin_dim] = (first + start, first + max(start, stop))
         return LazyTensor(self.origin, bounds, self.dims)
 
+    def ordered(self, order: Sequence[int | None]) -> LazyTensor:
+        """View the box with dimensions reordered; None inserts one of size 1."""
+        return self._with_dims([None if dim is None else self.dims[dim] for dim in order])
+
     def _with_dims(self, dims: Sequence[int | None]) -> LazyTensor:
         """View the box with dimensions reordered, or ones of size 1 inserted or removed."""
         return LazyTensor(self.origin, self.bounds, dims)
-
-
-def _same(lazy: LazyTensor, **_: Any) -> LazyTensor:
-    return lazy._with_dims(lazy.dims)
-
-
-def _reshaped(lazy: LazyTensor, size: Sequence[int]) -> LazyTensor | None:
-    return _same(lazy) if tuple(size) == tuple(lazy.shape) else None
-
-
-def _sliced(
-    lazy: LazyTensor,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> Tensor | None:
-    if step != 1:
-        return None
-    dim %= lazy.ndim
-    first, last, _ = slice(start, end).indices(lazy.shape[dim])
-    return lazy._cut(dim, first, last)
-
-
-def _selected(lazy: LazyTensor, dim: int, index: int) -> LazyTensor:
-    dim, index = dim % lazy.ndim, index % lazy.shape[dim]
-    row = cast(LazyTensor, lazy._cut(dim, index, index + 1))
-    return row._with_dims([*lazy.dims[:dim], *lazy.dims[dim + 1 :]])
-
-
-def _unbound(lazy: LazyTensor, dim: int = 0) -> list[LazyTensor]:
-    return [_selected(lazy, dim, index) for index in range(lazy.shape[dim])]
-
-
-def _split(lazy: LazyTensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
-    dim %= lazy.ndim
-    if isinstance(sizes, int):
-        left = lazy.shape[dim]
-        sizes = [min(sizes, left - at) for at in range(0, left, sizes)] if left else [0]
-    stops = list(itertools.accumulate(sizes))
-    pairs = zip(stops, sizes, strict=True)
-    return [lazy._cut(dim, stop - size, stop) for stop, size in pairs]
-
-
-def _unsqueezed(lazy: LazyTensor, dim: int) -> LazyTensor:
-    dim %= lazy.ndim + 1
-    return lazy._with_dims([*lazy.dims[:dim], None, *lazy.dims[dim:]])
-
-
-def _squeezed(lazy: LazyTensor, dim: int) -> LazyTensor:
-    return _selected(lazy, dim, 0) if lazy.shape[dim] == 1 else _same(lazy)
-
-
-def _transposed(lazy: LazyTensor, first: int = 0, second: int = 1) -> LazyTensor:
-    dims = list(lazy.dims)
-    if dims:
-        dims[first], dims[second] = dims[second], dims[first]
-    return lazy._with_dims(dims)
-
-
-def _turned(lazy: LazyTensor) -> LazyTensor:
-    return lazy._with_dims(lazy.dims[::-1])
-
-
-def _permuted(lazy: LazyTensor, order: Sequence[int]) -> LazyTensor:
-    return lazy._with_dims([lazy.dims[dim] for dim in order])
-
-
-VIEWS: dict[Any, Callable[..., Any]] = {
-    aten.alias.default: _same,
-    aten.detach.default: _same,
-    aten.permute.default: _permuted,
-    aten.select.int: _selected,
-    aten.slice.Tensor: _sliced,
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.squeeze.dim: _squeezed,
-    aten.t.default: _turned,
-    aten.transpose.int: _transposed,
-    aten.unbind.int: _unbound,
-    aten.unsqueeze.default: _unsqueezed,
-    aten.view.default: _reshaped,
-}
-"""Lazy version of each view operator; returns None for views that need the merged tensor."""
