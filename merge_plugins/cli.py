@@ -61,7 +61,10 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     command("list", list_methods).add_argument("--json", action="store_true")
     command("show", show_method).add_argument("method", metavar="METHOD")
     recipe = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
-    command("check", check).add_argument("recipe", metavar="RECIPE", help=recipe)
+    checker = command("check", check)
+    checker.add_argument("recipe", metavar="RECIPE", help=recipe)
+    again = "hash every file again for the digest, whatever hashes are cached"
+    checker.add_argument("--verify", action="store_true", help=again)
     planner = command("plan", show_plan)
     planner.add_argument("recipe", metavar="RECIPE", help=recipe)
     planner.add_argument("--json", action="store_true")
@@ -122,6 +125,8 @@ def check(options: argparse.Namespace) -> int:
     plan = open_merge(read_recipe(options.recipe)).plan
     fits(plan)
     has_tokenizer(plan)
+    if options.verify:
+        identity.verify(plan.recipe)
     print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
     return 0
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from merge_plugins._version import __version__
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
 from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
-from merge_plugins.weights.content import content
+from merge_plugins.weights import content
 from merge_plugins.weights.files import adapter_files, tokenizer_files, weight_files
 from merge_plugins.weights.hub import resolve
 
@@ -54,6 +54,38 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def verify(recipe: Recipe) -> None:
+    """Hash every file that `digest` needs again, also those whose hash is known.
+
+    Takes as long as reading all models. Raises `CheckpointError` for a file in the hub's cache that
+    is not what its name says.
+    """
+    for file in dict.fromkeys(_files(recipe)):
+        if file.is_file():
+            content.verify(file)
+
+
+def _files(ref: Reference) -> Iterator[Path]:
+    """Iterate over the files of a model, or of all models and the tokenizer of a merge."""
+    if isinstance(ref, str):
+        folder = resolve(ref)
+        yield from (*_model_files(folder), *tokenizer_files(folder))
+    elif isinstance(ref, Recipe):
+        for each in ref.references:
+            yield from _files(each)
+        yield from tokenizer_files(tokenizer_folder(ref.tokenizer_donor))
+    elif isinstance(ref, Lora):
+        folder = resolve(ref.adapter)
+        yield from (*_files(ref.model), *adapter_files(folder), *tokenizer_files(folder))
+    elif isinstance(ref, Delta | Rebased):
+        other = ref.delta if isinstance(ref, Delta) else ref.base_model
+        yield from (*_files(ref.model), *_files(other))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [*weight_files(folder), *(folder / name for name in IDENTIFYING)]
+
+
 def label(recipe: Recipe) -> str:
     """Name a merge for tables and caches: ``<method>-<digest>``."""
     return f"{recipe.merge_method}-{digest(recipe)}"
@@ -66,8 +98,7 @@ def model_identity(ref: Reference) -> str:
     the hash of any other file is cached until the file changes.
     """
     if isinstance(ref, str):
-        folder = resolve(ref)
-        return _hashed([*weight_files(folder), *(folder / name for name in IDENTIFYING)])
+        return _hashed(_model_files(resolve(ref)))
     if isinstance(ref, Lora):
         parts = "lora", model_identity(ref.model), _hashed(adapter_files(resolve(ref.adapter)))
     elif isinstance(ref, Delta):
@@ -89,5 +120,5 @@ def _hashed(files: Iterable[Path]) -> str:
     whole = hashlib.sha256()
     for file in files:
         if file.is_file():
-            whole.update(f"{file.name}={content(file)}\n".encode())
+            whole.update(f"{file.name}={content.content(file)}\n".encode())
     return whole.hexdigest()[:32]

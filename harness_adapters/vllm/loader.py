@@ -80,6 +80,7 @@ class MergedModelLoader(DefaultModelLoader):
         for name, tensor in tqdm(tensors, "Merging", disable=not shown, unit=" weights"):
             if not should_skip_weight(name, self.local_expert_ids):
                 yield name, LazyTensor(tensor)
+        plan.refuse_changes()
 
     def recipe(self, model_config: ModelConfig) -> Recipe | None:
         """Find the recipe of the model that vLLM loads; None if the model is no merge.

@@ -32,7 +32,7 @@ from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.recipe import Data
 from merge_plugins.weights import StoredTensor
 from merge_plugins.weights.files import read_json
-from merge_plugins.weights.stored import read_header
+from merge_plugins.weights.headers import read_header
 
 INDEX = "index.json"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.tokenizer.vocabulary import is_vocabulary
 from merge_plugins.weights import Checkpoint, SourceTensor
 from merge_plugins.weights.files import tokenizer_files
+
+T = TypeVar("T")
 
 
 class PlannedSources:
@@ -114,9 +116,14 @@ class PlannedSources:
             watched = store.Watched(lambda: self.batches(expert), request)
             pieces = store.checked(statistic.function(module, watched), request)
             renamed = (by_checkpoint_name(module, p, checkpoint, statistic) for p in pieces)
-            return store.write(request.folder, renamed)
+            return store.write(request.folder, self._of_one_version(renamed))
         finally:
             self.drop()
+
+    def _of_one_version(self, pieces: Iterator[T]) -> Iterator[T]:
+        """Yield pieces of a statistic; raise `CheckpointError` if a model changed meanwhile."""
+        yield from pieces
+        self._plan.refuse_changes()
 
     def _tokenizer(self, expert: int) -> Path:
         """Return the folder of the tokenizer for an expert's data."""

@@ -72,6 +72,7 @@ def load_merged(
     model.merge_settled = settled  # type: ignore[assignment]
     if plan.method.is_routed:
         routed.route(model, merge)
+    plan.refuse_changes()
     generation = generation_config(recipe)
     if model.can_generate() and generation is not None:
         model.generation_config = GenerationConfig.from_dict(generation)

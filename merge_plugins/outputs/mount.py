@@ -65,6 +65,7 @@ def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        plan.refuse_changes()
     return target
 
 
@@ -126,13 +127,15 @@ class Mounted:
         the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
-        recipe = mounted_recipe(recipe_folder(name, **where))
+        folder = recipe_folder(name, **where)
+        recipe = mounted_recipe(folder)
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
             if not kwargs.get(bits):  # transformers 5 rejects these, even switched off
                 kwargs.pop(bits, None)
         auto_class = getattr(transformers, cls.__name__)
         model = load_merged(recipe, auto_class, config=_own(config, recipe), **kwargs)
+        _refuse_changes(recipe, folder)  # between the digest above and the opening of the files
         model.config._name_or_path = model.name_or_path = str(name)
         return model
 

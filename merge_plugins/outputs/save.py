@@ -57,6 +57,7 @@ def save(
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(plan, target.name, merge.settled())
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        plan.refuse_changes()  # after the card, which has the digest
     return target
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from merge_plugins.recipe import Recipe, Reference
 from merge_plugins.sources import Source
 from merge_plugins.tokenizer import Alignment, aligned
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
-from merge_plugins.weights import SourceTensor
+from merge_plugins.weights import SourceTensor, opened_files
 from merge_plugins.weights.spelling import NUMBER
 
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -87,6 +88,16 @@ class Plan:
                 "Use merge_plugins.load_merged or lm_eval --model merged; the shared expert alone "
                 "is a recipe of its own method"
             )
+
+    def refuse_changes(self) -> None:
+        """Raise `CheckpointError` if a file of weights has changed since it was opened.
+
+        To be called when the last weight has been read and whatever names the merge is computed.
+        """
+        sources = chain.from_iterable(source.values() for source in self.checkpoints.values())
+        planned = chain.from_iterable(tensor.stored for tensor in self.tensors.values())
+        for file in opened_files(chain(sources, planned)):
+            file.refuse_changes()
 
     @cached_property
     def bytes_read(self) -> int:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ from merge_plugins.api import LowRank, Region
 from merge_plugins.errors import CheckpointError, MismatchError
 from merge_plugins.recipe import Lora
 from merge_plugins.sources.models import ComputedCheckpoint, Source
+from merge_plugins.sources.patterns import Matcher, matchers
 from merge_plugins.tokenizer.vocabulary import vocabulary_size, with_vocabulary_size
 from merge_plugins.weights import ComputedTensor, SourceTensor, StoredTensor
 from merge_plugins.weights.files import adapter_files, read_json
+from merge_plugins.weights.headers import read_header
 from merge_plugins.weights.spelling import only_match
-from merge_plugins.weights.stored import read_header
 
 PANEL = 64
 """Rows of B·A per multiplication, on a fixed grid: bits do not depend on the region read."""
@@ -95,7 +98,7 @@ class Adapter:
         for name, factors in updated.items():
             weight = tensors[names[name]]
             update = self._update(name.removesuffix(".weight"), factors, weight, flag)
-            tensors[names[name]] = _added(weight, update)
+            tensors[names[name]] = _added(weight, update, tuple(factors.values()))
         return tensors
 
     def _update(
@@ -110,6 +113,8 @@ class Adapter:
             ) from exc
         if a.ndim != 2 or b.ndim != 2 or len(weight.shape) != 2:
             raise CheckpointError(f"{self.path}: {module} is no linear layer: it {MERGE_FIRST}")
+        if not len(a):
+            raise CheckpointError(f"{self.path}: {module} has rank 0. Leave out this adapter.")
         scale = self._scale(module, len(a))
         magnitude = factors.get("lora_magnitude_vector")
         turned = (a.shape[1], b.shape[0]) == weight.shape
@@ -124,7 +129,8 @@ class Adapter:
             update = Update(LowRank(b, a, scale), norms)
         up, down = update.added.up, update.added.down
         shape = (up.shape[0], down.shape[1])
-        if shape != weight.shape or up.shape[1] != down.shape[0]:
+        n_norms = len(up) if update.magnitude is None else len(update.magnitude)
+        if shape != weight.shape or up.shape[1] != down.shape[0] or n_norms != len(up):
             raise MismatchError(
                 f"{self.path}: the adapter's {module} is {list(shape)}, {weight.name} is "
                 f"{list(weight.shape)} in {weight.file.parent}. Is it an adapter of this model?"
@@ -133,10 +139,33 @@ class Adapter:
 
     def _scale(self, module: str, rank: int) -> float:
         """Compute the scale s; the first pattern that matches the end of the path sets alpha."""
-        patterns = self.config.get("alpha_pattern") or {}
-        fitting = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", module))
-        alpha = float(next(fitting, self.config.get("lora_alpha", 8)))
+        fitting = (alpha for matches, alpha in self.alphas if matches(module))
+        alpha = next(fitting, _alpha(self.path, self.config.get("lora_alpha", 8)))
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    @cached_property
+    def alphas(self) -> list[tuple[Matcher, float]]:
+        """The tests of ``alpha_pattern`` and the alpha of each."""
+        given = self.config.get("alpha_pattern") or {}
+        if not isinstance(given, dict):
+            raise CheckpointError(f"{self.path}: alpha_pattern is a mapping, not {given!r}")
+        try:
+            found = matchers(given)
+        except ValueError as exc:
+            raise CheckpointError(
+                f"{self.path}: alpha_pattern: {exc}. Name the modules, or merge the adapter into "
+                "its model first (peft: merge_and_unload, save_pretrained) and name that folder."
+            ) from exc
+        return list(zip(found, (_alpha(self.path, a) for a in given.values()), strict=True))
+
+
+def _alpha(path: Path, given: Any) -> float:
+    """Check that an alpha of adapter_config.json is a number."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        with suppress(OverflowError):
+            if math.isfinite(given):
+                return float(given)
+    raise CheckpointError(f"{path}: alpha in adapter_config.json is a number, not {given!r}")
 
 
 MERGE_FIRST = (
@@ -184,11 +213,15 @@ def _is_transposed(factors: Mapping[str, StoredTensor], weight: SourceTensor) ->
     return turned == weight.shape and turned[0] != turned[-1]
 
 
-def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
+def _added(
+    weight: SourceTensor, update: Update, factors: tuple[SourceTensor, ...]
+) -> ComputedTensor:
     n_rows, n_columns = weight.shape
 
     def compute(region: Region) -> Tensor:
         (start, stop), (left, right) = region.bounds
+        for factor in factors:
+            factor.view()  # refuses a file that was cut off: `update` holds views of it
         made = torch.empty(region.sizes, dtype=torch.float32)
         a = update.added.down.float().contiguous()
         for top in range(start - start % PANEL, stop, PANEL):
@@ -207,7 +240,9 @@ def _added(weight: SourceTensor, update: Update) -> ComputedTensor:
             made[first - start : last - start] = whole[:, left:right]
         return made
 
-    made = ComputedTensor(weight.name, weight.file, weight.dtype, weight.shape, (weight,), compute)
+    made = ComputedTensor(
+        weight.name, weight.file, weight.dtype, weight.shape, (weight, *factors), compute
+    )
     if update.magnitude is None:
         made.factors = update.added
     return made

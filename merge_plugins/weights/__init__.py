@@ -1,7 +1,7 @@
 """Read tensors lazily: stored in files, or computed from stored ones while they are read."""
 
 from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
-from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held
+from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held, opened_files
 from merge_plugins.weights.stored import StoredTensor
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "StoredTensor",
     "held",
     "open_checkpoint",
+    "opened_files",
 ]

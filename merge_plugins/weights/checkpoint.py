@@ -16,7 +16,8 @@ from typing import Any
 
 from merge_plugins.errors import CheckpointError
 from merge_plugins.weights.files import index_file, read_json, weight_files, weight_map
-from merge_plugins.weights.stored import StoredTensor, read_header
+from merge_plugins.weights.headers import read_header
+from merge_plugins.weights.stored import StoredTensor
 
 
 class Checkpoint(Mapping[str, StoredTensor]):

@@ -15,6 +15,8 @@ from torch import Tensor
 from merge_plugins.api import LowRank, Region
 from merge_plugins.errors import CheckpointError
 from merge_plugins.parallel import BLOCK, block_size, parallel
+from merge_plugins.weights.opened import OpenedFile
+from merge_plugins.weights.stored import StoredTensor
 
 
 class SourceTensor(Protocol):
@@ -56,17 +58,56 @@ class SourceTensor(Protocol):
         """End a `hold`; the last one frees the weight if it was kept in memory."""
 
 
+def stored_inputs(tensor: SourceTensor) -> Iterator[SourceTensor]:
+    """Iterate over the stored weights that a weight is computed from; a stored one is its own."""
+    if isinstance(tensor, ComputedTensor):
+        for each in tensor.inputs:
+            yield from stored_inputs(each)
+    else:
+        yield tensor
+
+
+def opened_files(tensors: Iterable[SourceTensor]) -> list[OpenedFile]:
+    """List the files that weights are stored in or computed from, each once."""
+    stored = (each for tensor in tensors for each in stored_inputs(tensor))
+    return list(
+        dict.fromkeys(
+            each.opened for each in stored if isinstance(each, StoredTensor) and each.opened
+        )
+    )
+
+
 def refuse_damage(tensor: SourceTensor) -> None:
-    """Raise `CheckpointError` at the first NaN or infinity of a weight; requires `hold`."""
+    """Raise `CheckpointError` at the first NaN or infinity of a weight; requires `hold`.
+
+    For a computed weight the error names the stored one that is damaged, if one is.
+    """
+    first = _first_damage(tensor)
+    if first is None:
+        return
+    if isinstance(tensor, ComputedTensor):
+        for stored in stored_inputs(tensor):
+            refuse_damage(stored)
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name} came out as NaN or infinity, first at {first}, from "
+            "finite numbers. Leave out this model."
+        )
+    raise CheckpointError(
+        f"{tensor.file}: {tensor.name} holds NaN or infinity, first at {first}. "
+        "Repair or leave out this model."
+    )
+
+
+def _first_damage(tensor: SourceTensor) -> list[int] | None:
+    """Find the first position of NaN or infinity; None if all elements are finite."""
     for block in Region.whole(tensor.shape).blocks(BLOCK):
-        bad = torch.isfinite(tensor.read(block)).logical_not_()
+        found = tensor.read(block)
+        found = found.float() if found.dtype.itemsize == 1 else found  # torch has no isfinite of it
+        bad = torch.isfinite(found).logical_not_()
         if bad.any():
             at = block.index().view(-1)[bad.view(-1).to(torch.uint8).argmax()]
-            first = [int(i) for i in torch.unravel_index(at, tensor.shape)]
-            raise CheckpointError(
-                f"{tensor.file}: {tensor.name} holds NaN or infinity, first at {first}. "
-                "Repair or leave out this model."
-            )
+            return [int(i) for i in torch.unravel_index(at, tensor.shape)]
+    return None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from merge_plugins.errors import CheckpointError
 
@@ -24,7 +24,7 @@ def _named_file(path: Path) -> Path | None:
     name = read_json(config).get("transformers_weights") if config.is_file() else None
     if name is None:
         return None
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(NAMED):
+    if not _is_file_name(name) or not name.endswith(NAMED):
         raise CheckpointError(
             f"{config}: transformers_weights is {name!r}; it names a file beside it that ends with "
             f"{' or '.join(NAMED)}"
@@ -34,6 +34,19 @@ def _named_file(path: Path) -> Path | None:
             f"{path / name} is missing; transformers_weights in {config} names it"
         )
     return path / name
+
+
+def _is_file_name(given: object) -> TypeGuard[str]:
+    """Whether a value from JSON can name a file beside the one it stands in, and in no other place.
+
+    The limit of 255 bytes is that of common file systems.
+    """
+    if not isinstance(given, str) or given in ("", ".", "..") or {"/", "\\", "\0"} & {*given}:
+        return False
+    try:
+        return len(given.encode()) <= 255
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def index_file(path: Path) -> Path | None:
@@ -56,6 +69,12 @@ def weight_map(index: Path) -> dict[str, str]:
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict):
         raise CheckpointError(f"{index} has no weight_map. Download the model again.")
+    for name, file in files.items():
+        if not _is_file_name(file):
+            raise CheckpointError(
+                f"{index}: {name} is in {file!r}, which is no file beside the index. "
+                "Download the model again."
+            )
     return files
 
 
@@ -108,7 +127,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; raise `CheckpointError` with the file name if it is not one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as exc:
+    except (ValueError, OSError, RecursionError) as exc:
         raise CheckpointError(f"{file} is not readable JSON: {exc}") from exc
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(found).__name__}")
@@ -120,4 +139,5 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Keys at the top level take precedence.
     """
-    return {**config.get("text_config", {}), **config}
+    section = config.get("text_config")
+    return {**(section if isinstance(section, Mapping) else {}), **config}

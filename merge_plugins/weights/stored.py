@@ -1,12 +1,11 @@
-"""Read tensors of safetensors and ``.bin`` files, memory-mapped; read and write the header."""
+"""Read tensors of safetensors and ``.bin`` files, memory-mapped; write a safetensors header."""
 
 from __future__ import annotations
 
 import json
 import math
 import mmap
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region
-from merge_plugins.errors import CheckpointError
+from merge_plugins.weights.opened import OpenedFile
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,7 +34,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StoredTensor:
     """Read one tensor of one file on demand, memory-mapped."""
 
@@ -44,7 +43,8 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     _tensor: Tensor | None = None
-    _map: mmap.mmap | None = None
+    opened: OpenedFile | None = None
+    """The file as it was opened; None for a tensor in memory."""
     _offset: int = 0
 
     @property
@@ -54,21 +54,24 @@ class StoredTensor:
 
     def view(self) -> Tensor:
         """Map the whole tensor; pages are read when their elements are accessed."""
+        if self.opened is not None:
+            self.opened.refuse_truncation()
         if self._tensor is not None:
             return self._tensor
         count = math.prod(self.shape)
-        if self._map is None or count == 0:
+        if self.opened is None or count == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         if self._offset % self.dtype.itemsize:
             return self._aligned
-        flat = torch.frombuffer(self._map, dtype=self.dtype, count=count, offset=self._offset)
+        flat = torch.frombuffer(self.opened.map, dtype=self.dtype, count=count, offset=self._offset)
         return flat.view(self.shape)
 
     @cached_property
     def _aligned(self) -> Tensor:
         """Aligned copy of the tensor: torch needs alignment, the format does not promise it."""
+        assert self.opened is not None, "only tensors of a file lie anywhere"
         n_bytes = math.prod(self.shape) * self.dtype.itemsize
-        raw = bytearray((self._map or b"")[self._offset : self._offset + n_bytes])
+        raw = bytearray(self.opened.map[self._offset : self._offset + n_bytes])
         return torch.frombuffer(raw, dtype=self.dtype).view(self.shape)
 
     def private(self) -> Tensor:
@@ -76,10 +79,15 @@ class StoredTensor:
 
         Copies the tensor where the format does not allow a map.
         """
-        if self._map is None or not math.prod(self.shape) or self._offset % self.dtype.itemsize:
+        n_bytes = math.prod(self.shape) * self.dtype.itemsize
+        if self._tensor is not None or self.opened is None or not n_bytes:
             return self.view().clone()
-        stop = self._offset + math.prod(self.shape) * self.dtype.itemsize
+        if self._offset % self.dtype.itemsize:
+            return self.view().clone()
+        self.opened.refuse_changes()
+        stop = self._offset + n_bytes
         mapped = torch.from_file(str(self.file), shared=False, size=stop, dtype=torch.uint8)
+        self.opened.refuse_changes()  # between the two the path was opened again
         own = torch.from_numpy(
             mapped.numpy()[self._offset :]
         )  # so that the storage is no larger than the tensor
@@ -97,19 +105,14 @@ class StoredTensor:
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
         """Release the memory pages of elements ``[start, stop)``; they can be read again."""
-        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+        if self._tensor is not None or self.opened is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         size, page = self.dtype.itemsize, mmap.PAGESIZE
         stop = math.prod(self.shape) if stop is None else stop
         first = (self._offset + start * size) // page * page
         last = (self._offset + stop * size) // page * page  # a page shared with what follows stays
         if last > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Read the header of one weight file: its tensors by name, in file order."""
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+            self.opened.map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def write_header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
@@ -127,63 +130,3 @@ def write_header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> b
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(handle.read(length))
-            header.pop("__metadata__", None)
-            entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-            # Private and writable only so that torch can wrap it; nothing ever writes.
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (ValueError, OSError, AttributeError, KeyError, TypeError) as exc:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file: {exc}. Download it again."
-        ) from exc
-    start, tensors = 8 + length, {}
-    for name, entry in entries:
-        first, last = entry["data_offsets"]
-        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        if dtype is None:
-            raise CheckpointError(
-                f"{file}: {name} has dtype {entry['dtype']}, which we cannot merge"
-            )
-        if start + last > size:
-            raise CheckpointError(
-                f"{file} is truncated: {name} ends at byte {start + last}, the file at {size}. "
-                "Download it again."
-            )
-        if last - first != math.prod(shape) * dtype.itemsize:
-            raise CheckpointError(
-                f"{file}: {name} {list(shape)} does not fill {last - first} bytes"
-            )
-        tensors[name] = StoredTensor(name, file, dtype, shape, None, mapped, start + first)
-    return tensors
-
-
-def _read_bin(file: Path) -> dict[str, StoredTensor]:
-    try:
-        try:
-            loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError as exc:  # torch's old format cannot be memory-mapped
-            if "mmap" not in str(exc):
-                raise
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as exc:
-        raise CheckpointError(
-            f"{file} is damaged or a pickle of more than plain tensors, which could run code: "
-            f"{str(exc).splitlines()[0]}. Use a safetensors version of this model."
-        ) from exc
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
-    tensors = {}
-    for name, value in loaded.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {name} is a {type(value).__name__}, not a tensor")
-        tensors[name] = StoredTensor(name, file, value.dtype, tuple(value.shape), value)
-    return tensors

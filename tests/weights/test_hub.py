@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 import torch
 
 from merge_plugins.errors import CheckpointError
-from merge_plugins.identity import model_identity, tokenizer_identity
+from merge_plugins.identity import digest, model_identity, tokenizer_identity, verify
+from merge_plugins.recipe import Recipe
 from merge_plugins.weights import content
 from merge_plugins.weights.hub import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Write = Callable[..., str]
+Recipes = Callable[..., Recipe]
 
 
 @pytest.fixture
@@ -37,7 +41,10 @@ def cached(hub_cache: Path, folder: str, repo: str = "models--tiny--llama") -> P
     for name in ("main", "v1"):
         (root / "refs" / name).write_text(COMMIT)
     for file in Path(folder).iterdir():
-        blob = blobs / f"content-of-{file.name}"
+        raw = file.read_bytes()
+        git = hashlib.sha1(b"blob %d\0%s" % (len(raw), raw)).hexdigest()
+        is_large = file.suffix == ".safetensors"
+        blob = blobs / (hashlib.sha256(raw).hexdigest() if is_large else git)
         shutil.copyfile(file, blob)
         (snapshot / file.name).symlink_to(blob)
     return snapshot
@@ -120,7 +127,7 @@ def test_a_file_is_read_once_and_remembered(
 ) -> None:
     folder = checkpoint({"w": torch.zeros(33)})
     before = model_identity(folder)
-    monkeypatch.setattr(content, "_hash", lambda *_: pytest.fail("read twice"))
+    monkeypatch.setattr(content, "_digest", lambda *_: pytest.fail("read twice"))
     assert model_identity(folder) == before
 
 
@@ -137,8 +144,89 @@ def test_the_hubs_own_name_for_content_saves_reading_it(
     hub_cache: Path, checkpoint: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached(hub_cache, checkpoint({"w": torch.zeros(35)}))
-    monkeypatch.setattr(content, "_hash", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(content, "_digest", lambda *_: pytest.fail("read"))
     assert model_identity("tiny/llama@v1") == model_identity("tiny/llama")
+
+
+def test_a_file_is_not_what_its_name_says_outside_the_hubs_cache(
+    hub_cache: Path, checkpoint: Write
+) -> None:
+    first, second = (checkpoint({"w": torch.full((3,), value)}) for value in (1.0, 2.0))
+    snapshot = cached(hub_cache, first)
+    name = (snapshot / "model.safetensors").resolve().name
+    ways = {
+        "a folder of that name": hub_cache / "blobs",
+        "a link to a folder of that name": hub_cache / "models--a--b" / "blobs",
+    }
+    for folder in ways.values():
+        folder.mkdir(parents=True)
+        shutil.copyfile(Path(second, "model.safetensors"), folder / name)
+        shutil.copyfile(Path(second, "config.json"), folder / "config.json")
+    direct = ways["a folder of that name"]
+    linked = hub_cache / "linked"
+    linked.mkdir()
+    (linked / "model.safetensors").symlink_to(hub_cache / "models--a--b" / "blobs" / name)
+    shutil.copyfile(Path(second, "config.json"), linked / "config.json")
+    (direct / name).rename(direct / "model.safetensors")
+    assert model_identity(str(direct)) == model_identity(second)
+    assert model_identity(str(linked)) == model_identity(second)
+
+
+def test_files_of_the_hubs_cache_are_verified_by_their_names(
+    hub_cache: Path, checkpoint: Write, recipe: Recipes
+) -> None:
+    snapshot = cached(hub_cache, checkpoint({"w": torch.zeros(3)}))
+    spelt = recipe("linear", None, ["tiny/llama"], weight=1.0)
+    verify(spelt)
+    for name in ("model.safetensors", "config.json"):
+        blob = (snapshot / name).resolve()
+        whole = blob.read_bytes()
+        blob.write_bytes(whole + b" ")
+        before = digest(spelt)
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged or was changed: .*{blob}"):
+            verify(spelt)
+        blob.write_bytes(whole)
+        assert digest(spelt) == before, "the name alone counts, until it is verified"
+
+
+def test_a_change_that_no_date_shows_is_found_by_verifying(
+    checkpoint: Write, recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint({"w": torch.zeros(3)})
+    file, spelt = Path(folder, "model.safetensors"), recipe("linear", None, [folder], weight=1.0)
+    monkeypatch.setattr(content, "_remembered", lambda _: file.with_suffix(".hash"))
+    before = digest(spelt)
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    assert digest(spelt) == before
+    verify(spelt)
+    assert digest(spelt) != before
+
+
+def test_a_recipe_that_is_used_again_has_the_digest_of_its_models_as_they_are(
+    checkpoint: Write, recipe: Recipes
+) -> None:
+    folder, other = (checkpoint({"w": torch.full((3,), value)}) for value in (1.0, 2.0))
+    spelt = recipe("linear", None, [folder], weight=1.0)
+    before = digest(spelt)
+    shutil.copyfile(Path(other, "model.safetensors"), Path(folder, "model.safetensors"))
+    assert digest(spelt) == digest(recipe("linear", None, [other], weight=1.0)) != before
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_named(
+    checkpoint: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(checkpoint({"w": torch.zeros(1 << 20)}), "model.safetensors")
+
+    class Meddling:
+        def update(self, data: memoryview) -> None:
+            os.truncate(file, 100)
+
+        def hexdigest(self) -> str:
+            return pytest.fail("of two versions")
+
+    monkeypatch.setattr(content.xxhash, "xxh3_128", Meddling)
+    with pytest.raises(CheckpointError, match=rf"{file} changed while it was read"):
+        content.content(file)
 
 
 def test_empty_files_have_an_identity(checkpoint: Write) -> None:
