@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -226,6 +229,79 @@ def test_what_is_not_lora_is_refused_by_name(
         open_merge(alone(f"{model}+{tmp_path / 'copy'}"))
 
 
+def with_settings(adapter: str, folder: Path, **settings: Any) -> str:
+    """Copy an adapter with other settings in its adapter_config.json."""
+    shutil.copytree(adapter, folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha_pattern": {"(a+)+$": "8"}}, "alpha in adapter_config.json is a number, not '8'"),
+        ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is a mapping, not \['q_proj'\]"),
+        ({"alpha_pattern": {"(": 8}}, r"alpha_pattern: '\(' is no regular expression"),
+        ({"alpha_pattern": {r"(.)\1": 8}}, r"alpha_pattern: no way to match .* Name the modules"),
+        ({"lora_alpha": {}}, r"alpha in adapter_config.json is a number, not \{\}"),
+        ({"lora_alpha": 10**400}, "alpha in adapter_config.json is a number, not 1000"),
+        ({"lora_alpha": math.nan}, "alpha in adapter_config.json is a number, not nan"),
+    ],
+)
+def test_settings_of_another_kind_are_named(
+    changes: Mapping[str, Any], message: str, adapted: Adapted, tmp_path: Path
+) -> None:
+    model, adapter = adapted("plain")
+    folder = with_settings(adapter, tmp_path / "copy", **changes)
+    with pytest.raises(CheckpointError, match=f"(?s){folder}: .*{message}"):
+        open_merge(alone(f"{model}+{folder}"))
+
+
+def test_no_expression_takes_longer_than_its_length(adapted: Adapted, tmp_path: Path) -> None:
+    model, adapter = adapted("plain")
+    slow = {"(([a-z_.0-9]+)+)+!": 8, "((((.*)*)*)*)*!": 8, "(.|.)" * 40 + "!": 8}
+    folder = with_settings(adapter, tmp_path / "copy", alpha_pattern=slow)
+    before = time.process_time()
+    found, expected = (merged_tensors(alone(f"{model}+{a}")) for a in (folder, adapter))
+    assert time.process_time() - before < 5  # Python's re would not have ended yet
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[name][...], expected[name][...])
+
+
+@pytest.mark.parametrize(
+    ("case", "word"),
+    [("plain", "lora_A"), ("plain", "lora_B"), ("DoRA", "lora_B"), ("DoRA", "magnitude")],
+)
+def test_damage_in_an_adapter_names_the_adapter(
+    case: str, word: str, adapted: Adapted, tmp_path: Path
+) -> None:
+    model, adapter = adapted(case)
+    held = load_file(Path(adapter, "adapter_model.safetensors"))
+    name = next(name for name in held if word in name)
+    damaged = held[name].clone()
+    damaged.view(-1)[3] = torch.nan
+    folder = broken(adapter, tmp_path / "copy", **{word: damaged})
+    weight = "model.layers.0.mlp.down_proj.weight"
+    mean: dict[str, Any] = {"merge_method": "linear", "models": [f"{model}+{folder}", model]}
+    mean["parameters"] = {"weight": 0.5}
+    for recipe in (alone(f"{model}+{folder}"), Recipe.from_mapping(mean)):
+        message = rf"{folder}/adapter_model\.safetensors: {re.escape(name)} holds NaN"
+        with pytest.raises(CheckpointError, match=message):
+            merged_tensors(recipe)[weight][...]
+
+
+def test_an_adapter_that_was_cut_off_is_named_before_it_is_read(
+    adapted: Adapted, tmp_path: Path
+) -> None:
+    model, adapter = adapted("plain")
+    folder = broken(adapter, tmp_path / "copy")
+    tensors = merged_tensors(alone(f"{model}+{folder}"))
+    os.truncate(tmp_path / "copy" / "adapter_model.safetensors", 64)
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors changed while"):
+        tensors["model.layers.0.self_attn.q_proj.weight"][...]
+
+
 def broken(adapter: str, folder: Path, **tensors: Tensor | None) -> str:
     """Copy an adapter with some tensors of its first module replaced, or dropped."""
     shutil.copytree(adapter, folder)
@@ -247,6 +323,10 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(adapted: Adapted, tmp_p
 
     wide = broken(adapter, tmp_path / "wide", lora_A=torch.ones(4, 33))
     refused(MismatchError, r"the adapter's model.layers.\S+ is \[\d+, 33\]", wide)
+    empty = broken(adapter, tmp_path / "empty", lora_A=torch.ones(0, 32), lora_B=torch.ones(32, 0))
+    refused(CheckpointError, "has rank 0", empty)
+    short = broken(adapted("DoRA")[1], tmp_path / "short", magnitude=torch.ones(3))
+    refused(MismatchError, "Is it an adapter of this model", short, adapted("DoRA")[0])
     half = broken(adapter, tmp_path / "half", lora_B=None)
     refused(CheckpointError, r"has no 'lora_B'", half)
     gpt2, _ = adapted("Conv1D")
