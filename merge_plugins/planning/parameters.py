@@ -6,15 +6,14 @@ from the method's default; a shared one from the slice's own parameters, then th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.plugins import Method, Parameter
 from merge_plugins.plugins.values import scalar
 from merge_plugins.recipe import Entry, Recipe, Slice
-from merge_plugins.recipe.settings import MISSING, Constant, Setting, filters
+from merge_plugins.recipe.settings import MISSING, Constant, Rule, Setting, rules_of
 
 
 def resolved(
@@ -116,8 +115,8 @@ def _check_data(method: Method, recipe: Recipe, is_read: bool) -> None:
 def unmatched_filters(recipe: Recipe, tensors: Iterable[str]) -> tuple[str, ...]:
     """List the filters of a recipe that match no tensor's name, in the order written."""
     names = tuple(tensors)
-    settings = itertools.chain(*map(_settings, recipe.slices))
-    found = dict.fromkeys(itertools.chain(*map(filters, settings)))
+    rules = (rule for slice_ in recipe.slices for rule in _rules(slice_))
+    found = dict.fromkeys(rule.filter for rule in rules if rule.filter is not None)
     return tuple(f for f in found if not any(f in name for name in names))
 
 
@@ -175,9 +174,11 @@ def _check_models(method: Method, recipe: Recipe, slice_: Slice) -> None:
     )
 
 
-def _settings(slice_: Slice) -> list[Setting]:
-    scopes = (*(model.parameters for model in slice_.models), slice_.parameters)
-    return [setting for scope in scopes for setting in scope.values()]
+def _rules(slice_: Slice) -> Iterator[Rule]:
+    """Yield the rules of every setting of a slice and its models, in the order written."""
+    for scope in (*(model.parameters for model in slice_.models), slice_.parameters):
+        for setting in scope.values():
+            yield from rules_of(setting)
 
 
 def _where(slice_: Slice, tensor: str, t: float, message: str) -> str:
@@ -198,13 +199,19 @@ def _where(slice_: Slice, tensor: str, t: float, message: str) -> str:
     return f" ({likely[0]}, {f'weights named *{tensor}*, ' if tensor else ''}{layer})"
 
 
-def _probes(slice_: Slice) -> Iterable[tuple[str, float]]:
-    """List (tensor name, t) pairs that between them resolve every value written for a slice."""
-    settings = _settings(slice_)
-    names = dict.fromkeys(("", *itertools.chain(*map(filters, settings))))
-    longest = [len(setting.scalars) for setting in settings]
-    depths = {i / (n - 1) for n in range(2, max(longest, default=1) + 1) for i in range(n)}
-    return itertools.product(names, sorted(depths | {0.0, 1.0}))
+def _probes(slice_: Slice) -> Iterator[tuple[str, float]]:
+    """Yield (tensor name, t) pairs that between them resolve every value written for a slice.
+
+    As many as there are values: a filter is tried in the first and the last layer, and where its
+    own gradients have their values.
+    """
+    positions: dict[str, set[float]] = {"": {0.0, 1.0}}
+    for rule in _rules(slice_):
+        last = len(rule.value.scalars) - 1
+        between = (i / last for i in range(1, last))
+        positions.setdefault(rule.filter or "", {0.0, 1.0}).update(between)
+    for name, found in positions.items():
+        yield from ((name, t) for t in sorted(found))
 
 
 def _lacks(method: Method, slice_: Slice, tensor: str, t: float) -> bool:

@@ -7,6 +7,7 @@ equivalent settings compare equal.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING as MISSING
@@ -46,15 +47,20 @@ class Gradient:
 
     values: tuple[Scalar, ...]
 
+    @functools.cached_property
+    def _numbers(self) -> tuple[float, ...] | None:
+        """The values, if all are numbers."""
+        numbers = tuple(value for value in self.values if is_number(value))
+        return numbers if len(numbers) == len(self.values) else None
+
     def at(self, tensor: str, t: float) -> Scalar:
         """Return the value at position ``t`` in [0, 1]: 0 is the first layer, 1 the last."""
         position = t * (len(self.values) - 1)
         below = int(position)
-        numbers = [value for value in self.values if is_number(value)]
-        if len(numbers) < len(self.values):
+        if self._numbers is None:
             return self.values[below]
-        above, share = min(below + 1, len(numbers) - 1), position - below
-        return (1 - share) * numbers[below] + share * numbers[above]
+        above, share = min(below + 1, len(self.values) - 1), position - below
+        return (1 - share) * self._numbers[below] + share * self._numbers[above]
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
@@ -109,10 +115,9 @@ Settings: TypeAlias = Mapping[str, Setting]
 """Settings of one scope, by the canonical names of their parameters."""
 
 
-def filters(setting: Setting) -> tuple[str, ...]:
-    """List the filters of a setting, in the order written."""
-    rules = setting.rules if isinstance(setting, Rules) else ()
-    return tuple(rule.filter for rule in rules if rule.filter is not None)
+def rules_of(setting: Setting) -> tuple[Rule, ...]:
+    """List the rules of a setting; one without filters is a single rule for all tensors."""
+    return setting.rules if isinstance(setting, Rules) else (Rule(None, setting),)
 
 
 def over(inner: Setting | None, outer: Setting | None) -> Setting | None:
@@ -121,9 +126,7 @@ def over(inner: Setting | None, outer: Setting | None) -> Setting | None:
         return inner or outer
     if not isinstance(inner, Rules) or inner.rules[-1].filter is None:
         return inner
-    return Rules(
-        (*inner.rules, *(outer.rules if isinstance(outer, Rules) else [Rule(None, outer)]))
-    )
+    return Rules((*inner.rules, *rules_of(outer)))
 
 
 def combined(inner: Settings, outer: Settings) -> dict[str, Setting]:

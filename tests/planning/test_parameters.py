@@ -269,6 +269,32 @@ def test_every_value_is_tried_before_any_tensor_is_known(density):
         validate(MIX, mix({"weight": 1}, {"weight": 1, "density": density}))
 
 
+def test_each_value_is_tried_once_however_many_there_are(monkeypatch):
+    """What evolution writes: a value per layer, for each kind of weight and each model."""
+    built = []
+    post_init = Mix.__post_init__
+    monkeypatch.setattr(Mix, "__post_init__", lambda mix: built.append(mix) or post_init(mix))
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    for n_values in (32, 320):
+        built.clear()
+        values = [i / n_values for i in range(n_values)]
+        weight = [{"filter": kind, "value": values} for kind in kinds] + [{"value": 1}]
+        validate(MIX, mix({"weight": weight}, {"weight": weight}))
+        tried = [mix.weight[0] for mix in built]
+        assert all(any(value == pytest.approx(one) for one in tried) for value in (*values, 1.0))
+        assert len(built) == len(kinds) * n_values + 2
+
+
+def test_a_long_gradient_is_read_once(monkeypatch):
+    gradient = parsed([0.5] * 999 + [1.0], lambda value: value)
+    counted = []
+    monkeypatch.setattr(
+        "merge_plugins.recipe.settings.is_number", lambda value: counted.append(value) or True
+    )
+    assert [gradient.at("", i / 999) for i in range(1000)] == [*gradient.values]
+    assert len(counted) == 1000
+
+
 def test_an_unknown_parameter_is_refused_in_both_scopes():
     message = "no parameter 'densty'; did you mean 'density'"
     with pytest.raises(ParameterError, match=message):
