@@ -27,7 +27,7 @@ from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean
 from merge_plugins.recipe import read_recipe
-from merge_plugins.recipe.files import from_yaml
+from merge_plugins.recipe.parsing import from_yaml
 
 DECODER = ("merged", "harness_adapters.alpaca_eval:completions")
 """Names of `completions` in ``fn_completions``."""

@@ -20,7 +20,7 @@ from merge_plugins.engine import open_merge
 from merge_plugins.errors import RecipeError, did_you_mean
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
-from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, files
+from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, parsing
 from merge_plugins.recipe.fields import DTYPES
 
 PACKAGE = "harness_adapters.opencompass"
@@ -104,7 +104,7 @@ def read(given: Recipe | Mapping[str, Any] | str | Path, folder: Path) -> Recipe
     if not isinstance(given, str | Path):
         raise RecipeError(f"recipe= is a YAML file or what it holds; got {given!r}")
     if str(given).lstrip().startswith("{"):
-        return Recipe.from_mapping(files.from_json(str(given)), folder)
+        return Recipe.from_mapping(parsing.from_json(str(given)), folder)
     return Recipe.load(folder / Path(given).expanduser())
 
 
@@ -124,7 +124,7 @@ def checked(recipe: str, digest: str | None) -> Recipe:
             f"run_config.py', or write __import__('{PACKAGE}.configs', fromlist=['_'])"
             f".merged_model({recipe!r}) in its place"
         )
-    parsed = Recipe.from_mapping(files.from_json(recipe))
+    parsed = Recipe.from_mapping(parsing.from_json(recipe))
     now = identity.digest(parsed)
     if now != digest:
         raise RecipeError(

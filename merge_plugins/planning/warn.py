@@ -19,6 +19,8 @@ FUNCTION = re.compile(
     r"|activation|scal(e|ar|ing)|multiplier|softcap|attention_bias|parallel_residual|^alibi"
 )
 """Keys of a config that change what a model computes from its weights."""
+LONGEST = 100
+"""Characters of a key that these patterns are tried on."""
 NOT = re.compile(r"initiali[sz]er|init_|_scale_init|dropout|quantization")
 
 
@@ -49,7 +51,12 @@ def warn_of_stops(recipe: Recipe, config: Mapping[str, Any]) -> None:
     stops = (generation_config(recipe) or {}).get("eos_token_id")
     stops = text_config(config).get("eos_token_id") if stops is None else stops
     stops = stops if isinstance(stops, list) else [stops]
-    if token in tokens and stops != [None] and tokens[token] not in stops:
+    if (
+        isinstance(token, str)
+        and token in tokens
+        and stops != [None]
+        and tokens[token] not in stops
+    ):
         warnings.warn(
             f"the tokenizer's eos_token is {token!r}, token {tokens[token]}, but generation stops "
             f"only at {', '.join(map(str, stops))}: answers may run to the length limit. Set "
@@ -61,8 +68,10 @@ def warn_of_stops(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 def _function(config: Mapping[str, Any]) -> dict[str, Any]:
     """Select the settings of a config, or of its text part, that change what is computed."""
-    text = {**config, **(config.get("text_config") or {})}
-    return {key: text[key] for key in text if FUNCTION.search(key) and not NOT.search(key)}
+    own = config.get("text_config")
+    text = {**config, **(own if isinstance(own, Mapping) else {})}
+    keys = [key for key in text if len(key) <= LONGEST]
+    return {key: text[key] for key in keys if FUNCTION.search(key) and not NOT.search(key)}
 
 
 def _differences(one: Source, other: Source) -> dict[str, tuple[Any, Any]]:

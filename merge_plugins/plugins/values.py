@@ -24,7 +24,7 @@ def scalar(method: Method, parameter: Parameter, value: Any) -> Any:
         kind = typing.get_args(kind)[0]  # of each expert
     try:
         return _converted(value, kind)
-    except ValueError:
+    except (OverflowError, ValueError):
         hint = did_you_mean(value, _choices(kind)) if isinstance(value, str) else ""
         raise ParameterError(
             f"{method.name}: {parameter.name} is {_described(kind)}; got {value!r}{hint}"

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from typing import Any
 
 from merge_plugins.api import Example
 from merge_plugins.errors import DataError, RecipeError, did_you_mean
+from merge_plugins.recipe.files import path_of
 
 TASKS = "merge_plugins.tasks"
 """Entry point group of functions ``(name, include_path)`` that return the examples of a task's
@@ -126,7 +126,7 @@ def from_setting(given: Any, folder: Path) -> Data | None:
         if key in settings and (not isinstance(settings[key], str) or not settings[key]):
             raise RecipeError(f"data: {key} is a name, in quotes; got {settings[key]!r}")
         if key in settings and key != "task":
-            settings[key] = os.path.normpath(Path.cwd() / folder / Path(settings[key]).expanduser())
+            settings[key] = str(path_of(settings[key], folder))
     return Data(**settings)
 
 
@@ -151,6 +151,8 @@ def _examples(data: Data, stamp: tuple[int, int] | None) -> tuple[Example, ...]:
 
 def _read(path: Path) -> list[Example]:
     examples = []
+    if path.exists() and not path.is_file():
+        raise DataError(f"calibration data {path} is no file. Name a JSONL file.")
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -166,7 +168,7 @@ def _read(path: Path) -> list[Example]:
 def _parsed(line: str, where: str) -> Example:
     try:
         row = json.loads(line)
-    except ValueError as exc:
+    except (RecursionError, ValueError) as exc:
         raise DataError(f"{where}: not JSON: {exc}. One JSON object per line.") from exc
     return example(row, where)
 

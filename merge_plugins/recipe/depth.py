@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -65,8 +66,10 @@ def _config(ref: str) -> Mapping[str, Any]:
     file = Path(ref) / "config.json"
     if not file.is_file() and not Path(ref).is_absolute():
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
         repo, _, revision = ref.partition("@")
-        cached = try_to_load_from_cache(repo, "config.json", revision=revision or None)
-        file = Path(cached) if isinstance(cached, str) else file
+        with suppress(HFValidationError):  # opening the model says that it is none
+            cached = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+            file = Path(cached) if isinstance(cached, str) else file
     return read_json(file) if file.is_file() else {}

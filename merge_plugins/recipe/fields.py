@@ -83,7 +83,7 @@ def _seed(given: Any) -> int:
     try:
         if not isinstance(given, bool) and int(given) == float(given) >= 0:
             return int(given)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     raise RecipeError(f"seed is a whole number, 0 or more; got {given!r}")
 

@@ -7,22 +7,45 @@ the recipe of the file.
 
 from __future__ import annotations
 
-import json
+import itertools
+import os
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from merge_plugins.errors import MergeWarning, RecipeError
+from merge_plugins.recipe.parsing import LONGEST, each_from_yaml, from_json
 
 NAME = "merge.yaml"
 """File name of a recipe that this package writes to a folder."""
 NAMES = (NAME, "mergekit_config.yml")
 """File names of a recipe in a folder, in order of precedence."""
+
+
+def exists(text: str) -> bool:
+    """Check whether there is a file or folder of that name, which may be too long for one."""
+    return os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111  # Path raises
+
+
+def path_of(text: str, folder: str | Path | None = None) -> Path:
+    """Read a path as a user writes it, or raise `RecipeError` if no file can have that name.
+
+    ``folder``: where a relative path starts, which becomes absolute; None: it stays as it is.
+    """
+    path = Path(text)
+    with suppress(RuntimeError):  # no such user: a name like any other
+        path = path.expanduser()
+    if folder is not None:
+        path = Path(os.path.normpath(Path.cwd() / folder / path))
+    try:
+        path.exists()
+    except OSError as exc:
+        raise RecipeError(f"{str(path)[:80]}…: {exc.strerror}. Check the path.") from exc
+    return path
 
 
 def find(path: Path) -> Path:
@@ -51,9 +74,10 @@ def read(path: Path) -> Documents:
     """Parse a recipe file; warn about a named document that no other document uses."""
     documents = _documents(path)
     main = next((each for each in documents if "name" not in each), documents[-1])
-    for each in documents:
-        others = [other for other in documents if other is not each]
-        if each is not main and not any(each["name"] in _words(other) for other in others):
+    words = [{*_words(each)} for each in documents]
+    users = Counter(itertools.chain.from_iterable(words))
+    for each, own in zip(documents, words, strict=True):
+        if each is not main and users[each["name"]] == (each["name"] in own):
             warnings.warn(
                 f"{path}: document {each['name']!r} is not merged: no other uses it as a model",
                 MergeWarning,
@@ -63,19 +87,17 @@ def read(path: Path) -> Documents:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise RecipeError(f"a recipe is text; {exc}") from exc
-    documents = [from_json(text)] if path.suffix == ".json" else list(_each_from_yaml(text))
+    text = _text(path)
+    documents = [from_json(text)] if path.suffix == ".json" else list(each_from_yaml(text))
     for document in documents or [None]:
         if not isinstance(document, dict):
             raise RecipeError(
                 f"a recipe is a mapping (merge_method: …, models: …); got {document!r:.80}"
             )
     names = [document["name"] for document in documents if "name" in document]
+    taken = Counter(name for name in names if isinstance(name, str))
     for name in names:
-        if not isinstance(name, str) or names.count(name) > 1:
+        if not isinstance(name, str) or taken[name] > 1:
             raise RecipeError(f"each document needs a name of its own; got {name!r}")
     n_unnamed = len(documents) - len(names)
     if n_unnamed > 1:
@@ -86,12 +108,23 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def _words(value: Any) -> set[str]:
-    """Collect every string in a document, and the part of each before its first '+'."""
+def _text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(LONGEST + 1)  # one more is refused
+    except UnicodeDecodeError as exc:
+        raise RecipeError(f"a recipe is text; {exc}") from exc
+    except OSError as exc:
+        raise RecipeError(f"cannot be read: {exc.strerror}") from exc
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Yield every string in a document, and the part of each before its first '+'."""
     if isinstance(value, str):
-        return {value, value.partition("+")[0]}
+        yield from (value, value.partition("+")[0])
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return set().union(*map(_words, items))
+    for item in items:
+        yield from _words(item)
 
 
 @contextmanager
@@ -101,46 +134,3 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except RecipeError as exc:
         raise type(exc)(f"{path}: {exc}") from exc
-
-
-def from_yaml(text: str) -> Any:
-    """Parse one YAML document; raise `RecipeError` for a duplicate key."""
-    documents = list(_each_from_yaml(text))
-    if len(documents) > 1:
-        raise RecipeError(f"one YAML document is expected here; got {len(documents)}")
-    return documents[0] if documents else None
-
-
-def _each_from_yaml(text: str) -> Iterator[Any]:
-    try:
-        yield from yaml.load_all(text, _UniqueKeys)
-    except yaml.YAMLError as exc:
-        raise RecipeError(f"not YAML: {exc}") from exc
-
-
-def from_json(text: str) -> Any:
-    """Parse a JSON value; raise `RecipeError` for a duplicate key."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as exc:
-        raise RecipeError(f"not JSON: {exc}") from exc
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML loader that rejects duplicate keys, of which PyYAML would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1 and key != "<<":
-                line = node.start_mark.line + 1
-                raise RecipeError(f"{key!r} is written twice in the mapping at line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise RecipeError(f"{key!r} is written twice in one mapping")
-    return dict(pairs)

@@ -59,6 +59,10 @@ def check(names: Iterable[str], parts: Sequence[str]) -> None:
                 f"{{{_suggested(name)}: {{models: […]}}}} to modules, or leave such weights as "
                 "the donor has them with exclude: [part of their names]"
             )
+    if not taken:
+        raise RecipeError(
+            "no weight is left to merge: the donor has none but those that exclude: names"
+        )
     for part in parts:
         if part not in taken.values():
             known = ", ".join((*WORDS, *REST))

@@ -12,10 +12,12 @@ from typing import Any
 
 import yaml
 
+from merge_plugins.errors import RecipeError
 from merge_plugins.plugins import Method, registry
 from merge_plugins.recipe import fields, files
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.normalize import normal_slices, shared_data
+from merge_plugins.recipe.parsing import bounded
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, written
 from merge_plugins.recipe.settings import Settings, as_yaml
@@ -53,12 +55,14 @@ class Recipe:
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Load a YAML or JSON file, or the one in a folder; its paths are relative to the file."""
-        return _load(Path(path).expanduser(), _reading())
+        return _load(files.path_of(str(path)), _reading())
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], folder: str | Path | None = None) -> Recipe:
         """Parse a recipe file's mapping; paths are relative to ``folder``, by default the cwd."""
-        return _read(mapping, _reading(folder or "."))
+        if not isinstance(mapping, Mapping):
+            raise RecipeError(f"a recipe is a mapping; got {type(mapping).__name__}")
+        return _read(bounded(mapping), _reading(folder or "."))
 
     @classmethod
     def from_model_args(cls, args: Mapping[str, Any]) -> Recipe:
@@ -197,7 +201,7 @@ class Recipe:
 
 def read_recipe(given: str) -> Recipe:
     """Load a recipe from a command-line argument: a file, a folder, or the short form."""
-    if "=" in given and not Path(given).exists():
+    if "=" in given and not files.exists(given):
         return Recipe.from_model_args(dict(part.partition("=")[::2] for part in given.split(",")))
     return Recipe.load(given)
 
@@ -214,6 +218,7 @@ def _load(path: Path, reading: Reading) -> Recipe:
 
 
 def _read(mapping: Mapping[str, Any], reading: Reading) -> Recipe:
+    reading.count()
     return _normal(fields.fields(mapping, reading))
 
 

@@ -11,17 +11,20 @@ The values of these mappings are references too, or mergekit's ``{path, revision
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from merge_plugins.errors import RecipeError
+from merge_plugins.recipe.files import path_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 RECIPE_FILES = (".yaml", ".yml", ".json")
+MERGES = 100
+"""Recipes that may be read for one merge."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,19 @@ class Reading:
     """Named documents of the recipe file."""
     within: tuple[tuple[Path, str], ...] = ()
     """(file, document name) of each recipe being read, the current one last; detects cycles."""
+    counter: Iterator[int] = field(default_factory=itertools.count)
+    """Counts the recipes of this reading, each wherever it is a model."""
+
+    def count(self) -> None:
+        """Count one more recipe; raise `RecipeError` if there are too many.
+
+        A dozen documents that each name the one before five times are 5^12 merges.
+        """
+        if next(self.counter) >= MERGES:
+            raise RecipeError(
+                f"a merge is made of at most {MERGES} merges, each counted wherever it is a "
+                "model; save some of them with 'merge-plugins save', and name their folders"
+            )
 
     def inside(self, file: Path, document: str = "") -> Reading:
         """Enter a file or one of its documents; raise `RecipeError` if it is being read already."""
@@ -127,7 +143,7 @@ def reference(given: Any, reading: Reading) -> Reference:
     if given in reading.documents:
         file, _ = reading.within[-1]
         return _of_mapping(reading.documents[given], reading.inside(file, given))
-    path = _path(given, reading.folder)
+    path = path_of(given, reading.folder)
     if path.is_dir():
         return str(path)
     if path.suffix in RECIPE_FILES:
@@ -155,13 +171,13 @@ def stored(given: Any, folder: Path) -> str:
         raise RecipeError(
             f"a model is a path or a hub id, in quotes if it is a number; got {given!r}"
         )
-    path = _path(given, folder)
+    path = path_of(given, folder)
     if path.exists():
         return str(path)
     name, _, revision = given.partition("@")
     if "@" in revision:
         raise RecipeError(f"{given}: a model reference has one '@', before its revision")
-    if revision and _path(name, folder).exists():
+    if revision and path_of(name, folder).exists():
         raise RecipeError(f"{given}: a local folder has no revision; write {name}")
     return given if HUB_ID.fullmatch(given) else str(path)
 
@@ -197,11 +213,6 @@ def _check_keys(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
             "{model, revision}, {model, lora}, {model, delta}, {model, base_model} or a whole "
             "recipe {merge_method, …}"
         )
-
-
-def _path(text: str, folder: Path) -> Path:
-    path = Path(text).expanduser() if Path(text).parts[:1] == ("~",) else Path(text)
-    return Path(os.path.normpath(Path.cwd() / folder / path))
 
 
 def written(ref: Reference, shown: Callable[[str], str] = str) -> Any:

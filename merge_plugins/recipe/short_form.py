@@ -34,6 +34,7 @@ from merge_plugins.plugins import Method, Parameter, registry
 from merge_plugins.recipe import fields, files
 from merge_plugins.recipe import short_form_values as values
 from merge_plugins.recipe.data import Data
+from merge_plugins.recipe.parsing import bounded
 from merge_plugins.recipe.references import Reading
 from merge_plugins.recipe.settings import read_setting
 from merge_plugins.recipe.slices import Entry
@@ -61,6 +62,7 @@ class ShortForm:
     """
 
     def __init__(self, args: Mapping[str, Any], reading: Reading) -> None:
+        args = bounded(args)
         strays = [key for key, value in args.items() if value == "" or not str(key).isidentifier()]
         if strays:
             raise RecipeError(
@@ -124,7 +126,7 @@ def from_file(file: Path, reading: Reading) -> tuple[Mapping[str, Any], Reading]
 def _file(given: Any) -> Path | None:
     if not values.is_set(given):
         return None
-    return files.find(Path(values.text(given)).expanduser())
+    return files.find(files.path_of(values.text(given)))
 
 
 def _by_name(ours: Mapping[str, Any], method: Method) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import RecipeError
-from merge_plugins.recipe import files, references
+from merge_plugins.recipe import parsing, references
 from merge_plugins.recipe.data import Data, from_setting
+from merge_plugins.recipe.files import exists
 from merge_plugins.recipe.references import Reading, Resolved
 
 SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
@@ -52,7 +53,7 @@ def _entry(item: Any, reading: Reading) -> dict[str, Any]:
 def data(given: Any) -> list[Data | None]:
     """Parse data=: one value for all models, or one for each; paths are relative to the cwd."""
     given = parsed(given)
-    if isinstance(given, str) and "+" in given and not Path(given).expanduser().exists():
+    if isinstance(given, str) and "+" in given and not exists(given):
         given = given.split("+")
     each = list(given) if isinstance(given, list | tuple) else [given]
     return [from_setting(one, Path()) for one in each]
@@ -63,7 +64,7 @@ def reference(given: Any, reading: Reading) -> Resolved:
     if isinstance(given, int | float | complex | str):
         given = text(given)
         model, plus, adapter = given.partition("++")
-        if plus and not Path(given).expanduser().exists():
+        if plus and not exists(given):
             given = {"model": model, "lora": adapter}
     return Resolved(references.reference(given, reading))
 
@@ -71,7 +72,7 @@ def reference(given: Any, reading: Reading) -> Resolved:
 def parsed(given: Any) -> Any:
     """Parse text that is JSON or a YAML list or mapping; return any other value unchanged."""
     if isinstance(given, str) and given.strip()[:1] in ("[", "{"):
-        return files.from_yaml(given)
+        return parsing.from_yaml(given)
     return given
 
 

@@ -24,6 +24,9 @@ from merge_plugins.errors import RecipeError, did_you_mean
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.recipe.references import Reading, Reference, reference, written
 
+MULTIPLE = 2**16
+"""The largest multiple that an embedding may be padded to."""
+
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -151,6 +154,6 @@ def _mapping(where: str, given: Any, known: tuple[str, ...]) -> Mapping[str, Any
 def _multiple(given: Any) -> int | None:
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise RecipeError(f"pad_to_multiple_of is a whole number, 1 or more; got {given!r}")
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MULTIPLE:
+        raise RecipeError(f"pad_to_multiple_of is a whole number, 1 to {MULTIPLE:,}; got {given!r}")
     return given

@@ -9,6 +9,7 @@ rows there are; else zeros. Rows beyond the last token are the mean of the model
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,9 +41,10 @@ def merged_vocabulary(
     merged = dict(vocabularies[donor])
     others = vocabularies.values() if tokenizer.source == "union" else ()
     new = (token for tokens in others for token in sorted(tokens, key=tokens.__getitem__))
+    rows = itertools.count(1 + max(merged.values(), default=-1))
     for token in (*new, *(row.token for row in tokenizer.tokens)):
         if token not in merged:
-            merged[token] = 1 + max(merged.values(), default=-1)
+            merged[token] = next(rows)
     return merged
 
 
@@ -137,10 +139,13 @@ class Alignment:
         old = self.vocabularies.get(ref, self.tokens)
         token_of = {row: token for token, row in old.items()}
 
+        def one(given: Any) -> Any:
+            return self.tokens.get(token_of.get(given, "")) if isinstance(given, int) else given
+
         def new(given: Any) -> Any:
             if isinstance(given, list):
-                return [row for row in map(new, given) if row is not None]
-            return self.tokens.get(token_of.get(given, "")) if isinstance(given, int) else given
+                return [row for row in map(one, given) if row is not None]
+            return one(given)
 
         return {
             key: new(value) if key.endswith("_token_id") else value for key, value in config.items()

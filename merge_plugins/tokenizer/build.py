@@ -21,7 +21,13 @@ from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, refere
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.recipe.tokenizer import is_template
 from merge_plugins.tokenizer.alignment import Alignment, Vocabulary, merged_vocabulary
-from merge_plugins.tokenizer.vocabulary import vocabulary, vocabulary_size
+from merge_plugins.tokenizer.vocabulary import (
+    added_entries,
+    damaged,
+    read_text,
+    vocabulary,
+    vocabulary_size,
+)
 from merge_plugins.weights.content import content
 from merge_plugins.weights.files import read_json, tokenizer_files
 from merge_plugins.weights.hub import resolve
@@ -105,18 +111,21 @@ def _added_tokens(recipe: Recipe, folder: Path) -> dict[str, str]:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     contents, added = read_json(file), _added_entries(known)
+    appended: list[dict[str, Any]] = []
     for token, row in new.items():
         in_model = any(token in tokens for tokens in known.values()) and token not in added
         if not in_model:
             entry = added.get(token, {**PLAIN_TOKEN, "content": token})
-            contents.setdefault("added_tokens", []).append({**entry, "id": row})
-        elif isinstance(contents["model"]["vocab"], dict):
+            appended.append({**entry, "id": row})
+        elif isinstance(contents["model"].setdefault("vocab", {}), dict):
             contents["model"]["vocab"][token] = row
         else:
             raise MismatchError(
                 f"tokenizer_source: {token!r} is no added token, and the unigram tokenizer of "
                 f"{folder} takes no other; set tokenizer_source to base or a model"
             )
+    if appended:
+        contents["added_tokens"] = [*(contents.get("added_tokens") or ()), *appended]
     return {"tokenizer.json": json.dumps(contents, ensure_ascii=False, indent=2)}
 
 
@@ -131,7 +140,7 @@ def _added_entries(known: Mapping[Reference, Vocabulary]) -> dict[str, dict[str,
     entries: dict[str, dict[str, Any]] = {}
     for ref in known:
         file = tokenizer_folder(ref) / "tokenizer.json"
-        for entry in read_json(file).get("added_tokens", []) if file.is_file() else []:
+        for entry in added_entries(file) if file.is_file() else []:
             entries.setdefault(entry["content"], entry)
     return entries
 
@@ -179,13 +188,16 @@ def template_of(ref: Reference) -> str | None:
     """Read a model's chat template, if it has one."""
     folder = tokenizer_folder(ref)
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         contents = read_json(folder / name) if (folder / name).is_file() else {}
         template = contents.get("chat_template")
         if isinstance(template, list):  # several by name
-            named = {each["name"]: each["template"] for each in template}
-            template = named.get("default")
+            named = [each for each in template if isinstance(each, dict)]
+            named = [each for each in named if each.get("name") == "default"]
+            template = named[-1].get("template") if named else None
+        if template and not isinstance(template, str):
+            raise damaged(folder / name, "its chat_template is no text")
         if template:
             return str(template)
     return None
@@ -193,6 +205,11 @@ def template_of(ref: Reference) -> str | None:
 
 def _written(folder: Path, changes: Mapping[str, str]) -> Path:
     """Copy a tokenizer to the cache with some files changed; return its folder."""
+    for name, text in changes.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise damaged(folder / name, f"it holds half a character, {text[exc.start]!a}") from exc
     kept = [
         file
         for file in tokenizer_files(folder)

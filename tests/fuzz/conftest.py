@@ -17,9 +17,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from huggingface_hub import constants
+from plain_llamas import plain_llamas
 
 from merge_plugins.errors import MergeError
 
@@ -27,7 +30,7 @@ T = TypeVar("T")
 Stream = Callable[[int], Iterator[random.Random]]
 Attempt = Callable[[Callable[[], T]], "T | None"]
 
-CPU_SECONDS, BYTES = 5, 256 * 2**20
+CPU_SECONDS, BYTES = 10, 256 * 2**20
 """More than this for one example is a bug: tiny files cost no more."""
 
 
@@ -83,6 +86,20 @@ def attempt(outcomes: Counter[str]) -> Attempt[T]:
         return value
 
     return call
+
+
+@pytest.fixture(scope="session")
+def offline() -> Iterator[None]:
+    """Ask no hub for the models that mutated recipes name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture
+def family(tmp_path: Path, offline: None) -> Path:
+    """A folder with four tiny Llamas of two layers, an adapter, a delta and a few texts."""
+    return plain_llamas(tmp_path)
 
 
 def _peak() -> int:

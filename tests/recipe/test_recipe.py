@@ -418,7 +418,7 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"tokenizer": {}, "tokenizer_source": "base"}, "say the same; keep one"),
         ({"tokenizer": {"tokens": {"x": {"force": 1}}}}, "x: force is true or false; got 1"),
         ({"tokenizer": {"tokens": {"x": {"source": {"kind": "one"}}}}}, "kind is zero or model_to"),
-        ({"tokenizer": {"pad_to_multiple_of": 0}}, "pad_to_multiple_of is a whole number, 1 or mo"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "pad_to_multiple_of is a whole number, 1 to 65"),
         ({"base_model": None, "tokenizer_source": "base"}, "tokenizer_source: base needs base_m"),
     ],
 )  # fmt: skip

@@ -325,13 +325,13 @@ def test_splitting_without_a_method_says_what_to_add():
 
 
 def test_a_recipe_file_is_parsed_once_on_every_way(config, monkeypatch):
-    parsed, from_yaml = [], files._each_from_yaml
+    parsed, from_yaml = [], files.each_from_yaml
 
     def counting(text):
         parsed.append(text)
         return from_yaml(text)
 
-    monkeypatch.setattr(files, "_each_from_yaml", counting)
+    monkeypatch.setattr(files, "each_from_yaml", counting)
     Recipe.load(config)
     Recipe.from_model_args({"config": str(config), "density": 0.9})
     Recipe.split_model_args({"config": str(config), "method": "dare_ties", "batch_size": 2})
