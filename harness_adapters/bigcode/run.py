@@ -41,6 +41,7 @@ MODEL_TYPES = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 REFUSED = {
     "revision": "write org/name@revision in the recipe",
     "peft_model": "write it in a recipe, as {model: <this recipe>, lora: <adapter>}",
+    "use_auth_token": "log in, or set the environment variable HF_TOKEN, which every source obeys",
     "check_references": "it scores the references; use the harness's own main.py",
 }
 """Flags that would score something other than the merge, and what to do instead."""
@@ -69,6 +70,8 @@ def check(args: argparse.Namespace) -> None:
     for name, instead in REFUSED.items():
         if getattr(args, name, None):
             raise RecipeError(f"--{name} does not go with a merge: {instead}")
+    if args.load_in_8bit and args.load_in_4bit:
+        raise RecipeError("--load_in_8bit and --load_in_4bit: keep one")
     for name, known in (("precision", PRECISIONS), ("modeltype", MODEL_TYPES)):
         if getattr(args, name) not in known:
             raise RecipeError(f"--{name} is {' or '.join(known)}; got {getattr(args, name)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,19 @@ SAME_OUTPUTS = {
     *("offload_state_dict", "parallelize", "tp_plan", "tp_size"),
 }
 """Arguments on devices, memory and speed; two runs that differ in them may share a cache."""
+LABEL = re.compile(r"\w+-[0-9a-f]{12}")
+"""A merge's name in tables, `identity.label`: its method and digest."""
 FILES = ("peft", "steer_path")
 """Arguments that name local files; outputs depend on the files' content, not on their paths."""
+
+
+def without_label(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the label that we write as ``model`` into the arguments that lm-eval records.
+
+    Recorded arguments can be run again; any other ``model=`` is left to be refused.
+    """
+    label = LABEL.fullmatch(str(arguments.get("model")))
+    return {key: value for key, value in arguments.items() if key != "model" or not label}
 
 
 def refuse(options: dict[str, Any]) -> None:
@@ -63,7 +75,7 @@ def check_names(
     """Raise `RecipeError` for an unknown argument, before a model's constructor fails on it."""
     known = {*_defaults(lm_class), *FROM_PRETRAINED, *QUANTIZATION, *config.to_dict()}
     for name in options:
-        if name not in known and not hasattr(config, name):
+        if name not in known and not _is_key(config, name):
             hint = did_you_mean(name, known | recipe_words)
             raise RecipeError(
                 f"--model merged has no argument {name!r}{hint}. "
@@ -87,7 +99,12 @@ def take_quantization(options: dict[str, Any]) -> Any:
 
 def config_overrides(kwargs: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
     """List the arguments that ``from_pretrained`` would write into the model's config."""
-    return [name for name in kwargs if name not in FROM_PRETRAINED and hasattr(config, name)]
+    return [name for name in kwargs if name not in FROM_PRETRAINED and _is_key(config, name)]
+
+
+def _is_key(config: PretrainedConfig, name: str) -> bool:
+    """Whether a config has a key of that name, maybe one of its other names; no method of it."""
+    return hasattr(config, name) and not callable(getattr(config, name))
 
 
 def outputs_depend_on(options: Mapping[str, Any], lm_class: type) -> dict[str, str]:

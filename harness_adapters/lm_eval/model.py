@@ -26,6 +26,7 @@ from harness_adapters.lm_eval.arguments import (
     refuse,
     refuse_routed,
     take_quantization,
+    without_label,
 )
 from harness_adapters.lm_eval.routed import RoutedRequests
 from merge_plugins import identity
@@ -43,8 +44,7 @@ class MergedLM(RoutedRequests, HFLM):
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
-        self.recipe, options = Recipe.split_model_args(arguments)
-        options.pop("model", None)  # our own label, when recorded arguments are run again
+        self.recipe, options = Recipe.split_model_args(without_label(arguments))
         refuse(options)
         if registry().get(self.recipe.merge_method).is_routed:
             refuse_routed(options, self.recipe.merge_method)
@@ -57,8 +57,6 @@ class MergedLM(RoutedRequests, HFLM):
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Build the model, and write the merge's name into the arguments that lm-eval records."""
         lm = super().create_from_arg_obj(arg_dict, *args, **kwargs)
-        if "pretrained" in arg_dict:  # lm-eval would take the base's name for the merge's
-            arg_dict["base_model"] = arg_dict.pop("pretrained")
         arg_dict["model"] = identity.label(lm.recipe)
         donor, folder = lm.recipe.tokenizer_donor, tokenizer_folder(lm.recipe)
         if not isinstance(donor, str) or resolve(donor) != folder:

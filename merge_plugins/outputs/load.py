@@ -31,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
 """Arguments of from_pretrained that select files; the recipe names the files instead."""
+OF_THE_HUB = {
+    "cache_dir": "HF_HOME",
+    "local_files_only": "HF_HUB_OFFLINE",
+    "token": "HF_TOKEN",
+    "use_auth_token": "HF_TOKEN",
+}
+"""Arguments of from_pretrained for downloads, and the variables that every source obeys."""
 
 
 def load_merged(
@@ -51,6 +58,12 @@ def load_merged(
     for name in NEEDS_PATH:
         if kwargs.pop(name, None):
             raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")
+    for name, variable in OF_THE_HUB.items():
+        if kwargs.pop(name, None):
+            raise RecipeError(
+                f"{name}= does not apply to a merge; set the environment variable {variable}, "
+                "which every source obeys"
+            )
     merge = open_merge(recipe)
     plan = merge.plan
     donor = str(model_folder(recipe.donor))

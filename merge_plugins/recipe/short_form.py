@@ -4,7 +4,7 @@ Values may come from any parser of lm-eval's ``--model_args``: as text, as numbe
 arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
 
     method=NAME                     required unless in config; alias merge_method
-    base=MODEL                      aliases base_model, pretrained
+    base=MODEL                      alias base_model
     models=MODEL[:WEIGHT]+…         ':' counts only before a number; a MODEL is a path, a hub id, a
                                     recipe file or MODEL++ADAPTER; also a list of such, a list of
                                     {model, weight} or {model, parameters}, a mapping model → weight
@@ -47,11 +47,16 @@ KEYS = {
     "merge_method": "merge_method",
     "base": "base_model",
     "base_model": "base_model",
-    "pretrained": "base_model",
     "weights": "weight",
     **{key: key for key in ("models", "params", "config", "data")},
     **{key: key for key in ("seed", "out_dtype", "exclude", *CHOSEN)},
 }
+MISTAKEN = {
+    "model": "name the models that are merged with models=MODEL:WEIGHT+MODEL:WEIGHT",
+    "pretrained": "no checkpoint is loaded. Leave it out, or write base=MODEL if it is the base",
+    "revision": "write it behind the model that it is of: MODEL@REVISION",
+}
+"""Arguments that load a checkpoint in place of a merge; a habit, and what to type instead."""
 HARNESS = ("dtype", "tokenizer")  # lm-eval's own, even if a method had a parameter of that name
 
 
@@ -76,9 +81,13 @@ class ShortForm:
                 self._written, self._inner = from_file(self._file, reading)
             self.method = self._method(args)
         words = {*KEYS, *self.method.spellings} - {*HARNESS}
+        mistaken = [key for key in MISTAKEN if key in args and key not in words]
+        for key in mistaken:
+            if values.is_set(args[key]):
+                raise RecipeError(f"{key}= does not go with a merge: {MISTAKEN[key]}.")
         self.ours = {key: value for key, value in args.items() if key in words}
         """The arguments that make up the recipe."""
-        self.rest = {key: value for key, value in args.items() if key not in words}
+        self.rest = {key: value for key, value in args.items() if key not in {*words, *mistaken}}
         """The arguments that are left to the harness."""
 
     def _naming(self) -> AbstractContextManager[None]:

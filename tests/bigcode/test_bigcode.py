@@ -273,6 +273,8 @@ def test_two_processes_write_what_one_does(
     [
         (["--revision", "main"], "--revision does not go with a merge: write org/name@revision"),
         (["--peft_model", "x"], "--peft_model does not go with a merge: write it in a recipe"),
+        (["--use_auth_token"], "--use_auth_token does not go with a merge: log in, or set"),
+        (["--load_in_8bit", "--load_in_4bit"], "--load_in_8bit and --load_in_4bit: keep one"),
         (["--check_references"], "use the harness's own main.py"),
         (["--precision", "fp8"], "--precision is fp32 or fp16 or bf16; got fp8"),
         (["--modeltype", "x"], "--modeltype is causal or seq2seq; got x"),

@@ -111,7 +111,7 @@ def test_simple_evaluate_with_a_dict_a_string_and_a_file(evaluate, family, hf, t
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     spellings = [
         family.recipe(),
-        {**family.recipe(), "pretrained": family.base, "base_model": None},
+        {**family.recipe(), "base": family.base, "base_model": None},
         {"method": "linear", "base_model": family.base, "models": [family.math, family.code],
          "weights": [0.6, 0.4]},
         text(family.recipe()),
@@ -123,7 +123,7 @@ def test_simple_evaluate_with_a_dict_a_string_and_a_file(evaluate, family, hf, t
 
 
 def test_recorded_arguments_can_be_run_again(evaluate, family):
-    first = evaluate("merged", {**family.recipe(), "pretrained": family.base, "base_model": None})
+    first = evaluate("merged", family.recipe(pretrained=None, revision=None, model="None"))
     recorded = json.loads(json.dumps(first.results["config"]["model_args"]))
     assert recorded["model"].startswith("linear-")
     again = evaluate("merged", recorded)

@@ -88,7 +88,7 @@ def test_use_cache_never_answers_for_another_merge(evaluate, family, tmp_path, a
 @pytest.mark.parametrize(
     ("change", "shared"),
     [
-        ({"model": "any-label"}, True),
+        ({"model": "linear-0123456789ab"}, True),
         ({"max_batch_size": 2}, True),
         ({"parallelize": True}, True),
         ({"dtype": "auto"}, True),  # the default

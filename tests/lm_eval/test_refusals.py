@@ -19,6 +19,10 @@ REFUSALS = {
     "gguf_file=a.gguf": "gguf_file= does not go with a merge: name the safetensors version",
     "subfolder=step1": "subfolder= does not go with a merge: name the folder itself",
     "cache_dir=/elsewhere": "cache_dir= does not go with a merge: set the environment",
+    "pretrained=gpt2": "pretrained= does not go with a merge: no checkpoint is loaded.",
+    "revision=main": "revision= does not go with a merge: write it behind the model that it is of",
+    "model=gpt2": "model= does not go with a merge: name the models that are merged with models=",
+    "to_dict=1": "no argument 'to_dict'",
     "method=liner": "no merge method 'liner'; did you mean 'linear'?",
     "models=/nowhere/math:1": "no model '/nowhere/math'",
 }

@@ -244,9 +244,13 @@ def test_weights_of_another_size_are_refused(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["gguf_file", "variant", "use_safetensors", "revision", "subfolder"]
+    "argument",
+    [
+        *("gguf_file", "variant", "use_safetensors", "revision", "subfolder"),
+        *("cache_dir", "local_files_only", "token", "use_auth_token"),
+    ],
 )
-def test_arguments_that_name_files_do_not_apply(argument: str, family: Family) -> None:
+def test_arguments_that_find_files_do_not_apply(argument: str, family: Family) -> None:
     with pytest.raises(RecipeError, match=rf"{argument}= does not apply to a merge"):
         load_merged(spelled("linear", family("Llama")), **{argument: "main"})
 

@@ -63,7 +63,7 @@ def names(recipe: Recipe) -> list[str]:
     [
         {},
         {"method": "absent", "merge_method": "ties"},
-        {"base": "absent", "pretrained": "B"},
+        {"base": "absent", "base_model": "B"},
         {"base": "absent", "base_model": "./B"},
         {"models": "a+b", "weights": "0.6+0.4"},
         {"models": "a+b", "weights": [0.6, 0.4]},
@@ -310,13 +310,24 @@ def test_a_config_of_slices_may_be_given_other_models(config):
 
 
 def test_what_is_not_the_recipe_s_is_the_harness_s(config):
-    ours = {"method": "ties", "pretrained": "B", "models": "a", "weights": 1, "density": 0.5}
+    ours = {"method": "ties", "base": "B", "models": "a", "weights": 1, "density": 0.5}
     rest = {"dtype": "float32", "tokenizer": "x", "batch_size": 2, "densty": 1, "max_length": None}
     assert Recipe.split_model_args({**ours, **rest}) == (Recipe.from_model_args(ours), rest)
     given = {"config": "there", "keep": 1, "density": 1}
     recipe, kept = Recipe.split_model_args(given)
     assert recipe == Recipe.from_model_args({"config": "there", "density": 1})
     assert kept == {"keep": 1}
+
+
+@pytest.mark.parametrize("habit", ["pretrained", "revision", "model"])
+def test_arguments_that_load_a_checkpoint_are_refused_on_every_way(config, habit):
+    """Each would be accepted for nothing, or be taken for the base, also of a config= file."""
+    for ours in ({"config": "there"}, {"method": "ties", "base": "B", "models": "a"}):
+        for read in (Recipe.from_model_args, Recipe.split_model_args):
+            with pytest.raises(RecipeError, match=f"^{habit}= does not go with a merge: "):
+                read({**ours, habit: "gpt2"})
+    recipe, rest = Recipe.split_model_args({"config": "there", habit: None, "keep": 1})
+    assert (recipe.as_dict(), rest) == (Recipe.load(config).as_dict(), {"keep": 1})
 
 
 def test_splitting_without_a_method_says_what_to_add():

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 SWITCHES = (
     *("trust_remote_code", "load_in_8bit", "load_in_4bit", "left_padding", "save_generations"),
     *("allow_code_execution", "generation_only", "save_references", "check_references"),
+    "use_auth_token",
 )
 TEXTS = {
     **{"model": "codeparrot/codeparrot-small", "modeltype": "causal", "precision": "fp32"},
