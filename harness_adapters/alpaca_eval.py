@@ -61,7 +61,7 @@ def completions(
     ``model_name``: a recipe's file, folder or short form. ``generation``: arguments of
     transformers' ``generate``.
     """
-    recipe = read_recipe(model_name)
+    recipe = read_recipe(model_name).trusting(trust_remote_code)
     key = json.dumps([identity.digest(recipe), batch_size, dtype, device])
     if key not in _generators:
         _generators[key] = Generator(
@@ -144,7 +144,8 @@ def resolve(given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     recipe = str(settings["model_name"])
     if "=" not in recipe:
         settings["model_name"] = recipe = str((folder / Path(recipe).expanduser()).absolute())
-    digest = identity.digest(read_recipe(recipe))
+    trusted = bool(settings.get("trust_remote_code"))
+    digest = identity.digest(read_recipe(recipe).trusting(trusted))
     decided = {key: value for key, value in settings.items() if key not in SAME_OUTPUTS}
     decided["is_strip_output"] = options.get("is_strip_output", True)
     decided["prompt"] = template.read_text(encoding="utf-8")

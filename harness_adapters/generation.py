@@ -51,7 +51,7 @@ class Generator:
             raise MergeError(f"batch_size is how many prompts run at once; got {batch_size}")
         if dtype is not None and dtype not in DTYPES:
             raise MergeError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-        self.recipe, self.batch_size = recipe, batch_size
+        self.recipe, self.batch_size = recipe.trusting(trust_remote_code), batch_size
         self._dtype = dtype
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._trust_remote_code = trust_remote_code

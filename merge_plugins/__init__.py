@@ -1,12 +1,21 @@
 """Score, search and serve a merge of language models without writing the merged checkpoint."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from merge_plugins._version import __version__
-from merge_plugins.api import ELEMENT, MATRIX, ROW, WHOLE, PerExpert, Slot, Weight, parameter
-from merge_plugins.errors import MergeError
-from merge_plugins.plugins import hookimpl, registry
-from merge_plugins.recipe import Recipe
+
+if TYPE_CHECKING:
+    from merge_plugins.api import ELEMENT, MATRIX, ROW, WHOLE, PerExpert, Slot, Weight, parameter
+    from merge_plugins.engine import merged_tensors, open_merge
+    from merge_plugins.errors import MergeError
+    from merge_plugins.identity import digest
+    from merge_plugins.outputs.load import load_merged
+    from merge_plugins.outputs.mount import Mounted as Mounted
+    from merge_plugins.outputs.mount import mount
+    from merge_plugins.outputs.save import save
+    from merge_plugins.plugins import hookimpl, registry
+    from merge_plugins.recipe import Recipe
 
 __all__ = [
     "ELEMENT",
@@ -31,6 +40,11 @@ __all__ = [
 ]
 
 LAZY = {
+    **dict.fromkeys(("ELEMENT", "MATRIX", "ROW", "WHOLE", "PerExpert"), "merge_plugins.api"),
+    **dict.fromkeys(("Slot", "Weight", "parameter"), "merge_plugins.api"),
+    **dict.fromkeys(("hookimpl", "registry"), "merge_plugins.plugins"),
+    "MergeError": "merge_plugins.errors",
+    "Recipe": "merge_plugins.recipe",
     "digest": "merge_plugins.identity",
     "merged_tensors": "merge_plugins.engine",
     "open_merge": "merge_plugins.engine",
@@ -39,8 +53,8 @@ LAZY = {
     "mount": "merge_plugins.outputs.mount",
     "Mounted": "merge_plugins.outputs.mount",  # what generated folders on users' disks import
 }
-"""Imported when they are asked for: transformers takes seconds, and ``merge-plugins list`` must not
-wait for it."""
+"""Imported when they are asked for: torch and transformers take seconds, which ``merge-plugins
+list`` must not wait for, and in which an interrupt must end the command without a traceback."""
 
 
 def __getattr__(name: str) -> object:

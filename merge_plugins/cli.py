@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
 from typing import Any
 
 from merge_plugins import identity
 from merge_plugins._version import __version__
 from merge_plugins.engine import open_merge
-from merge_plugins.errors import MergeError
+from merge_plugins.errors import MergeError, UntrustedCodeError
 from merge_plugins.plugins import Method, Parameter, registry
-from merge_plugins.recipe import read_recipe
+from merge_plugins.recipe import Recipe, read_recipe
 
 ADAPTER_COMMANDS = "merge_plugins.commands"
 """Entry points in this group are functions that take the arguments after their name."""
@@ -23,14 +27,9 @@ ADAPTER_COMMANDS = "merge_plugins.commands"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 1 when the recipe cannot be merged."""
     given = list(sys.argv[1:] if argv is None else argv)
-    adapters = {point.name: point for point in entry_points(group=ADAPTER_COMMANDS)}
     try:
-        if given and given[0] in adapters:
-            command: Callable[[Sequence[str]], int] = adapters[given[0]].load()
-            return command(given[1:])
-        options = _parser(adapters).parse_args(given)
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        with _terminated_as_exit():
+            return _run(given)
     except MergeError as exc:
         print(f"merge-plugins: {exc}", file=sys.stderr)
         return 1
@@ -40,6 +39,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("merge-plugins: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(given: Sequence[str]) -> int:
+    adapters = {point.name: point for point in entry_points(group=ADAPTER_COMMANDS)}
+    if given and given[0] in adapters:
+        command: Callable[[Sequence[str]], int] = adapters[given[0]].load()
+        return command(given[1:])
+    options = _parser(adapters).parse_args(given)
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into `SystemExit`, so that what is half written is removed before the end.
+
+    Only where nobody else handles it, and for the length of the block: a library leaves signals
+    alone.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the removal
+        raise SystemExit(128 + number)
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
@@ -58,6 +92,10 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    def trusted(command: argparse.ArgumentParser) -> None:
+        meaning = "run Python code that came with a model or a task"
+        command.add_argument("--trust-remote-code", action="store_true", help=meaning)
+
     command("list", list_methods).add_argument("--json", action="store_true")
     command("show", show_method).add_argument("method", metavar="METHOD")
     recipe = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
@@ -68,13 +106,16 @@ def _parser(adapters: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     planner = command("plan", show_plan)
     planner.add_argument("recipe", metavar="RECIPE", help=recipe)
     planner.add_argument("--json", action="store_true")
+    trusted(planner)
     saver = command("save", save_merge)
     saver.add_argument("recipe", metavar="RECIPE", help=recipe)
     saver.add_argument("folder", metavar="DIR")
     saver.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+    trusted(saver)
     mounter = command("mount", mount_merge)
     mounter.add_argument("recipe", metavar="RECIPE", help=recipe)
     mounter.add_argument("folder", metavar="DIR")
+    trusted(mounter)
     return parser
 
 
@@ -119,21 +160,24 @@ def show_method(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Check a recipe and its models without reading a weight."""
+    """Check a recipe and its models without reading a weight, or running code that came along."""
     from merge_plugins.outputs.fits import fits, has_tokenizer  # seconds: imports transformers
 
-    plan = open_merge(read_recipe(options.recipe)).plan
+    plan = open_merge(read_recipe(options.recipe).trusting(None)).plan
     fits(plan)
     has_tokenizer(plan)
     if options.verify:
         identity.verify(plan.recipe)
-    print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
+    try:
+        print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
+    except UntrustedCodeError as exc:
+        print(f"{plan}. Not checked, and so no digest: {exc}.")
     return 0
 
 
 def show_plan(options: argparse.Namespace) -> int:
     """Show which tensors make each merged tensor, and with which parameters."""
-    plan = open_merge(read_recipe(options.recipe)).plan
+    plan = open_merge(_recipe(options)).plan
     if options.json:
         print(json.dumps(plan.as_dict(), indent=2))
         return 0
@@ -152,7 +196,7 @@ def save_merge(options: argparse.Namespace) -> int:
     from merge_plugins.outputs.save import save
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(save(read_recipe(options.recipe), options.folder, max_shard_size=options.max_shard_size))
+    print(save(_recipe(options), options.folder, max_shard_size=options.max_shard_size))
     return 0
 
 
@@ -160,10 +204,14 @@ def mount_merge(options: argparse.Namespace) -> int:
     """Write a folder without weights that harnesses load as if it were the saved merge."""
     from merge_plugins.outputs.mount import mount
 
-    recipe = read_recipe(options.recipe)
-    folder = mount(recipe, options.folder)
+    recipe = _recipe(options)
+    folder = mount(recipe, options.folder, trust_remote_code=options.trust_remote_code)
     print(f"{folder}: {identity.label(recipe)}. Load it with trust_remote_code=True.")
     return 0
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return read_recipe(options.recipe).trusting(options.trust_remote_code)
 
 
 def _needs(method: Method) -> str:

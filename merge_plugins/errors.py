@@ -6,6 +6,7 @@ MergeError                   anything this package refuses to do
 │   └── ParameterError       a method's parameter is unknown, missing or out of range
 ├── CheckpointError          a model is missing, damaged, or not a kind we read
 ├── DataError                calibration data is missing, or a row of it is no example
+├── UntrustedCodeError       Python code that came with a model or a task would have to run
 └── MismatchError            the models do not fit together: names, shapes, vocabularies
 MergeWarning                 a merge goes ahead, but is not what the recipe's words promise
 """
@@ -38,6 +39,10 @@ class CheckpointError(MergeError, OSError):
 
 class DataError(MergeError, ValueError):
     """Calibration data is missing, or a row of it is no example."""
+
+
+class UntrustedCodeError(MergeError, ValueError):
+    """Python code that came with a model or a task would have to run, and nobody allowed it."""
 
 
 class MismatchError(MergeError, ValueError):

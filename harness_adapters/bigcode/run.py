@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
 
 def evaluate(harness: Harness, args: argparse.Namespace) -> None:
     """Generate and score answers of every recipe in ``--model`` on every task."""
-    recipes = read_recipes(args.model)
+    recipes = read_recipes(args.model, args.trust_remote_code)
     tasks = harness.tasks(args)
     accelerator = Accelerator()
     for recipe in recipes:
@@ -105,10 +105,10 @@ def evaluate(harness: Harness, args: argparse.Namespace) -> None:
         accelerator.wait_for_everyone()
 
 
-def read_recipes(given: str) -> list[Recipe]:
+def read_recipes(given: str, trust_remote_code: bool = False) -> list[Recipe]:
     """Read the recipes of ``--model``: files or folders, with commas between them."""
     names = [given] if Path(given).exists() else given.split(",")
-    recipes = [Recipe.load(name) for name in names]
+    recipes = [Recipe.load(name).trusting(trust_remote_code) for name in names]
     first: dict[str, str] = {}
     for name, recipe in zip(names, recipes, strict=True):
         other = first.setdefault(identity.digest(recipe), name)

@@ -3,30 +3,41 @@
 Prompts and answers are formatted as lm-eval formats them: by the task's ``doc_to_text`` and
 ``doc_to_target``, without few-shot examples or a chat template. The split that lm-eval scores is
 never used.
+
+To load a task is to run code: its ``!function`` tags, its templates, which lm-eval renders outside
+of Jinja's sandbox, its metrics and classes. That of an installed package is trusted; that of a
+folder named by a recipe runs only with leave.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, overload
 
+from harness_adapters.lm_eval.task_file import no_training_split, settings, split_of_training
 from merge_plugins.api import Example
-from merge_plugins.errors import DataError
+from merge_plugins.errors import DataError, UntrustedCodeError
 
 
-def training_split(name: str, include_path: str | None = None) -> Sequence[Example] | None:
+def training_split(
+    name: str, include_path: str | None = None, trust_remote_code: bool = False
+) -> Sequence[Example] | None:
     """Load the training examples of a task; None if lm-eval has no such task.
 
     ``include_path``, as in lm-eval: a folder with more tasks. Raises `DataError` if lm-eval is not
-    installed, or if the task has no training split apart from the scored one.
+    installed, or if the task has no training split apart from the scored one; `UntrustedCodeError`
+    if all that can be told without running the task's code is well, and the code is not trusted.
     """
     manager = next((m for m in _managers(name, include_path) if name in m.all_tasks), None)
     if manager is None:
         return None
     if name not in manager.all_subtasks:
         raise DataError(f"data: {name} is a group of lm-eval tasks; name one of them")
+    if not trust_remote_code:
+        _refuse_code(name, _file(manager, name), include_path)
     task = _loaded(name, manager)
     config = getattr(task, "config", None)
     training, scored = (
@@ -34,12 +45,34 @@ def training_split(name: str, include_path: str | None = None) -> Sequence[Examp
         getattr(config, "test_split", None) or getattr(config, "validation_split", None),
     )
     if not task.has_training_docs() or (training is not None and training == scored):
-        raise DataError(
-            f"data: task {name} has no training split"
-            f"{f' but the one it is scored on, {scored}' if training else ''}; name another task, "
-            "or a JSONL file"
-        )
+        raise no_training_split(name, training)
     return Docs(task)
+
+
+def _refuse_code(name: str, file: Path | None, include_path: str | None) -> None:
+    """Raise `UntrustedCodeError` for a task of the user's folder, or a dataset with code."""
+    if file is None:  # older releases keep no file of some tasks of their own
+        return
+    is_theirs = include_path is not None and file.is_relative_to(Path(include_path).resolve())
+    task = settings(file)
+    kwargs = task.get("dataset_kwargs")
+    asked = isinstance(kwargs, Mapping) and kwargs.get("trust_remote_code")
+    if not is_theirs and not asked:
+        return
+    if "class" not in task:  # a class decides by itself
+        split_of_training(task, name)
+    what = file if is_theirs else f"the dataset of {file}"
+    raise UntrustedCodeError(
+        f"data: task {name} comes with code, from {what}: to load it runs its functions, templates "
+        "and metrics. If you trust it, pass --trust-remote-code (trust_remote_code=True)"
+    )
+
+
+def _file(manager: Any, name: str) -> Path | None:
+    """Find the file of a task in lm-eval's index."""
+    entry = manager.task_index[name]
+    file = entry["yaml_path"] if isinstance(entry, Mapping) else entry.yaml_path
+    return Path(file).resolve() if isinstance(file, str | Path) else None
 
 
 def _managers(name: str, include_path: str | None) -> Iterator[Any]:

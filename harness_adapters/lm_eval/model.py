@@ -44,7 +44,8 @@ class MergedLM(RoutedRequests, HFLM):
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
-        self.recipe, options = Recipe.split_model_args(without_label(arguments))
+        recipe, options = Recipe.split_model_args(without_label(arguments))
+        self.recipe = recipe.trusting(bool(options.get("trust_remote_code")))
         refuse(options)
         if registry().get(self.recipe.merge_method).is_routed:
             refuse_routed(options, self.recipe.merge_method)

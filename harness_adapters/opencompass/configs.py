@@ -62,12 +62,13 @@ def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     entry = {**DEFAULTS, **entry}
     if not isinstance(entry["type"], str):
         raise RecipeError(f"type is a dotted name, '{DEFAULTS['type']}'; got {entry['type']!r}")
-    recipe = read(entry["recipe"], folder)
+    trusted = trusts(entry)
+    recipe = read(entry["recipe"], folder).trusting(trusted)
     refuse_routed(recipe)
     plan = open_merge(recipe).plan
     text = as_text(recipe)
     digest = entry.get("digest") or identity.digest(recipe)
-    checked(text, digest)
+    checked(text, digest, trusted)
     return {
         **{key: value for key, value in entry.items() if key not in ("dtype", "model_kwargs")},
         "abbr": _abbr(entry.get("abbr"), recipe, digest),
@@ -83,6 +84,11 @@ def refuse(entry: Mapping[str, Any]) -> None:
     for key in REFUSED.keys() & entry.keys():
         if entry[key]:
             raise RecipeError(f"{key}= does not go with a merge: {REFUSED[key]}")
+
+
+def trusts(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry allows the code that comes with a model or a task, as stock entries do."""
+    return bool(dict(entry.get("model_kwargs") or {}).get("trust_remote_code"))
 
 
 def refuse_routed(recipe: Recipe) -> None:
@@ -116,7 +122,7 @@ def as_text(recipe: Recipe) -> str:
     return json.dumps(recipe.as_dict()).replace("{{", "{\\u007b")
 
 
-def checked(recipe: str, digest: str | None) -> Recipe:
+def checked(recipe: str, digest: str | None, trust_remote_code: bool = False) -> Recipe:
     """Read the recipe of an entry; raises `RecipeError` unless it has the entry's digest."""
     if not recipe.lstrip().startswith("{"):
         raise RecipeError(
@@ -124,7 +130,7 @@ def checked(recipe: str, digest: str | None) -> Recipe:
             f"run_config.py', or write __import__('{PACKAGE}.configs', fromlist=['_'])"
             f".merged_model({recipe!r}) in its place"
         )
-    parsed = Recipe.from_mapping(parsing.from_json(recipe))
+    parsed = Recipe.from_mapping(parsing.from_json(recipe)).trusting(trust_remote_code)
     now = identity.digest(parsed)
     if now != digest:
         raise RecipeError(

@@ -22,7 +22,14 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
-from harness_adapters.opencompass.configs import REFUSED, checked, dtype_name, refuse, refuse_routed
+from harness_adapters.opencompass.configs import (
+    REFUSED,
+    checked,
+    dtype_name,
+    refuse,
+    refuse_routed,
+    trusts,
+)
 from merge_plugins import identity
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import RecipeError, did_you_mean
@@ -46,7 +53,7 @@ class MergedWithChatTemplate(HuggingFacewithChatTemplate):
     def __init__(self, recipe: str, digest: str | None = None, **options: Any) -> None:
         self.recipe = accepted(recipe, digest, options)
         check_names(options, super().__init__, type(self))
-        trusted = bool(dict(options.get("model_kwargs") or {}).get("trust_remote_code"))
+        trusted = trusts(options)
         given = options.pop("tokenizer_kwargs", None) or {}
         with everything_but_weights(self.recipe) as folder:
             if options.get("max_seq_len") is None:
@@ -156,7 +163,7 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
 def accepted(recipe: str, digest: str | None, options: Mapping[str, Any]) -> Recipe:
     """Read and check the recipe of an entry; raises `MergeError` before any weight is read."""
     refuse(options)
-    parsed = checked(recipe, digest)
+    parsed = checked(recipe, digest, trusts(options))
     refuse_routed(parsed)
     return parsed
 

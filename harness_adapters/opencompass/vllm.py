@@ -13,6 +13,7 @@ from typing import Any
 
 from opencompass.models import VLLM, VLLMwithChatTemplate
 
+from harness_adapters.opencompass.configs import trusts
 from harness_adapters.opencompass.models import accepted, check_names
 from harness_adapters.vllm import LOAD_FORMAT
 from merge_plugins import identity
@@ -28,7 +29,7 @@ class OnRecipeFolder:
         merge = accepted(recipe, digest, options)
         check_names(options, super().__init__, type(self))
         refuse_without_vllm(type(self).__name__)
-        with recipe_folder(merge) as folder:
+        with recipe_folder(merge, trusts(options)) as folder:
             super().__init__(path=folder, **options)  # type: ignore[call-arg]
         self.recipe, self.path = merge, identity.label(merge)
 
@@ -59,7 +60,7 @@ def refuse_without_vllm(name: str) -> None:
 
 
 @contextmanager
-def recipe_folder(recipe: Recipe) -> Iterator[str]:
+def recipe_folder(recipe: Recipe, trust_remote_code: bool) -> Iterator[str]:
     """Write a temporary recipe folder, which vLLM's workers load as the merge's checkpoint."""
     with tempfile.TemporaryDirectory(prefix="merge-plugins-") as name:
-        yield str(mount(recipe, Path(name) / "merge"))
+        yield str(mount(recipe, Path(name) / "merge", trust_remote_code=trust_remote_code))

@@ -88,19 +88,19 @@ class MergedModelLoader(DefaultModelLoader):
         A model that is itself a recipe, folder or file, overrides the option ``recipe``: vLLM
         reloads weights that way. Only a draft model, which shares these options, can be no merge.
         """
-        model = Path(model_config.model)
+        model, trusted = Path(model_config.model), bool(model_config.trust_remote_code)
         if model.suffix in RECIPE_FILES and model.is_file():
-            return Recipe.load(model)
+            return Recipe.load(model).trusting(trusted)
         where = {"revision": model_config.revision, "cache_dir": self.load_config.download_dir}
         try:
             folder = recipe_folder(model_config.model, **where)
         except OSError:  # no such model, or no recipe in it
             pass
         else:
-            return mounted_recipe(folder)
+            return mounted_recipe(folder, trusted)
         recipe = None if self._named is None else named_recipe(self._named)
         if recipe is not None and is_donor(recipe, model_config.model):
-            return recipe
+            return recipe.trusting(trusted)
         if model_config.runner_type == "draft":
             return None
         if recipe is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -105,7 +106,7 @@ def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
                 index[weight] = file, distinct.setdefault(id(tensor), weight)
             tensors = {weight: piece[weight].detach() for weight in distinct.values()}
             tensors = {k: t.float().cpu().contiguous() for k, t in tensors.items()}
-            save_file(tensors, unfinished / file)
+            _save(tensors, unfinished / file)
         (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if read(folder) is None:  # damaged; a whole one, of a faster process, stays
             shutil.rmtree(folder, ignore_errors=True)
@@ -113,6 +114,14 @@ def write(folder: Path, pieces: Iterable[Mapping[str, Tensor]]) -> Stored:
     if written is None:
         raise MergeError(f"{folder} was written and cannot be read")
     return written
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write one file of a statistic; raise `OSError` with its name where the disk is full."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as exc:  # not an OSError, whatever the system said
+        raise OSError(f"{file}: {exc}") from exc
 
 
 def announce(request: StatisticRequest, n_elements: int) -> None:

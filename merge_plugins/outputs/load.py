@@ -54,6 +54,8 @@ def load_merged(
     ``from_pretrained`` (dtype, device_map, quantization_config, tp_plan, ...). Without ``dtype``
     the model has the dtype of the merge. Raises `MergeError` before any weight is read when the
     recipe, its models and the class do not fit together.
+
+    ``trust_remote_code``: whether code that came with the models or a task of the recipe runs.
     """
     for name in NEEDS_PATH:
         if kwargs.pop(name, None):
@@ -64,6 +66,7 @@ def load_merged(
                 f"{name}= does not apply to a merge; set the environment variable {variable}, "
                 "which every source obeys"
             )
+    recipe = recipe.trusting() if trust_remote_code else recipe
     merge = open_merge(recipe)
     plan = merge.plan
     donor = str(model_folder(recipe.donor))

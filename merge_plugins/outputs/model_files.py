@@ -3,63 +3,88 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from merge_plugins.errors import CheckpointError
+from merge_plugins.folders import naming_file
 from merge_plugins.planning import Plan
 from merge_plugins.recipe import Recipe
-from merge_plugins.tokenizer import generation_config, tokenizer_folder
+from merge_plugins.tokenizer import generation_config, generation_folder, tokenizer_folder
+from merge_plugins.weights.companions import copy_files, inside
 from merge_plugins.weights.files import tokenizer_files
 
 
 def sentence_files(folder: Path) -> list[str]:
     """List the files of sentence-transformers in a model's folder, such as its pooling config.
 
-    Raises `CheckpointError` if one of its modules is absent or has weights of its own.
+    Raises `CheckpointError` if one of its modules is absent, lies elsewhere, or has weights of its
+    own.
     """
     if not (folder / "modules.json").is_file():
         return []
     files = [*folder.glob("modules.json"), *folder.glob("*sentence_*.json")]
-    for name in filter(None, (module["path"] for module in _modules(folder))):
-        inside = [file for file in (folder / name).rglob("*") if file.is_file()]
-        weights = [file for file in inside if file.suffix in (".safetensors", ".bin")]
-        if not (folder / name).is_dir():
+    for name in filter(None, (module["path"] for module in sentence_modules(folder))):
+        place = folder / name
+        if not place.is_dir():
             raise CheckpointError(f"{folder}: modules.json names {name}, which is not there")
+        if not _is_below(place, folder):
+            raise CheckpointError(
+                f"{folder}: modules.json names {name!r}, which is no folder in this one"
+            )
+        within = [file for file in place.rglob("*") if file.is_file()]
+        weights = [file for file in within if file.suffix in (".safetensors", ".bin")]
         if weights:
             raise CheckpointError(
                 f"{weights[0]} holds weights of a module that is no part of the merge; remove "
                 f"{folder / 'modules.json'} to use the transformer alone"
             )
-        files += inside
+        files += within
     return sorted({str(file.relative_to(folder)) for file in files})
 
 
-def _modules(folder: Path) -> list[dict[str, str]]:
-    """Read modules.json, the list of modules of a sentence-transformers model."""
+def _is_below(place: Path, folder: Path) -> bool:
+    """Whether a path leads to a folder below another one, by its name and where it really is."""
+    name = PurePath(place).relative_to(folder) if place.is_relative_to(folder) else PurePath("..")
+    root = folder.resolve()
+    return bool(name.parts) and ".." not in name.parts and root in place.resolve().parents
+
+
+def sentence_modules(folder: Path) -> list[dict[str, str]]:
+    """Read modules.json: path and type of each module of a sentence-transformers model."""
     file = folder / "modules.json"
     try:
-        modules: list[dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
-        return [{"path": module["path"]} for module in modules]
-    except (ValueError, TypeError, KeyError) as exc:
+        modules = json.loads(file.read_text(encoding="utf-8"))
+        found = [{"path": module["path"], "type": module.get("type", "")} for module in modules]
+        if not all(
+            isinstance(text, str) and "\0" not in text for m in found for text in m.values()
+        ):
+            raise TypeError("path and type are texts")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
         raise CheckpointError(f"{file} is no list of modules: {exc!r}") from exc
+    return found
 
 
 def write_configs(recipe: Recipe, config: Mapping[str, Any], folder: Path) -> None:
     """Write ``config.json``, and ``generation_config.json`` if the recipe has one."""
-    configs = {"config.json": config, "generation_config.json": generation_config(recipe)}
-    for name, content in configs.items():
+    generation = generation_config(recipe)
+    if generation:
+        inside(generation_folder(recipe), "generation_config.json")
+    for name, content in {"config.json": config, "generation_config.json": generation}.items():
         if content:
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            with naming_file(folder / name):
+                text = json.dumps(content, indent=2) + "\n"
+                (folder / name).write_text(text, encoding="utf-8")
 
 
-def copy_companions(plan: Plan, folder: Path) -> None:
-    """Copy the recipe's tokenizer, and the donor's code and sentence-transformers files."""
+def copy_companions(plan: Plan, folder: Path, *, code: bool = True) -> None:
+    """Copy the recipe's tokenizer, and the donor's code and sentence-transformers files.
+
+    ``code``: whether to copy Python files at all.
+    """
     donor, tokenizer = plan.donor.path, tokenizer_folder(plan.recipe)
-    for file in [*donor.glob("*.py"), *tokenizer_files(tokenizer)]:
-        shutil.copyfile(file, folder / file.name)
-    for name in sentence_files(donor):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(donor / name, folder / name)
+    of_donor = [*sorted(file.name for file in donor.glob("*.py")), *sentence_files(donor)]
+    of_tokenizer = [file.name for file in tokenizer_files(tokenizer)]
+    for source, names in ((donor, of_donor), (tokenizer, of_tokenizer)):
+        copy_files(source, (name for name in names if code or not name.endswith(".py")), folder)

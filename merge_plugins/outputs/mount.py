@@ -2,12 +2,14 @@
 
 The few lines of code that `mount` writes into the folder derive from `Mounted`: where an Auto class
 would read weights, they are merged. The unmodified command of a harness can score the folder if it
-passes ``trust_remote_code=True``; otherwise transformers fails because it finds no weights.
+passes ``trust_remote_code=True``; otherwise transformers fails because it finds no weights. Code of
+the models runs only in a folder that was mounted with ``trust_remote_code``.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,26 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from merge_plugins._version import __version__
 from merge_plugins.engine import open_merge
-from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
+from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError
 from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.identity import digest, model_identity
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.model_files import copy_companions, write_configs
+from merge_plugins.outputs.mounted_code import (
+    CODE,
+    auto_classes,
+    auto_map,
+    code,
+    refuse_needed_code,
+    without_code,
+)
+from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.sources.models import model_folder
+from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.weights.files import read_json
 
-CODE = "modeling_merge"
-"""Module that the folder's ``auto_map`` names."""
 KEY = "merge_plugins"
 """Key of the merge's identity in a mounted ``config.json``."""
 DOWNLOAD = (
@@ -44,29 +53,53 @@ DOWNLOAD = (
 """Arguments of from_pretrained that locate a folder."""
 
 
-def mount(recipe: Recipe, folder: str | os.PathLike[str]) -> Path:
+def mount(
+    recipe: Recipe, folder: str | os.PathLike[str], *, trust_remote_code: bool = False
+) -> Path:
     """Write a recipe folder and return it; reads weights only to hash their files.
 
-    Raises `MergeError` when the folder is not empty or the recipe does not fit its models.
+    ``trust_remote_code``: whether code that came with the models or the calibration data's task
+    runs where the folder is loaded. Raises `MergeError` when the folder is not empty or the recipe
+    does not fit its models.
     """
     target = new_folder(folder)
+    recipe = recipe.trusting(trust_remote_code)
     plan = open_merge(recipe).plan
-    classes = auto_classes(plan.config, plan.donor.path)
+    classes = auto_classes(plan.config, plan.donor.path, trust_remote_code)
     fits(plan)
-    config = {
-        **plan.config,
-        "auto_map": _code_of(plan.config, classes),
-        KEY: {"version": __version__, **_identity(recipe)},
-    }
+    if not trust_remote_code:
+        refuse_needed_code(plan.donor.path, tokenizer_folder(recipe))
     with complete_or_nothing(target) as unfinished:
-        write_configs(recipe, config, unfinished)
-        copy_companions(plan, unfinished)
-        (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
+        write_configs(recipe, _config(plan, classes, trust_remote_code), unfinished)
+        copy_companions(plan, unfinished, code=trust_remote_code)
+        if not trust_remote_code:
+            _remove_code(unfinished / "tokenizer_config.json")
+        text = code(classes, trust_remote_code)
+        (unfinished / f"{CODE}.py").write_text(text, encoding="utf-8")
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         plan.refuse_changes()
     return target
+
+
+def _config(plan: Plan, classes: list[str], trust_remote_code: bool) -> dict[str, Any]:
+    """Compose config.json; its ``auto_map`` names our code for models, and no other unless allowed.
+
+    Allowed, the donor's own code makes its config and its tokenizer.
+    """
+    given = plan.config if trust_remote_code else without_code(plan.config)
+    ours = {name: f"{CODE}.{name}" for name in classes}
+    made = {"version": __version__, **_identity(plan.recipe)}
+    return {**given, "auto_map": {**auto_map(given), **ours}, KEY: made}
+
+
+def _remove_code(file: Path) -> None:
+    """Rewrite a JSON file without the keys that name code, if it has any."""
+    contents = read_json(file) if file.is_file() else {}
+    if without_code(contents) != contents:
+        text = json.dumps(without_code(contents), indent=2, ensure_ascii=False) + "\n"
+        file.write_text(text, encoding="utf-8")
 
 
 HOW_TO_LOAD = """
@@ -76,40 +109,12 @@ it is loaded, by any program that loads a transformers checkpoint and passes
 """
 
 
-def auto_classes(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """List the Auto classes that support a model's architecture, with any head."""
-    named = [name for name in config.get("auto_map", {}) if name.startswith("AutoModel")]
-    model_type = str(config.get("model_type"))
-    if model_type in CONFIG_MAPPING:
-        kind = CONFIG_MAPPING[model_type]
-        for name, found in vars(modeling_auto).items():
-            mapping = getattr(found, "_model_mapping", None)
-            if name.startswith("AutoModel") and mapping is not None and kind in mapping:
-                named.append(name)
-    if not named:
-        raise RecipeError(
-            f"{folder}: transformers {transformers.__version__} knows no model of type "
-            f"{model_type}, so no harness could load it; see model_type in its config.json"
-        )
-    return list(dict.fromkeys(named))
-
-
-def _code_of(config: Mapping[str, Any], classes: list[str]) -> dict[str, str]:
-    """Build the ``auto_map``: our code for models, the donor's for its config and tokenizer."""
-    return {**config.get("auto_map", {}), **{name: f"{CODE}.{name}" for name in classes}}
-
-
-def code(classes: list[str]) -> str:
-    """Compose the Python module of the folder: one class per Auto class."""
-    defined = "".join(f"\n\nclass {name}(Mounted):\n    pass\n" for name in classes)
-    return (
-        '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
-        f"from merge_plugins import Mounted\n{defined}"
-    )
-
-
 class Mounted:
     """Load the merge of a recipe folder; a subclass is named after each Auto class."""
+
+    trust_remote_code = False
+    """Whether code of the models runs too: what the folder was mounted with. The caller's argument
+    of this name allows our own code, no other."""
 
     @classmethod
     def from_pretrained(
@@ -127,14 +132,15 @@ class Mounted:
         the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
+        trusted = kwargs["trust_remote_code"] = cls.trust_remote_code
         folder = recipe_folder(name, **where)
-        recipe = mounted_recipe(folder)
+        recipe = mounted_recipe(folder, trusted)
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
             if not kwargs.get(bits):  # transformers 5 rejects these, even switched off
                 kwargs.pop(bits, None)
         auto_class = getattr(transformers, cls.__name__)
-        model = load_merged(recipe, auto_class, config=_own(config, recipe), **kwargs)
+        model = load_merged(recipe, auto_class, config=_own(config, recipe, trusted), **kwargs)
         _refuse_changes(recipe, folder)  # between the digest above and the opening of the files
         model.config._name_or_path = model.name_or_path = str(name)
         return model
@@ -144,13 +150,13 @@ class Mounted:
         """Do nothing: loaded models have an ordinary class and are saved with it."""
 
 
-def _own(config: Any, recipe: Recipe) -> Any:
-    """Copy the folder's live config with the ``auto_map`` of the recipe's donor, if any."""
+def _own(config: Any, recipe: Recipe, trust_remote_code: bool) -> Any:
+    """Copy the folder's live config with the ``auto_map`` of the recipe's donor, if it may run."""
     if config is None:
         return None
     config = copy.deepcopy(config)
     theirs = read_json(model_folder(recipe.donor) / "config.json").get("auto_map")
-    if theirs:
+    if theirs and trust_remote_code:
         config.auto_map = theirs
     elif hasattr(config, "auto_map"):
         del config.auto_map
@@ -175,13 +181,13 @@ def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
     return Path(str(cached_file(name, files.NAME, **where))).parent
 
 
-def mounted_recipe(folder: Path) -> Recipe:
-    """Read the recipe of a recipe folder.
+def mounted_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
+    """Read the recipe of a recipe folder; ``trust_remote_code`` is that of `mount`.
 
     Raises `MismatchError` if its merge has changed since the folder was written: a harness that
     identifies the folder by its name would report the scores of one merge for the other.
     """
-    recipe = Recipe.load(folder)
+    recipe = Recipe.load(folder).trusting(trust_remote_code)
     _refuse_changes(recipe, folder)
     return recipe
 

@@ -18,7 +18,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
 from merge_plugins.engine import Merge, MergedTensor, open_merge
-from merge_plugins.folders import complete_or_nothing, new_folder
+from merge_plugins.folders import complete_or_nothing, naming_file, new_folder
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.model_files import copy_companions, write_configs
@@ -47,10 +47,10 @@ def save(
     fits(plan)
     logger.info("%s, into %s", plan, target)
     with complete_or_nothing(target, plan.bytes_merged) as unfinished:
+        write_configs(recipe, plan.config, unfinished)
+        copy_companions(plan, unfinished)  # what cannot be copied stops the merge before it starts
         merge = Merge(plan)
         _write_weights(merge, unfinished, max_shard_size)
-        write_configs(recipe, plan.config, unfinished)
-        copy_companions(plan, unfinished)
         for name, text in (extra or {}).items():
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
@@ -83,7 +83,7 @@ def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any
     tensors = sorted(
         tensors, key=lambda t: (-t.dtype.itemsize, t.name)
     )  # keeps each aligned to its dtype
-    with file.open("wb") as handle:
+    with naming_file(file), file.open("wb") as handle:
         handle.write(write_header((t.name, t.dtype, t.shape) for t in tensors))
         for tensor in tensors:
             raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)

@@ -109,7 +109,7 @@ def _check_data(method: Method, recipe: Recipe, is_read: bool) -> None:
             raise RecipeError(f"{method.name}: reads no calibration data here; delete data:")
     for _, data in named:
         if data is not None:
-            data.examples()  # a row that is none stops here
+            data.check()  # a row that is none stops here
 
 
 def unmatched_filters(recipe: Recipe, tensors: Iterable[str]) -> tuple[str, ...]:

@@ -20,18 +20,19 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from merge_plugins.api import Example
-from merge_plugins.errors import DataError, RecipeError, did_you_mean
+from merge_plugins.errors import DataError, RecipeError, UntrustedCodeError, did_you_mean
 from merge_plugins.recipe.files import path_of
 
 TASKS = "merge_plugins.tasks"
-"""Entry point group of functions ``(name, include_path)`` that return the examples of a task's
-training split, or None if there is no task of that name."""
+"""Entry point group of functions ``(name, include_path, trust_remote_code)`` that return the
+examples of a task's training split, or None if there is no task of that name. Where that would run
+code that came with the task, and it is not trusted, they raise `UntrustedCodeError`."""
 PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "answer", "completion")
 KEYS = ("text", *PROMPTS, "input", *RESPONSES, "query", "pos", "neg", "label")
@@ -58,6 +59,8 @@ class Data:
     """Examples per batch."""
     seed: int = 0
     """Seed for sampling `limit` examples."""
+    trust_remote_code: bool | None = field(default=False, compare=False)
+    """Whether code that comes with the task may run. No key of a recipe: see `Recipe.trusting`."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.task is None):
@@ -78,6 +81,17 @@ class Data:
         """Load the examples, or raise `DataError` with the file and line of an invalid row."""
         return _examples(self, _stamp(self.path))
 
+    def check(self) -> None:
+        """Raise `MergeError` if the examples cannot be loaded, or not without code nobody allowed.
+
+        With `trust_remote_code` None, what only that code could tell is left unchecked.
+        """
+        try:
+            self.examples()
+        except UntrustedCodeError:
+            if self.trust_remote_code is not None:
+                raise
+
     @property
     def digest(self) -> str:
         """Hash the examples, `max_length` and `batch_size`, but no path: 32 hex digits."""
@@ -92,13 +106,17 @@ class Data:
         """
         changed = {
             f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
+            for f in KEYS_OF_DATA
             if getattr(self, f.name) != f.default
         }
         changed |= {key: shown(changed[key]) for key in ("path", "include_path") if key in changed}
         if len(changed) > 1:
             return changed
         return str(changed["path"]) if self.path else self.source
+
+
+KEYS_OF_DATA = tuple(f for f in dataclasses.fields(Data) if f.compare)
+"""Fields of `Data` that a recipe may set."""
 
 
 def from_setting(given: Any, folder: Path) -> Data | None:
@@ -112,7 +130,7 @@ def from_setting(given: Any, folder: Path) -> Data | None:
         raise RecipeError(
             f"data is a JSONL file, task:<name>, or a mapping {{path, limit, …}}; got {given!r}"
         )
-    known = [f.name for f in dataclasses.fields(Data)]
+    known = [f.name for f in KEYS_OF_DATA]
     settings: dict[str, Any] = {}
     for key, value in given.items():
         name = ALIASES.get(key, key)
@@ -140,7 +158,7 @@ def _stamp(path: str | None) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=8)
 def _examples(data: Data, stamp: tuple[int, int] | None) -> tuple[Example, ...]:
-    examples = _read(Path(data.path)) if data.path else _of_task(str(data.task), data.include_path)
+    examples = _read(Path(data.path)) if data.path else _of_task(data)
     if not examples:
         raise DataError(f"{data.source} holds no examples")
     kept: Sequence[int] = range(len(examples))
@@ -224,13 +242,13 @@ def _passages(row: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
     return passages
 
 
-def _of_task(name: str, include_path: str | None) -> Sequence[Example]:
+def _of_task(data: Data) -> Sequence[Example]:
     for point in entry_points(group=TASKS):
-        split: Callable[[str, str | None], Sequence[Example] | None] = point.load()
-        examples = split(name, include_path)
+        split: Callable[[str | None, str | None, bool], Sequence[Example] | None] = point.load()
+        examples = split(data.task, data.include_path, bool(data.trust_remote_code))
         if examples is not None:
             return examples
     raise DataError(
-        f"no harness here has a task {name!r}; check data:, or name a JSONL file "
+        f"no harness here has a task {data.task!r}; check data:, or name a JSONL file "
         "(with lm-eval's --include_path, write data: {task: …, include_path: …})"
     )

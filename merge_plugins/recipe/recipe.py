@@ -24,6 +24,7 @@ from merge_plugins.recipe.settings import Settings, as_yaml
 from merge_plugins.recipe.short_form import ShortForm, from_file
 from merge_plugins.recipe.slices import Entry, Slice, Write, is_stack, part_as_dict
 from merge_plugins.recipe.tokenizer import Tokenizer, is_template
+from merge_plugins.recipe.trust import trusting
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,14 @@ class Recipe:
     def data_of(self, model: Entry) -> Data | None:
         """Select the calibration data of a model: its own, or else the recipe's."""
         return model.data or self.data
+
+    def trusting(self, trust_remote_code: bool | None = True) -> Recipe:
+        """Copy the recipe with leave to run code that comes with its tasks, or without.
+
+        None: neither run it nor raise `UntrustedCodeError`, to check everything else.
+        """
+        copied: Recipe = trusting(self, trust_remote_code)
+        return copied
 
     def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
         """Convert the recipe to its YAML mapping, without unset keys.

@@ -243,7 +243,7 @@ def check(plan: Plan, model_class: Any, config: Any, options: Mapping[str, Any])
     for expert in plan.recipe.models:
         data = plan.recipe.data_of(expert)
         if data is not None:
-            data.examples()
+            data.check()
 
 
 def route(model: Any, merge: Merge) -> None:

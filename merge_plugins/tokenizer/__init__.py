@@ -5,7 +5,15 @@ from merge_plugins.tokenizer.build import (
     aligned,
     chat_template,
     generation_config,
+    generation_folder,
     tokenizer_folder,
 )
 
-__all__ = ["Alignment", "aligned", "chat_template", "generation_config", "tokenizer_folder"]
+__all__ = [
+    "Alignment",
+    "aligned",
+    "chat_template",
+    "generation_config",
+    "generation_folder",
+    "tokenizer_folder",
+]

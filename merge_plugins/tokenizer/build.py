@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -28,10 +27,12 @@ from merge_plugins.tokenizer.vocabulary import (
     vocabulary,
     vocabulary_size,
 )
+from merge_plugins.weights.companions import copy_files, inside
 from merge_plugins.weights.content import content
 from merge_plugins.weights.files import read_json, tokenizer_files
 from merge_plugins.weights.hub import resolve
 
+GENERATION = "generation_config.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -56,11 +57,18 @@ def tokenizer_folder(ref: Reference) -> Path:
 def generation_config(ref: Reference) -> dict[str, Any] | None:
     """Read a model's generation config; a merge has that of the model its recipe names."""
     if not isinstance(ref, Recipe):
-        file = resolve(references.home(ref)) / "generation_config.json"
+        file = generation_folder(ref) / GENERATION
         return read_json(file) if file.is_file() else None
     donor = ref.generation_donor
     found, alignment = generation_config(donor), aligned(ref)
     return alignment.renumbered(found, donor) if found and alignment else found
+
+
+def generation_folder(ref: Reference) -> Path:
+    """Find the folder of the model that gives the generation config."""
+    while isinstance(ref, Recipe):
+        ref = ref.generation_donor
+    return resolve(references.home(ref))
 
 
 def aligned(
@@ -188,7 +196,7 @@ def template_of(ref: Reference) -> str | None:
     """Read a model's chat template, if it has one."""
     folder = tokenizer_folder(ref)
     if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
+        return read_text(inside(folder, "chat_template.jinja"))
     for name in ("chat_template.json", "tokenizer_config.json"):
         contents = read_json(folder / name) if (folder / name).is_file() else {}
         template = contents.get("chat_template")
@@ -221,8 +229,7 @@ def _written(folder: Path, changes: Mapping[str, str]) -> Path:
     target = cache_folder() / "tokenizers" / digest
     if not target.is_dir():
         with complete_or_nothing(target, shared=True) as unfinished:
-            for file in kept:
-                shutil.copyfile(file, unfinished / file.name)
+            copy_files(folder, (file.name for file in kept), unfinished)
             for name, text in changes.items():
                 (unfinished / name).write_text(text, encoding="utf-8")
     return target

@@ -25,7 +25,13 @@ from transformers import (
 
 from merge_plugins import MergeError, Recipe, identity, load_merged, mount, save
 from merge_plugins.cli import main
-from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError, RecipeError
+from merge_plugins.errors import (
+    CheckpointError,
+    MergeWarning,
+    MismatchError,
+    RecipeError,
+    UntrustedCodeError,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 IDS = torch.tensor([[1, 5, 9, 2, 40, 17, 3, 3]])
@@ -411,7 +417,10 @@ def test_a_model_with_code_of_its_own_keeps_it(
         }
         (own / "config.json").write_text(json.dumps(held))
     spelled = recipe("linear", None, [str(own) for own in folders], weight=0.5)
-    found, expected = load(mount(spelled, tmp_path / "m")), load(save(spelled, tmp_path / "s"))
+    with pytest.raises(UntrustedCodeError, match=r"type own; .*mount with --trust-remote-code"):
+        mount(spelled, tmp_path / "m")
+    trusted = mount(spelled, tmp_path / "m", trust_remote_code=True)
+    found, expected = load(trusted), load(save(spelled, tmp_path / "s"))
     assert type(found).__name__ == type(expected).__name__ == "OwnForCausalLM"
     assert torch.equal(found(IDS)[0], expected(IDS)[0])
     assert json.loads((tmp_path / "m" / "config.json").read_text())["auto_map"] == {

@@ -1,0 +1,101 @@
+"""Decide which Python code a mounted folder runs: ours, and its models' own only where allowed.
+
+Whoever loads a mounted folder passes ``trust_remote_code=True``, and means our few lines. Without
+leave, nothing in the folder may name other code: with that argument, transformers would run it even
+for a model that it can load by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, AutoTokenizer
+from transformers.models.auto import modeling_auto
+
+from merge_plugins.errors import RecipeError, UntrustedCodeError
+from merge_plugins.outputs.model_files import sentence_modules
+from merge_plugins.weights.files import read_json
+
+CODE = "modeling_merge"
+"""Module that the folder's ``auto_map`` names."""
+NAMING_CODE = ("auto_map", "custom_pipelines")
+"""Keys of a model's JSON files under which transformers finds code, here or on the hub."""
+ALLOW = "If you trust it, mount with --trust-remote-code (trust_remote_code=True)"
+
+
+def auto_classes(config: Mapping[str, Any], folder: Path, trust_remote_code: bool) -> list[str]:
+    """List the Auto classes that support a model's architecture, with any head.
+
+    Classes that only the model's own code supports are listed with ``trust_remote_code``.
+    """
+    mappings = {
+        name: found._model_mapping
+        for name, found in vars(modeling_auto).items()
+        if name.startswith("AutoModel") and getattr(found, "_model_mapping", None) is not None
+    }
+    model_type, own = str(config.get("model_type")), auto_map(config)
+    named = [name for name in own if name in mappings and trust_remote_code]
+    if model_type in CONFIG_MAPPING:
+        kind = CONFIG_MAPPING[model_type]
+        named += [name for name, mapping in mappings.items() if kind in mapping]
+    if named:
+        return list(dict.fromkeys(named))
+    if own.keys() & mappings.keys():
+        raise UntrustedCodeError(
+            f"{folder}: transformers {transformers.__version__} knows no model of type "
+            f"{model_type}; the model comes with Python code of its own. {ALLOW}"
+        )
+    raise RecipeError(
+        f"{folder}: transformers {transformers.__version__} knows no model of type "
+        f"{model_type}, so no harness could load it; see model_type in its config.json"
+    )
+
+
+def auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the entries of a config's ``auto_map`` that name Auto classes of transformers."""
+    given = config.get("auto_map")
+    entries = given.items() if isinstance(given, Mapping) else ()
+    return {
+        name: code
+        for name, code in entries
+        if name.isidentifier() and name.startswith("Auto") and hasattr(transformers, name)
+    }
+
+
+def code(classes: list[str], trust_remote_code: bool) -> str:
+    """Compose the Python module of the folder: one class per Auto class."""
+    body = "trust_remote_code = True" if trust_remote_code else "pass"
+    defined = "".join(f"\n\nclass {name}(Mounted):\n    {body}\n" for name in classes)
+    return (
+        '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
+        f"from merge_plugins import Mounted\n{defined}"
+    )
+
+
+def without_code(contents: Any) -> Any:
+    """Copy the contents of a JSON file without the keys that name code, at any depth."""
+    if isinstance(contents, Mapping):
+        kept = {key: value for key, value in contents.items() if key not in NAMING_CODE}
+        return {key: without_code(value) for key, value in kept.items()}
+    return [without_code(each) for each in contents] if isinstance(contents, list) else contents
+
+
+def refuse_needed_code(donor: Path, tokenizer: Path) -> None:
+    """Raise `UntrustedCodeError` where tokenizer or pooling would differ without their own code."""
+    settings = [tokenizer / name for name in ("config.json", "tokenizer_config.json")]
+    if any("auto_map" in read_json(file) for file in settings if file.is_file()):
+        try:
+            AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False)
+        except Exception as exc:  # of any kind: tokenizers are read by many classes
+            raise UntrustedCodeError(
+                f"{tokenizer}: the tokenizer cannot be loaded without code of its own. {ALLOW}"
+            ) from exc
+    modules = sentence_modules(donor) if (donor / "modules.json").is_file() else []
+    for module in modules:
+        if module["type"] and not module["type"].startswith("sentence_transformers."):
+            raise UntrustedCodeError(
+                f"{donor}: modules.json names {module['type']!r}, Python code of its own. {ALLOW}"
+            )
