@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 from harness_adapters.commands.samples import Row, Verdicts, read_samples
+from harness_adapters.commands.secret import KEY, Secrets
 from merge_plugins.errors import MergeError
 
 SYSTEM = (
@@ -44,7 +45,6 @@ TRIES = 5
 """Requests per answer, at most, if replies have no verdict, or two."""
 RETRIES = 5
 """Retries of a request that failed in transit; the client waits longer each time."""
-KEY = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Asker:
     model: str
     options: Mapping[str, Any]
     """Further fields of a request: temperature and, optionally, max_tokens."""
+    secrets: Secrets = field(default_factory=Secrets)
 
     def messages(self, row: Row) -> list[dict[str, str]]:
         """Build the chat messages of the request for one row."""
@@ -81,7 +82,7 @@ class Asker:
             "correct": correct,
             "model": self.model,
             "tries": tries,
-            "judge": text,
+            "judge": self.secrets.hide(text),
         }
 
 
@@ -109,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = read_samples(options.samples)[: options.limit]
     limit = {} if options.max_tokens is None else {"max_tokens": options.max_tokens}
     request = {"temperature": options.temperature, **limit}
-    asker = Asker(_client(options.base_url), options.model, request)
+    address = options.base_url or os.environ.get("OPENAI_BASE_URL")
+    secrets = Secrets.of(address)
+    asker = Asker(_client(address), options.model, request, secrets)
     verdicts = Verdicts(options.out or options.samples.with_suffix(".verdicts.jsonl"))
     todo = {key: row for row in rows if (key := asker.key(row)) not in verdicts.known}
     n_known = sum(asker.key(row) in verdicts.known for row in rows)
@@ -126,13 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if summary["graded"] else 1
 
 
-def _client(base_url: str | None) -> Any:
+def _client(address: str | None) -> Any:
     try:
         import openai
     except ImportError as exc:
         raise MergeError(f'{exc}: pip install "merge-plugins[judge]"') from exc
     key = os.environ.get(KEY)
-    address = base_url or os.environ.get("OPENAI_BASE_URL")
     if not key and not address:
         raise MergeError(
             f"the judge needs a key: set the environment variable {KEY}; or name a server that "
@@ -169,7 +171,7 @@ def _ask_all(
             if isinstance(exc, hopeless):
                 stop.set()
                 raise
-            failed[row.doc_id] = _message(exc)
+            failed[row.doc_id] = _message(exc, asker.secrets)
         progress.update()
 
     with (
@@ -183,8 +185,9 @@ def _ask_all(
                 run.result()
         except openai.OpenAIError as exc:
             raise MergeError(
-                f"the judge cannot be asked: {_message(exc)}. {len(verdicts.known)} verdicts are "
-                f"in {verdicts.file}; the same command goes on from there"
+                f"the judge cannot be asked: {_message(exc, asker.secrets)}. "
+                f"{len(verdicts.known)} verdicts are in {verdicts.file}; the same command goes on "
+                "from there"
             ) from exc
         finally:  # requests in flight are paid for: the pool waits for their verdicts
             stop.set()
@@ -192,11 +195,9 @@ def _ask_all(
     return failed
 
 
-def _message(exc: BaseException) -> str:
+def _message(exc: BaseException, secrets: Secrets) -> str:
     """Shorten an error to one line, without the key that a server may have sent back."""
-    text = f"{type(exc).__name__}: {exc}".splitlines()[0][:300]
-    key = os.environ.get(KEY)
-    return text.replace(key, f"${KEY}") if key else text
+    return secrets.hide(f"{type(exc).__name__}: {exc}").splitlines()[0][:300]
 
 
 def summarise(rows: Sequence[Row], verdicts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:

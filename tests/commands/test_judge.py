@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from loopback import Judge
 
 from harness_adapters.commands import judge
+from harness_adapters.commands.secret import Secrets
 from merge_plugins.cli import main
 from merge_plugins.errors import DataError, MergeError
 
@@ -278,6 +280,80 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_judge(
     written = [file.read_text() for file in samples.parent.rglob("*") if file.is_file()]
     assert len(written) == 2
     assert not any(secret in text for text in written)
+
+
+def shown(secret: str, text: str) -> int:
+    """How many characters in a row of a secret stand in a text."""
+    pieces = (secret[i:j] for i in range(len(secret)) for j in range(i + 1, len(secret) + 1))
+    return max((len(piece) for piece in pieces if piece in text), default=0)
+
+
+SECRET = "sk-Qw3rTyUiOpAsDfGhJkLzXcVbNm/1+234567890%="
+
+
+@pytest.mark.parametrize("before", [0, 150, 220, 225, 230, 260, 299])
+def test_no_part_of_a_key_is_in_an_error_however_long(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    error = RuntimeError("Error code: 400 - " + "x" * before + "Incorrect API key: " + SECRET)
+    assert shown(SECRET, judge._message(error, Secrets.of(None))) < 8
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"[[A]] {SECRET}",
+        f"[[A]] {SECRET[:20]}***",
+        f"[[A]] {SECRET[10:]} and {SECRET[5:13]}",
+        f"[[A]] {SECRET[:9]}{SECRET[:20]}{SECRET}",
+        f"[[A]] http://x/?key={quote(SECRET, safe='')}",
+        f"[[A]] {json.dumps(SECRET)}",
+    ],
+)
+def test_a_reply_that_echoes_the_key_is_kept_without_it(
+    reply: str, run: Callable[..., str], samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with Judge(lambda body: reply) as server:
+        said = run(server)
+    assert "1.0000" in said
+    assert all(line["judge"].startswith("[[A]] ") for line in verdicts(samples))
+    kept = samples.with_suffix(".verdicts.jsonl").read_text() + said
+    for spelling in (SECRET, quote(SECRET, safe="")):
+        assert shown(spelling, kept) < 8
+
+
+def test_a_password_in_the_address_is_hidden_too(
+    run: Callable[..., str], samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = "correct-horse-battery"
+    with Judge(lambda body: f"[[A]] {password}") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{password}@"))
+        said = run(None)
+    assert password not in said + samples.with_suffix(".verdicts.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sk-schlüssel", "sk-1 2", "sk-12\n", " sk-12", "sk\r\nX: y", "☃"]
+)
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "OPENAI_ORG_ID"])
+def test_a_key_that_no_header_can_hold_is_refused_before_anything_is_sent(
+    name: str, wrong: str, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, wrong)
+    with Judge(fair) as server:
+        said = run(server, status=1)
+        assert not server.calls
+    place = next(i for i, c in enumerate(wrong, 1) if not "!" <= c <= "~")
+    assert f"{name}: character {place} of {len(wrong)} is a space, a line break or no ASC" in said
+    assert wrong.strip() not in said
+
+
+@pytest.mark.parametrize("wrong", ["127.0.0.1:8000", "ftp://host/v1", "http://[", "http://h:port"])
+def test_an_address_that_is_none_is_refused(wrong: str, run: Callable[..., str]) -> None:
+    said = run(None, "--base-url", wrong, status=1)
+    assert "is one like http://127.0.0.1:8000/v1" in said
 
 
 def test_without_a_key_or_an_address_nothing_is_sent(run: Callable[..., str]) -> None:
