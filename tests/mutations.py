@@ -52,13 +52,13 @@ STRANGE: Sequence[Any] = (
         ":",
         "a:",
     ),
-    *("base", "union", "auto", "default", "zero", "layers", "weight", "self_attn", "task:none"),
+    *("base", "union", "auto", "default", "zero", "layers", "weight", "self_attn", "task"),
     *("linear", "ties", "dare_ties", "passthrough", "slerp", "fisher_merging", "emr"),
     *([1, 2, 3], ["a", "b"], [0, 1], [1, 0], [-1, 1], [0, 10**9], [{"filter": "a", "value": 1}]),
     *({"filter": "x", "value": [0, 1]}, {"value": {"value": 1}}, {"kind": "zero"}, {"model": "a"}),
     *(
         nested(60),
-        nested(3000),
+        nested(300),
         list(range(1000)),
         "a: b",
         "- a",
@@ -89,11 +89,16 @@ def paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def mutated(tree: Any, random: Random, words: Sequence[Any] = (), n: int = 3) -> Any:
     """Copy a tree with up to ``n`` changes; ``words``: keys and values that mean something."""
+
+    def drawn(values: Sequence[Any]) -> Any:
+        return copy.deepcopy(random.choice(values))
+
     tree = copy.deepcopy(tree)
     for _ in range(min(random.randint(1, n), random.randint(1, n))):
-        *above, key = random.choice([path for path in paths(tree) if path] or [(None,)])
-        if key is None:
-            return random.choice([*STRANGE, *words])
+        places = [path for path in paths(tree) if path]
+        if not places:
+            return drawn([*STRANGE, *words])
+        *above, key = random.choice(places)
         holder = tree
         for step in above:
             holder = holder[step]
@@ -103,13 +108,11 @@ def mutated(tree: Any, random: Random, words: Sequence[Any] = (), n: int = 3) ->
         elif change == 1:
             holder[key] = [holder[key]] * random.choice((1, 2, 5))
         elif change == 2 and isinstance(holder, dict):
-            holder[random.choice(words or ("x",))] = random.choice([*STRANGE, *words])
+            holder[drawn(words or ("x",))] = drawn([*STRANGE, *words])
         elif change == 3 and isinstance(holder, dict):
-            holder[random.choice(words or ("x",))] = holder.pop(key)
-        elif change == 4:
-            holder[key] = random.choice(words or STRANGE)
+            holder[drawn(words or ("x",))] = holder.pop(key)
         else:
-            holder[key] = random.choice(STRANGE)
+            holder[key] = drawn(words if words and change == 4 else STRANGE)
     return tree
 
 

@@ -35,8 +35,6 @@ def each_from_yaml(text: str) -> Iterator[Any]:
             node = loader.get_node()
             bounded(node)
             yield bounded(loader.construct_document(node))
-    except RecursionError as exc:
-        raise RecipeError(TOO_DEEP) from exc
     except RecipeError:  # a ValueError too
         raise
     except (yaml.YAMLError, LookupError, OverflowError, ValueError) as exc:
@@ -121,13 +119,16 @@ class _Loader(yaml.SafeLoader):
     It rejects duplicate keys, of which PyYAML would silently drop the first.
     """
 
-    n_nodes = 0
+    n_nodes = level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.n_nodes += 1
-        if self.n_nodes > MOST:
-            raise RecipeError(TOO_MANY)
-        return super().compose_node(parent, index)
+        self.level += 1
+        if self.n_nodes > MOST or self.level > DEEPEST:
+            raise RecipeError(TOO_MANY if self.n_nodes > MOST else TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]

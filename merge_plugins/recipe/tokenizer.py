@@ -138,6 +138,8 @@ def _row(token: str, given: Any, reading: Reading) -> TokenRow:
     other = [source[key] for key in ("token", "token_id") if source.get(key) is not None]
     if len(other) != 1 or "model" not in source:
         raise RecipeError(f"{where}: model_token needs model and one of token, token_id")
+    if type(other[0]) is not (int if "token_id" in source else str):
+        raise RecipeError(f"{where}: token is text, token_id a whole number; got {other[0]!r}")
     return TokenRow(token, reference(source["model"], reading), other[0], "model_token", force)
 
 
