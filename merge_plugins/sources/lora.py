@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +89,11 @@ class Adapter:
         """Apply the adapter to a model's weights lazily; keeps the model's order."""
         tensors = dict(model)
         for name, tensor in self.replaced.items():
-            tensors[_stored_name(name, model, self.path, optional=True)] = tensor
+            whole = _stored_name(name, model, self.path, optional=True)
+            own = model.get(whole)
+            if own is not None and len(own.shape) != len(tensor.shape):
+                raise _misfit(self.path, name, tensor.shape, own)
+            tensors[whole] = tensor
         updated = {f"{module}.weight": factors for module, factors in self.factors.items()}
         names = {name: _stored_name(name, model, self.path) for name in updated}
         flag = bool(self.config.get("fan_in_fan_out")) or any(
@@ -131,10 +135,7 @@ class Adapter:
         shape = (up.shape[0], down.shape[1])
         n_norms = len(up) if update.magnitude is None else len(update.magnitude)
         if shape != weight.shape or up.shape[1] != down.shape[0] or n_norms != len(up):
-            raise MismatchError(
-                f"{self.path}: the adapter's {module} is {list(shape)}, {weight.name} is "
-                f"{list(weight.shape)} in {weight.file.parent}. Is it an adapter of this model?"
-            )
+            raise _misfit(self.path, module, shape, weight)
         return update
 
     def _scale(self, module: str, rank: int) -> float:
@@ -172,6 +173,14 @@ MERGE_FIRST = (
     "is more than a low-rank product. Merge the adapter into its model first "
     "(peft: merge_and_unload, save_pretrained) and name that folder."
 )
+
+
+def _misfit(path: Path, name: str, shape: Sequence[int], weight: SourceTensor) -> MismatchError:
+    """Build the error for a change of another shape than the weight it changes."""
+    return MismatchError(
+        f"{path}: the adapter's {name} is {list(shape)}, {weight.name} is {list(weight.shape)} in "
+        f"{weight.file.parent}. Is it an adapter of this model?"
+    )
 
 
 def _refuse(path: Path, config: Mapping[str, Any]) -> None:

@@ -44,9 +44,19 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{file}: {name} has dtype {entry['dtype']}, which we cannot merge"
             )
+        if 0 in entry["shape"]:
+            _refuse_endless(entry["shape"], f"{file}: {name}")
         start = 8 + length + entry["data_offsets"][0]
         tensors[name] = StoredTensor(name, file, dtype, tuple(entry["shape"]), None, opened, start)
     return tensors
+
+
+def _refuse_endless(shape: list[int], what: str) -> None:
+    """Raise `CheckpointError` for the shape of an empty tensor that no tensor can have."""
+    try:
+        torch.empty(shape)
+    except (RuntimeError, TypeError) as exc:
+        raise CheckpointError(f"{what} has the shape {shape}: {exc}") from exc
 
 
 def _read_bin(file: Path) -> dict[str, StoredTensor]:
