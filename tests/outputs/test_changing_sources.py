@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from merge_plugins import Recipe, load_merged, merged_tensors, mount, save
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, mount, save
+from merge_plugins.cli import main
 from merge_plugins.engine import MergedTensor
 from merge_plugins.errors import CheckpointError, MismatchError
 from merge_plugins.folders import cache_folder
@@ -122,3 +123,19 @@ def test_no_statistic_is_kept_of_a_model_that_changed(
     with pytest.raises(CheckpointError, match=rf"{expert}/model.safetensors changed while"):
         next(iter(merged_tensors(spelt).values()))[...]
     assert {*cache_folder().glob("statistics/*")} == kept
+
+
+def test_check_verifies_what_is_known_of_files(
+    mean: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
+    file, true = tmp_path / "merge.yaml", identity.digest(mean)
+    file.write_text(mean.to_yaml())
+    for known in (tmp_path / "cache" / "content").iterdir():
+        known.write_text("0" * 32)
+    for options, is_true in ((), False), (("--verify",), True), ((), True):
+        assert main(["check", str(file), *options]) == 0
+        assert (f"Digest {true}." in capsys.readouterr().out) == is_true
