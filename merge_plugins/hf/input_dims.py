@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from merge_plugins.errors import MismatchError
 from merge_plugins.hf.classes import architecture
+from merge_plugins.hf.rehearsal import config_of
 from merge_plugins.weights.files import read_json
 from merge_plugins.weights.spelling import by_longest_tail, by_tail
 
@@ -47,18 +47,11 @@ def input_dims(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     }
 
 
-def written_out(model: Path) -> dict[str, Any]:
-    """Load a model's config with its class's defaults; empty for an unknown model type."""
-    try:
-        found: dict[str, Any] = AutoConfig.from_pretrained(model, trust_remote_code=False).to_dict()
-    except ValueError:
-        return {}
-    return found
-
-
 def _modules(model: Path, model_type: str) -> nn.Module:
+    config = config_of(read_json(model / "config.json"), model / "config.json")
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        if config is None:
+            raise ValueError("an unknown model type")
         named = architecture(config.architectures or ())
         build: Callable[..., nn.Module] = named or AutoModel.from_config
         with torch.device("meta"):

@@ -80,11 +80,11 @@ NO_KINDS = ("architectures", "_token_id", "_token_ids")
 def with_depth(config: Mapping[str, Any], layers: Origins, part: str = WHOLE) -> dict[str, Any]:
     """Rewrite a donor's config for a stack of these layers, in one part of the model."""
     section, keys = section_and_keys(part)
-    if not section and depth_key(config, keys) is None and depth_key(config.get("text_config", {})):
+    if not section and depth_key(config, keys) is None and depth_key(_at(config, "text_config")):
         section = "text_config"
     if section:
-        parts = [(each.get(section, each), layer) for each, layer in layers]
-        return {**config, section: _with_depth(config.get(section, {}), parts, keys)}
+        parts = [(_at(each, section) or each, layer) for each, layer in layers]
+        return {**config, section: _with_depth(_at(config, section), parts, keys)}
     return _with_depth(config, layers, keys)
 
 
@@ -105,10 +105,10 @@ def _with_depth(
             found[name] = [_of_layer(each, name, layer, value) for each, layer in layers]
         elif _is_numbers(name, value, config[key]):
             found[name] = [
-                i for i, (each, layer) in enumerate(layers) if layer in each.get(name, value)
+                i for i, (each, layer) in enumerate(layers) if layer in _list(each, name, value)
             ]
         elif name == BY_NUMBER and isinstance(value, Mapping):
-            own = [(each.get(name) or {}).get(str(layer)) for each, layer in layers]
+            own = [_at(each, name).get(str(layer)) for each, layer in layers]
             found[name] = {str(i): kept for i, kept in enumerate(own) if kept is not None}
     if config.get("use_sliding_window") and "layer_types" not in config:
         found |= _windows(config, layers)
@@ -120,11 +120,24 @@ def with_kinds(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     key = depth_key(config)
     if key is None or "model_type" not in config:
         return config
-    from merge_plugins.hf.input_dims import written_out  # seconds: imports transformers
+    from merge_plugins.hf.rehearsal import config_of  # seconds: imports transformers
 
-    whole = written_out(folder)
+    live = config_of(config, folder / "config.json")
+    whole = {} if live is None else live.to_dict()
     kinds = {name: v for name, v in whole.items() if _is_per_layer(name, v, config[key])}
     return {**kinds, **config}
+
+
+def _at(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """Return a section of a config; empty if there is none."""
+    found = config.get(section)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _list(config: Mapping[str, Any], name: str, donors: Sequence[Any]) -> Sequence[Any]:
+    """Return a list of a model's own config, else the donor's."""
+    found = config.get(name)
+    return found if isinstance(found, list) else donors
 
 
 def _is_per_layer(name: str, value: Any, depth: int) -> bool:
@@ -143,14 +156,17 @@ def _is_numbers(name: str, value: Any, depth: int) -> bool:
 
 def _of_layer(config: Mapping[str, Any], name: str, layer: int, donors: Sequence[Any]) -> Any:
     """Look a layer's value up in its own model's config, else in the donor's list."""
-    values = config.get(name)
-    values = values if isinstance(values, list) and layer < len(values) else donors
+    values = _list(config, name, donors)
+    values = values if layer < len(values) else donors
     return values[layer] if layer < len(values) else values[-1]
 
 
 def _windows(config: Mapping[str, Any], layers: Origins) -> dict[str, Any]:
     """Apply Qwen2's rule, full attention below max_window_layers, to layers in another order."""
     first = config.get("max_window_layers", 0)
-    slides = [layer >= each.get("max_window_layers", first) for each, layer in layers]
+    starts = [each.get("max_window_layers", first) for each, _ in layers]
+    if not all(isinstance(start, int) for start in starts):
+        return {}
+    slides = [layer >= start for start, (_, layer) in zip(starts, layers, strict=True)]
     kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
     return {"layer_types": kinds, "max_window_layers": slides.count(False)}
