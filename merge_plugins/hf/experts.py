@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from merge_plugins.errors import MismatchError
+from merge_plugins.errors import CheckpointError, MismatchError
 from merge_plugins.hf.classes import absent_weights, class_to_run
 from merge_plugins.hf.versions import DTYPE, RENAMES, adapt
 from merge_plugins.plugins.method import RegisteredStatistic
@@ -35,7 +35,7 @@ def load(checkpoint: Source) -> PreTrainedModel:
     Raises `MismatchError` for absent weights, `CheckpointError` for NaN or infinity in one.
     """
     model_class = class_to_run(checkpoint)
-    config = AutoConfig.from_pretrained(str(checkpoint.path))
+    config = AutoConfig.from_pretrained(str(checkpoint.path), trust_remote_code=False)
     adapt(config, checkpoint.config, checkpoint.path)
     model, info = model_class.from_pretrained(
         None,
@@ -66,8 +66,12 @@ def placed(model: Live) -> Live:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer in a model's folder."""
-    return AutoTokenizer.from_pretrained(str(folder))
+    """Load the tokenizer in a model's folder, without its own code, or raise `CheckpointError`."""
+    try:  # False, not None: then transformers would ask at the terminal
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError) as exc:
+        why = " ".join(str(exc).split())
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {why}") from exc
 
 
 def by_checkpoint_name(

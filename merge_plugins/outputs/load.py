@@ -73,7 +73,7 @@ def load_merged(
     logger.info("%s, while it loads", plan)
     if config is None:
         refuse_no_type(plan.config, plan.donor.path)
-        config = read_config(donor, plan.donor.path / "config.json", trust_remote_code)
+        config = read_config(donor, plan.donor.path / "config.json", bool(trust_remote_code))
     if getattr(config, "quantization_config", None):
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from merge_plugins.api import Gate, Router, Routes
 from merge_plugins.engine import Merge
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.hf.experts import load_tokenizer
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.routing import hooks
 from merge_plugins.routing.hooks import Current
@@ -290,7 +290,7 @@ class _Examples:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(str(tokenizer_folder(self._recipe)))
+        return load_tokenizer(tokenizer_folder(self._recipe))
 
 
 def _modules(plan: Plan, model: nn.Module) -> dict[str, list[hooks.Owner]]:

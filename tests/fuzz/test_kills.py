@@ -175,7 +175,7 @@ def test_a_killed_run_leaves_nothing_half_written(
     started = time.monotonic()
     whole = finish()
     seconds = time.monotonic() - started
-    for random in stream(7):
+    for random in stream(5):
         number = random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         status = server.run(argv, (moment(random, seconds, place, statistics), number))
         said = server.said.read_text()
