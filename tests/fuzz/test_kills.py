@@ -6,6 +6,7 @@ Real processes run the real command. One process imports everything once, and fo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -175,8 +176,7 @@ def test_a_killed_run_leaves_nothing_half_written(
     started = time.monotonic()
     whole = finish()
     seconds = time.monotonic() - started
-    for random in stream(5):
-        number = random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    for random, number in zip(stream(6), itertools.cycle(ENDS)):
         status = server.run(argv, (moment(random, seconds, place, statistics), number))
         said = server.said.read_text()
         assert status in {0, *ENDS[number]}, said
