@@ -160,7 +160,7 @@ def _rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]
         for name, weight in model.state_dict(keep_vars=True).items()
         if isinstance(weight, Sketch)
     }
-    used = {name for weight in weights.values() for name in weight.names}
+    used = {name for weight in weights.values() for name in weight.stored}
     return Rehearsal(
         model,
         {name: weight.pieces for name, weight in weights.items() if weight.pieces is not None},
@@ -169,7 +169,7 @@ def _rehearse(model_class: Any, config: Any, shapes: Mapping[str, Sequence[int]]
         tuple(sorted(map(str, info["missing_keys"]))),
         tuple(sorted((n, tuple(a), tuple(b)) for n, a, b in info["mismatched_keys"])),
         tuple(sorted(map(str, info["unexpected_keys"]))),
-        {name: weight.names for name, weight in weights.items() if weight.pieces is None},
+        {name: weight.stored for name, weight in weights.items() if weight.pieces is None},
         tuple(map(str, info["error_msgs"])),
     )
 
@@ -198,7 +198,7 @@ class Sketch(Tensor):
 
     pieces: Pieces | None
     """None after an operation that does more than move elements in boxes."""
-    names: frozenset[str]
+    stored: frozenset[str]
     """The stored weights it is made of."""
 
     @staticmethod
@@ -212,13 +212,13 @@ class Sketch(Tensor):
         """Make a sketch of a shape; ``names`` are those of the pieces by default."""
         made: Sketch = Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=META)
         made.pieces = pieces
-        made.names = frozenset(piece.source for piece in pieces or ()) if names is None else names
+        made.stored = frozenset(piece.source for piece in pieces or ()) if names is None else names
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Sketch({list(self.shape)} of {', '.join(sorted(self.names))})"
+        return f"Sketch({list(self.shape)} of {', '.join(sorted(self.stored))})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -239,7 +239,7 @@ class Sketch(Tensor):
 
         plain_args, plain_kwargs = tree_map_only(cls, empty, (args, kwargs))
         result = func(*plain_args, **plain_kwargs)
-        names = frozenset().union(*(sketch.names for sketch in inputs))
+        names = frozenset().union(*(sketch.stored for sketch in inputs))
         join = JOINS.get(func)
         known = join is not None and all(sketch.pieces is not None for sketch in inputs)
         pieces = join(*args) if known and join else None
