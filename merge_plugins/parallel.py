@@ -1,8 +1,9 @@
-"""Run a function over the blocks of a weight on every core, with bounded memory.
+"""Run a function over the blocks of a weight: on every core, or in order on another device.
 
-Blocks fit the last-level cache, so elementwise kernels run at the speed of arithmetic and their
-float32 temporaries never reach main memory. One pool serves the whole process: loaders that ask for
-several tensors at once share it, and memory stays at a few blocks per thread.
+On the CPU, blocks fit the last-level cache, so elementwise kernels run at the speed of arithmetic
+and their float32 temporaries never reach main memory. One pool serves the whole process: loaders
+that ask for several tensors at once share it, and memory stays at a few blocks per thread. A GPU
+queues what it is told, so there one thread tells it about larger blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -23,6 +25,9 @@ BLOCK = 1 << 19
 cache, but threads then wait for each other's Python (1.4 to 1.9 times slower at 2**17)."""
 KEPT = 8 << 20
 """Bytes: temporaries up to this size are reused rather than returned to the system."""
+DEVICE_BLOCK = 1 << 23
+"""Elements per block on other devices: some 30 bytes each while a kernel runs, and enough work for
+the device to keep busy while Python starts the next operation."""
 MOST_WORKERS = 16
 """Most threads of the pool: with more, they wait for each other's Python."""
 
@@ -31,7 +36,9 @@ TRIM_EVERY = 128
 SLERP a third of its time."""
 
 _since_trim = 0
-_alone: dict[int, ThreadPoolExecutor] = {}  # by process id: threads do not survive a fork
+_pools: dict[int, ThreadPoolExecutor] = {}  # by process id: threads do not survive a fork
+_alone: dict[int, ThreadPoolExecutor] = {}
+_making = threading.Lock()
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,8 +48,20 @@ def block_size(n_inputs: int, most: int = BLOCK) -> int:
     return max(1, min(most, 3 * most // n_inputs))
 
 
-@functools.cache
-def _pool(pid: int) -> ThreadPoolExecutor:
+def pool() -> ThreadPoolExecutor:
+    """Return the process's pool; the first call makes it.
+
+    Call it before other threads start that use torch: while it is made, new threads take the one
+    thread of a worker for the number of the process.
+    """
+    pid = os.getpid()
+    with _making:  # of several threads that ask for it first, one makes it
+        if pid not in _pools:
+            _pools[pid] = _new_pool()
+        return _pools[pid]
+
+
+def _new_pool() -> ThreadPoolExecutor:
     threads = get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
@@ -55,12 +74,12 @@ def _pool(pid: int) -> ThreadPoolExecutor:
         set_num_threads(1)  # here and, as a side effect, for threads that start later
         ready.wait()
 
-    pool = ThreadPoolExecutor(workers, "merge", initializer=start)
+    made = ThreadPoolExecutor(workers, "merge", initializer=start)
     for _ in range(workers):
-        pool.submit(int)
+        made.submit(int)
     ready.wait()
     set_num_threads(threads)  # undoes the side effect; the workers keep their one thread
-    return pool
+    return made
 
 
 def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -70,8 +89,8 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """
     global _since_trim
     work = list(items)
-    pool = _pool(os.getpid())  # also for one item: sums depend on how many threads torch uses
-    futures, results = [pool.submit(function, item) for item in work], []
+    workers = pool()  # also for one item: sums depend on how many threads torch uses
+    futures, results = [workers.submit(function, item) for item in work], []
     try:
         for future in futures:
             results.append(future.result())
@@ -121,3 +140,40 @@ def return_memory() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the blocks of a weight are merged, how large they are, and by how many threads."""
+
+    device: torch.device = torch.device("cpu")
+    block: int = BLOCK
+    """Elements per block, with up to three inputs."""
+    by_threads: bool = True
+    """Whether every core merges blocks of its own; else one thread merges them in order."""
+    room: int = 0
+    """Bytes of inputs that may stay on the device while a weight is measured and merged."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> Place:
+        """Return where weights that are already on a device are merged."""
+        return CPU if device.type == "cpu" else cls(device, DEVICE_BLOCK, by_threads=False)
+
+    def smaller(self) -> Place:
+        """Return this place for a device with less memory than it was made for."""
+        return replace(self, block=self.block // 4, room=self.room // 4)
+
+    def block_size(self, n_inputs: int) -> int:
+        """Compute elements per block such that memory does not grow with the number of inputs."""
+        return block_size(n_inputs, self.block)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Compute ``[function(item) for item in items]``; see `parallel` for the CPU's rules."""
+        return parallel(function, items) if self.by_threads else list(map(function, items))
+
+    def alone(self, function: Callable[[], R]) -> R:
+        """Call a function that uses all of the place; see `alone` for the CPU's rules."""
+        return alone(function) if self.by_threads else function()
+
+
+CPU = Place()

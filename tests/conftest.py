@@ -101,7 +101,7 @@ def with_threads() -> Iterator[Callable[[int], None]]:
 
     def choose(n_threads: int) -> None:
         torch.set_num_threads(n_threads)
-        parallel._pool.cache_clear()
+        parallel._pools.clear()
 
     yield choose
     choose(before)

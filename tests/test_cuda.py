@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ import torch
 from merge_plugins import Recipe, load_merged, merged_tensors
 from merge_plugins.api import Region, Slot
 from merge_plugins.demo import family
+from merge_plugins.engine import open_merge
+from merge_plugins.hf import experts
 from merge_plugins.ops.random import drop_at_random
+from merge_plugins.outputs.lazy_tensor import LazyTensor
+from merge_plugins.parallel import Place
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -61,13 +66,61 @@ def test_a_merge_loaded_onto_the_gpu_has_the_bits_of_one_on_the_cpu(
         assert torch.equal(weight.cpu(), on_cpu[name])
 
 
+def test_each_weight_is_merged_where_the_device_map_puts_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = merge("ties", weights=1, density=0.5)
+    whole = load_merged(recipe).state_dict()
+    split = {"model.embed_tokens": 0, "model.norm": 0, "model.rotary_emb": 0, "lm_head": 0}
+    layers = {name.split(".")[2] for name in whole if name.startswith("model.layers.")}
+    split |= {f"model.layers.{i}": "cpu" if i == "0" else 0 for i in layers}
+    model = load_merged(recipe, device_map=split)
+    at = {p.device.type for p in model.model.layers[1].parameters()}
+    assert at == {"cuda"}
+    offloaded = model.model.layers[0].mlp.up_proj._hf_hook.weights_map
+    assert torch.equal(offloaded["weight"], whole["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(model.model.norm.weight.cpu(), whole["model.norm.weight"])
+    assert "on the CPU" not in caplog.text
+
+
+def test_what_vllm_copies_into_its_parameters_is_merged_on_their_device() -> None:
+    tensors = merged_tensors(merge("slerp", t=0.4))
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    lazy, expected = LazyTensor(tensors[name]), tensors[name][...]
+    for view, part in ((lazy, expected), (lazy[3:9], expected[3:9]), (lazy.T, expected.T)):
+        parameter = torch.empty(view.shape, dtype=torch.float32, device="cuda")
+        parameter.copy_(view)
+        assert torch.equal(parameter.cpu(), part.float())
+
+
+def test_a_nearly_full_gpu_takes_smaller_blocks(
+    checkpoint: Callable[..., str], recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [checkpoint({"w": torch.randn(4096, 4096).bfloat16()}) for _ in range(5)]
+    found = open_merge(recipe("ties", models[0], models[1:], weight=1, density=0.5))
+    device = torch.empty(0, device="cuda").device
+    found.places[device] = Place(device, 1 << 24, by_threads=False, room=1 << 28)
+    tensor = found.tensors()["w"]
+    expected, n_bytes = tensor[...], torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + (120 << 20)  # less than five models of 32 MiB
+    torch.cuda.set_per_process_memory_fraction(limit / n_bytes)
+    try:
+        merged = tensor.on(device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.equal(merged.cpu(), expected)
+    assert torch.cuda.memory_stats()["num_ooms"] > 0
+    assert "on the CPU" not in caplog.text
+
+
 @pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
 def test_what_is_calibrated_on_the_gpu_is_what_is_calibrated_on_the_cpu(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "one plus two"}\n{"text": "three"}\n')
-    experts = [str(path) for name, path in family().items() if name != "base"]
-    given = {"method": method, "models": experts, "data": str(tmp_path / "texts.jsonl")}
+    models = [str(path) for name, path in family().items() if name != "base"]
+    given = {"method": method, "models": models, "data": str(tmp_path / "texts.jsonl")}
     found = []
     for room in (experts.ROOM, 1e12):
         monkeypatch.setattr(experts, "ROOM", room)
@@ -75,4 +128,5 @@ def test_what_is_calibrated_on_the_gpu_is_what_is_calibrated_on_the_cpu(
         merged = merged_tensors(Recipe.from_model_args(given))
         found.append({name: tensor[...].float() for name, tensor in merged.items()})
     for name, weight in found[0].items():
-        assert torch.allclose(weight, found[1][name], rtol=1e-3, atol=1e-4), name
+        off = (weight - found[1][name]).norm() / weight.norm()
+        assert off < 1e-2, (name, float(off))

@@ -133,3 +133,26 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
         "assert os.waitpid(child, 0)[1] == 0\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+FIRST_AT_ONCE = """
+import threading, torch
+from merge_plugins import parallel
+torch.set_num_threads(3)
+start = threading.Barrier(8)
+def first():
+    start.wait()
+    parallel.parallel(abs, range(3))
+threads = [threading.Thread(target=first) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(parallel.pool()._max_workers)
+"""
+
+
+def test_threads_that_ask_first_at_once_share_one_pool_of_every_core() -> None:
+    """A loader's threads do; a pool of one worker is what a race left of them."""
+    found = subprocess.run(
+        [sys.executable, "-c", FIRST_AT_ONCE], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "3"

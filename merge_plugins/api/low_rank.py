@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,10 @@ class LowRank:
     def dense(self) -> Tensor:
         """Multiply out: [m, n]."""
         return self.scale * self.up @ self.down
+
+    def to(self, device: torch.device) -> LowRank:
+        """Copy both factors to a device, unless they are there."""
+        return LowRank(self.up.to(device), self.down.to(device), self.scale)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from merge_plugins.api.low_rank import LowRank
 from merge_plugins.api.region import Region
 from merge_plugins.errors import RecipeError
-from merge_plugins.parallel import block_size, parallel
+from merge_plugins.parallel import CPU, Place
 
 T = TypeVar("T")
 RUN = 64
@@ -125,11 +125,15 @@ class Slot:
         """Hash seed, weight and expert: 32 bytes that no other stream of random numbers has."""
         return hashlib.sha256(f"{self.seed}/{self.name}/{expert}".encode()).digest()
 
-    def weight(self) -> Weight:
-        """Return this slot as a `Weight` whose parts are views of the tensors here."""
+    def weight(self, place: Place | None = None) -> Weight:
+        """Return this slot as a `Weight` whose parts are views of the tensors here.
+
+        ``place``: how it is cut into blocks (default: as on the device of the tensors).
+        """
         n_experts, has_base = len(self.experts), self.maybe_base is not None
         about = (self.name, self.box, self.dtype, n_experts, has_base, self.input_dim)
-        return Weight(*about, _InMemory(self), device=self.experts[0].device)
+        place = place or Place.on(self.experts[0].device)
+        return Weight(*about, _InMemory(self), place=place)
 
 
 class Reader(Protocol):
@@ -168,13 +172,18 @@ class Weight:
     rounds_to: torch.dtype = torch.float32
     """Dtype that the engine rounds the merged weight to. Kernels return float32; one that merges a
     whole matrix may write this instead, row by row, rather than hold twice as much."""
-    device: torch.device = torch.device("cpu")
-    """Device that parts of it are read to."""
+    place: Place = CPU
+    """Where its parts are read to, and how `map_blocks` walks them."""
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the weight, or of the matrix."""
         return torch.Size(self.region.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that parts of it are read to."""
+        return self.place.device
 
     def part(self, region: Region) -> Slot:
         """Read a region, in coordinates of the stored weight."""
@@ -206,21 +215,21 @@ class Weight:
     def map_blocks(
         self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
     ) -> list[T]:
-        """Apply a function to every cache-sized block: results in order.
+        """Apply a function to every block: results in order.
 
-        Runs on every core and reads each source once, in bounded memory. ``regions``: walk these
-        instead of all `blocks`, when the results are large.
+        Runs on every core, or on the device of the parts, and reads each source once, in bounded
+        memory. ``regions``: walk these instead of all `blocks`, when the results are large.
         """
 
         def apply(region: Region) -> T:
             [result] = [function(part) for part in self.walk([region])]
             return result
 
-        return parallel(apply, self.blocks() if regions is None else regions)
+        return self.place.map(apply, self.blocks() if regions is None else regions)
 
     def blocks(self, *, whole_rows: bool = False) -> list[Region]:
         """List the regions that `map_blocks` walks, in order; see `Region.blocks`."""
-        size = block_size(self.n_experts + self.has_base)
+        size = self.place.block_size(self.n_experts + self.has_base)
         return list(self.region.blocks(size, whole_rows=whole_rows))
 
     def through(self, change: Callable[[Slot], Slot]) -> Weight:
@@ -248,9 +257,15 @@ class _InMemory:
         """Do nothing: nothing was read."""
 
     def _part(self, cut: Callable[[Tensor], Tensor], **place: object) -> Slot:
-        base = None if self.slot.maybe_base is None else cut(self.slot.maybe_base)
-        experts = tuple(map(cut, self.slot.experts))
-        return dataclasses.replace(self.slot, maybe_base=base, experts=experts, **place)  # type: ignore[arg-type]
+        slot = self.slot
+        base = None if slot.maybe_base is None else cut(slot.maybe_base)
+
+        def statistic(found: Tensor | None) -> Tensor | None:
+            return found if found is None or found.shape != slot.shape else cut(found)
+
+        stats = {name: tuple(map(statistic, each)) for name, each in slot.stats.items()}
+        experts = tuple(map(cut, slot.experts))
+        return dataclasses.replace(slot, maybe_base=base, experts=experts, stats=stats, **place)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

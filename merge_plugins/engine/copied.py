@@ -8,34 +8,45 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region
+from merge_plugins.engine.reader import WeightReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.parallel import BLOCK, parallel
-from merge_plugins.planning import PlannedTensor
 from merge_plugins.planning.plan import MERGEABLE
-from merge_plugins.weights import SourceTensor, StoredTensor, held
+from merge_plugins.weights import SourceTensor, StoredTensor
 from merge_plugins.weights.computed import refuse_damage
 
 
-def copied(planned: PlannedTensor, region: Region, read_as: str | None) -> Tensor:
+def copied(reader: WeightReader, region: Region) -> Tensor:
     """Copy a box of a weight that is not merged; all of a stored weight takes no memory.
 
-    ``read_as``: the recipe's ``dtype``. Raises for NaN, infinity, and values beyond the dtype.
+    Raises for NaN, infinity, and values beyond the dtype. Requires the source to be held.
     """
+    planned, read_as = reader.planned, reader.dtype
     (source,) = planned.stored
-    with held([source]):
-        if source.dtype in MERGEABLE and not _is_finite(source, region):
-            refuse_damage(source)
-        kept, is_own = source.read(region), False
-        if isinstance(source, StoredTensor) and region == Region.whole(source.shape):
-            kept, is_own = source.private(), True
-        if read_as and source.dtype in MERGEABLE:
-            kept = kept.to(getattr(torch, read_as))
-        result = kept.to(planned.dtype, copy=not is_own)
+    kept, is_own = _checked(source, reader, region)
+    if read_as and source.dtype in MERGEABLE:
+        kept = kept.to(read_as)
+    result = kept.to(planned.dtype, copy=not is_own)
     if result.dtype != source.dtype and not is_finite(result):
         raise MismatchError(
             f"{planned.name} holds values beyond {result.dtype}; set out_dtype: float32"
         )
     return result
+
+
+def _checked(source: SourceTensor, reader: WeightReader, region: Region) -> tuple[Tensor, bool]:
+    """Read a box, and whether its memory is nobody else's."""
+    mergeable = source.dtype in MERGEABLE
+    if not reader.place.by_threads:
+        (brought,) = reader.bring([source], region)
+        if mergeable and not is_finite(brought):
+            refuse_damage(source)
+        return brought, True
+    if mergeable and not _is_finite(source, region):
+        refuse_damage(source)
+    if isinstance(source, StoredTensor) and region == Region.whole(source.shape):
+        return source.private(), True
+    return source.read(region), False
 
 
 def is_finite(tensor: Tensor) -> bool:

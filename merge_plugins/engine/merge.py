@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,33 +16,38 @@ from torch import Tensor
 
 from merge_plugins.api import (
     ELEMENT,
-    MATRIX,
-    ROW,
     Branch,
     Granularity,
     Index,
     Kernel,
     Measures,
-    MergesMatrices,
     Prepares,
     Region,
     Routes,
-    Slot,
     Weight,
     as_region,
-    granularity_of,
-    holds_matrices,
 )
-from merge_plugins.engine.copied import copied, is_finite
-from merge_plugins.engine.reader import WeightReader
+from merge_plugins.engine.carrier import carrier_to, indexed
+from merge_plugins.engine.copied import copied
+from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
+from merge_plugins.engine.work import Work, granularity, needed
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.parallel import BLOCK, alone, block_size, parallel
+from merge_plugins.parallel import BLOCK, CPU, DEVICE_BLOCK, Place, alone
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.plugins import registry
 from merge_plugins.weights import held
-from merge_plugins.weights.computed import refuse_damage
 from merge_plugins.weights.stored import NAMES
+
+logger = logging.getLogger(__name__)
+
+SHARE = 25
+"""On another device, inputs of one weight and what a kernel needs beside a block may each take this
+part of the merge's bytes: with two weights in flight, a tenth."""
+SCRATCH = 32
+"""Bytes that a kernel needs for each element of a block, about."""
+SMALLEST_BLOCK = 1 << 18
+"""Elements per block; where even these find no memory, the CPU merges."""
 
 
 class MergedTensor:
@@ -57,6 +64,7 @@ class MergedTensor:
         self.device = torch.device("cpu")
         self.ndim = len(planned.shape)
         self._lock = threading.Lock()
+        self._measured: dict[Place, Mapping[str, Tensor]] = {}
 
     def get_shape(self) -> list[int]:
         """Return the shape, as a safetensors slice does."""
@@ -75,37 +83,84 @@ class MergedTensor:
         return self.shape.numel()
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Merge all of it and convert like `torch.Tensor.to`."""
-        return self[...].to(*args, **kwargs)
+        """Merge all of it, on the device named if any, and convert like `torch.Tensor.to`."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        return self.on(device or self.device).to(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"MergedTensor({self.name}, {list(self.shape)}, {self.dtype})"
 
     def __getitem__(self, index: Index) -> Tensor:
+        return self.on(self.device, index)
+
+    def on(self, device: torch.device, index: Index = ...) -> Tensor:
+        """Merge a box on a device, into its memory.
+
+        Falls back to smaller blocks where the device has too little memory, and to the CPU where
+        that does not help or the method cannot run there; the log says so.
+        """
         region = as_region(index, self.planned.shape)
-        if self.planned.kernel is None:
-            if len(self.planned.stored) > 1:
-                return region.of(self._agreed).to(self.dtype, copy=True)
-            return copied(self.planned, region, self._merge.plan.recipe.dtype)
-        with held(self.planned.stored):
-            kernel = self._merge.kernel(self.planned)
+        place = self._merge.place(indexed(device))
+        if place.by_threads:
+            return self._merged(region, place)
+        for attempt in _ever_smaller(place):
+            try:
+                with carrier_to(attempt.device).in_flight():
+                    return self._merged(region, attempt)
+            except torch.OutOfMemoryError as exc:
+                reason = _first_line(exc)  # not the error, which keeps what was there alive
+            except (RuntimeError, TypeError) as exc:  # whatever a kernel cannot do on this device
+                reason = _first_line(exc)
+                break
+        merged = self._merged(region, self._merge.here)
+        _say_fallback(self._merge.plan.method.name, str(device), reason)
+        return merged.to(device)
+
+    def _merged(self, region: Region, place: Place) -> Tensor:
+        planned = self.planned
+        if planned.kernel is None and len(planned.stored) > 1:
+            return region.of(self._agreed).to(place.device, self.dtype, copy=True)
+        with held(planned.stored):
+            if planned.kernel is None:
+                return copied(self._merge.reader(planned, place), region)
+            kernel = self._merge.kernel(planned)
             if region.numel == 0:
-                return torch.empty(region.sizes, dtype=self.dtype)
-            granularity = self.granularity
-            if granularity in (ELEMENT, ROW):
-                return self._by_blocks(kernel, region, whole_rows=granularity is ROW)
-            if granularity is MATRIX:
-                return self._by_matrices(cast(MergesMatrices, kernel), region)
-            return region.of(self._whole(kernel)).contiguous()
+                return torch.empty(region.sizes, dtype=self.dtype, device=place.device)
+            if place.by_threads:
+                return self._work(kernel, self._ready).merge(region)
+            reader = self._near(kernel, region, place)
+            with carrier_to(place.device).merging():
+                self._measure(kernel, reader)
+                return self._work(kernel, reader).merge(region)
+
+    def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
+        return Work(self.planned, kernel, reader, self._merge.plan.method.name)
+
+    def _near(self, kernel: Kernel, region: Region, place: Place) -> AnyReader:
+        """Read all that is needed onto the device if there is room for it, else read it in parts.
+
+        What is measured and merged is then read once.
+        """
+        reader = self._merge.reader(self.planned, place)
+        _ = reader.statistics
+        box = needed(self.planned, region)
+        if isinstance(kernel, Measures) and place not in self._measured:
+            box = Region.whole(self.planned.shape)
+        n_bytes = sum(box.numel * stored.read_as.itemsize for stored in self.planned.stored)
+        return HeldReader(reader, box) if n_bytes <= place.room else reader
+
+    def _measure(self, kernel: Kernel, reader: AnyReader) -> None:
+        """Let the method measure the whole weight, once for each place."""
+        if isinstance(kernel, Measures):
+            if reader.place not in self._measured:
+                whole = reader.weight(Region.whole(self.planned.shape))
+                self._measured[reader.place] = kernel.measure(whole)
+            reader.measured = self._measured[reader.place]
 
     @property
     def granularity(self) -> Granularity:
-        """Into which parts this weight may be cut: what the method declares, if it is merged.
-
-        A method on matrices takes any other weight element by element.
-        """
-        declared = granularity_of(self.planned.kernel)
-        return ELEMENT if declared is MATRIX and not holds_matrices(self.planned) else declared
+        """Into which parts this weight may be cut."""
+        return granularity(self.planned)
 
     @property
     def is_elementwise(self) -> bool:
@@ -118,7 +173,7 @@ class MergedTensor:
 
     def box(self, region: Region) -> Tensor:
         """Merge a small box of a weight that another merge reads, from inside its threads."""
-        return self._merged(self._reader, self._merge.kernel(self.planned), region)
+        return self._work(self._merge.kernel(self.planned), self._reader).block(region)
 
     def branches(self, device: torch.device) -> Sequence[Branch]:
         """Compute each expert's branch of this weight, on ``device``, from the whole weight."""
@@ -140,61 +195,6 @@ class MergedTensor:
             reader = self._ready
             return alone(compute)
 
-    def _by_blocks(self, kernel: Kernel, region: Region, *, whole_rows: bool) -> Tensor:
-        reader = self._ready
-        size = block_size(len(self.planned.stored), self._merge.block)
-        merged = torch.empty(region.sizes, dtype=self.dtype)
-
-        def merge(block: Region) -> None:
-            wanted = block.shared(region)
-            result = self._merged(reader, kernel, block)
-            merged[wanted.within(region)] = result[wanted.within(block)]
-            reader.release(block)
-
-        read = region.rows() if whole_rows else region
-        parallel(merge, read.blocks(size, whole_rows=whole_rows))
-        reader.release(read)  # a fault maps neighbours too, also of blocks released before
-        return merged
-
-    def _by_matrices(self, kernel: MergesMatrices, region: Region) -> Tensor:
-        reader = self._ready
-
-        def merge(matrix: Region) -> Tensor:
-            weight = reader.weight(matrix)
-            weight.map_blocks(self._check_inputs)
-            result = kernel.merge_matrix(weight)
-            self._check(result, matrix)
-            reader.release(matrix)
-            return result.to(self.dtype)[region.shared(matrix).within(matrix)]
-
-        matrices = list(region.matrices())
-        if len(matrices) == 1:
-            return alone(functools.partial(merge, *matrices)).contiguous()
-        merged = torch.empty(region.sizes, dtype=self.dtype)
-        for matrix in matrices:
-            at = region.shared(matrix).within(region)
-            merged[at] = alone(functools.partial(merge, matrix))
-        return merged
-
-    def _merged(self, reader: WeightReader, kernel: Kernel, block: Region) -> Tensor:
-        slot = reader.read(block)
-        self._check_inputs(slot)
-        result = kernel(slot)
-        self._check(result, block)
-        return result.to(self.dtype)
-
-    def _whole(self, kernel: Kernel) -> Tensor:
-        reader, whole = self._ready, Region.whole(self.planned.shape)
-
-        def merge() -> Tensor:
-            for stored in self.planned.stored:
-                stored.view()  # computed on every core, and kept for the next line
-            result = self._merged(reader, kernel, whole)
-            reader.release(whole)
-            return result
-
-        return alone(merge)
-
     @property
     def _ready(self) -> WeightReader:
         """The reader, after the method has measured the whole weight."""
@@ -203,11 +203,9 @@ class MergedTensor:
 
     @cached_property
     def _reader(self) -> WeightReader:
-        reader = self._merge.reader(self.planned)
-        kernel = self._merge.kernel(self.planned)
+        reader = self._merge.reader(self.planned, self._merge.here)
         _ = reader.statistics  # here, not in the threads that read blocks
-        if isinstance(kernel, Measures):
-            reader.measured = kernel.measure(reader.weight(Region.whole(self.planned.shape)))
+        self._measure(self._merge.kernel(self.planned), reader)
         return reader
 
     @cached_property
@@ -222,31 +220,23 @@ class MergedTensor:
                 )
         return first.view()
 
-    def _check_inputs(self, slot: Slot) -> None:
-        """Refuse NaN and infinity in the inputs, even where the method would drop them."""
-        bases = () if slot.maybe_base is None else (slot.maybe_base,)
-        if not all(map(is_finite, (*bases, *slot.experts))):
-            self._name_the_source()
 
-    def _check(self, result: Tensor, block: Region) -> None:
-        """Refuse a result of another shape, or one that overflowed."""
-        name = self._merge.plan.method.name
-        if result.shape != torch.Size(block.sizes):
-            raise MismatchError(
-                f"{name} returned {list(result.shape)} for {self.name} {list(block.sizes)}; "
-                "a kernel keeps the shape of its slot"
-            )
-        if not is_finite(result if self.dtype != torch.float16 else result.half()):
-            self._name_the_source()  # a NaN that was measured spoils every block of the weight
-            raise MismatchError(
-                f"{self.name}: {name} gave NaN, infinity or a value beyond {self.dtype} from "
-                "finite weights; try smaller weights or out_dtype: float32"
-            )
+def _ever_smaller(place: Place) -> Iterator[Place]:
+    """Try a place with ever smaller blocks."""
+    yield place
+    while place.block > SMALLEST_BLOCK:
+        place = place.smaller()
+        yield place
 
-    def _name_the_source(self) -> None:
-        """Raise an error that names the source with NaN or infinity, if there is one."""
-        for stored in self.planned.stored:
-            refuse_damage(stored)
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).partition("\n")[0]
+
+
+@functools.cache
+def _say_fallback(method: str, device: str, reason: str) -> None:
+    """Log, once for each reason, that weights are merged on the CPU."""
+    logger.warning("%s merges on the CPU what goes to %s: %s", method, device, reason)
 
 
 @dataclasses.dataclass
@@ -257,14 +247,25 @@ class Merge:
     block: int = BLOCK
 
     def __post_init__(self) -> None:
+        self.here = dataclasses.replace(CPU, block=self.block)
+        self.places = {CPU.device: self.here}
         self._prepared: Kernel | None = None
         self._has_prepared = False
         self._lock = threading.Lock()
         self.sources = PlannedSources(self.plan, self._weights)
 
-    def reader(self, planned: PlannedTensor) -> WeightReader:
+    def place(self, device: torch.device) -> Place:
+        """Return how weights are merged on a device: in little memory beside the merge itself."""
+        if device not in self.places:
+            weights = self.plan.tensors.values()
+            share = sum(math.prod(t.shape) * t.dtype.itemsize for t in weights) // SHARE
+            block = min(DEVICE_BLOCK, max(SMALLEST_BLOCK, share // SCRATCH))
+            self.places[device] = Place(device, block, by_threads=False, room=share)
+        return self.places[device]
+
+    def reader(self, planned: PlannedTensor, place: Place = CPU) -> WeightReader:
         """Return a reader of one tensor's inputs."""
-        return WeightReader(planned, self.plan, self.sources)
+        return WeightReader(planned, self.plan, self.sources, place)
 
     def _weights(self) -> Iterator[Weight]:
         for planned in self.plan.tensors.values():

@@ -5,44 +5,59 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from merge_plugins.api import Region, Slot, Weight
+from merge_plugins.api import LowRank, Region, Slot, Weight
+from merge_plugins.engine.carrier import carrier_to
 from merge_plugins.engine.sources import PlannedSources
+from merge_plugins.parallel import CPU, Place
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.weights import SourceTensor
 
 
 class WeightReader:
-    """Regions of one weight in every model, in the recipe's dtype."""
+    """Regions of one weight in every model, in the recipe's dtype, on the device of a place."""
 
-    def __init__(self, planned: PlannedTensor, plan: Plan, sources: PlannedSources) -> None:
+    def __init__(
+        self, planned: PlannedTensor, plan: Plan, sources: PlannedSources, place: Place = CPU
+    ) -> None:
         recipe = plan.recipe
-        self._planned, self._plan, self._sources, self._seed = planned, plan, sources, recipe.seed
-        self._dtype: torch.dtype | None = getattr(torch, recipe.dtype) if recipe.dtype else None
+        self.planned, self._plan, self._sources, self._seed = planned, plan, sources, recipe.seed
+        self.place = place
+        self.dtype: torch.dtype | None = getattr(torch, recipe.dtype) if recipe.dtype else None
         self.measured: Mapping[str, Tensor] = {}
 
     def read(self, region: Region) -> Slot:
-        """Read a region."""
-        return self._slot(lambda stored: stored.read(region), region)
+        """Read a region: views of the files, or copies on the device."""
+        return self._slot(self.bring(self.planned.stored, region), region)
+
+    def bring(self, sources: Sequence[SourceTensor], region: Region) -> list[Tensor]:
+        """Read a region of some weights: views of their files, or copies on the device."""
+        if self.place.by_threads:
+            return [source.read(region) for source in sources]
+        return carrier_to(self.place.device).bring(sources, region)
 
     def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
         """Read a few elements of the whole weight; see `merge_plugins.api.Reader`."""
-        whole = Region.whole(self._planned.shape)
-        slot = self._slot(lambda stored: pick(stored.view()).clone(), whole)
+        whole = Region.whole(self.planned.shape)
+        device = self.place.device
+        picked = [pick(stored.view()).to(device, copy=True) for stored in self.planned.stored]
+        slot = self._slot(picked, whole)
         self.release(whole)  # a page was read for each run, and its neighbours with it
         return dataclasses.replace(slot, positions=positions)
 
     def weight(self, region: Region) -> Weight:
         """Return the weight, or one matrix of it, unread."""
-        planned = self._planned
-        for stored in planned.stored:
-            stored.view()  # computed weights are made once, not for every look at a block
-        dtypes = [self._dtype] if self._dtype else [stored.read_as for stored in planned.stored]
+        planned = self.planned
+        if self.place.by_threads:
+            for stored in planned.stored:
+                stored.view()  # computed weights are made once, not for every look at a block
+        dtypes = [self.dtype] if self.dtype else [stored.read_as for stored in planned.stored]
         return Weight(
             planned.name,
             region,
@@ -52,31 +67,34 @@ class WeightReader:
             planned.input_dim,
             self,
             planned.dtype,
+            CPU if self.place.by_threads else self.place,  # sums have one order, whatever the block
         )
 
-    def _slot(self, read: Callable[[SourceTensor], Tensor], region: Region) -> Slot:
-        base, experts = self._planned.base, self._planned.experts
+    def _slot(self, read: Sequence[Tensor], region: Region) -> Slot:
+        if self.dtype is not None:
+            read = [found.to(self.dtype) for found in read]
+        has_base = self.planned.base is not None
+        factors = [getattr(expert, "factors", None) for expert in self.planned.experts]
 
-        def part(stored: SourceTensor) -> Tensor:
-            found = read(stored)
-            return found if self._dtype is None else found.to(self._dtype)
+        def placed(each: LowRank | None) -> LowRank | None:
+            return None if each is None else each.to(self.place.device)
 
         return Slot(
-            self._planned.name,
-            None if base is None else part(base),
-            tuple(map(part, experts)),
+            self.planned.name,
+            read[0] if has_base else None,
+            tuple(read[has_base:]),
             stats=self._stats_of(region),
-            factors=tuple(getattr(expert, "factors", None) for expert in experts),
+            factors=tuple(map(placed, factors)),
             measured=self.measured,
             seed=self._seed,
-            input_dim=self._planned.input_dim,
+            input_dim=self.planned.input_dim,
             region=region,
         )
 
     def release(self, region: Region) -> None:
         """Hand the pages of a region back to the system, in every source and statistic."""
         span = region.span
-        for stored in (*self._planned.stored, *itertools.chain(*self.statistics.values())):
+        for stored in (*self.planned.stored, *itertools.chain(*self.statistics.values())):
             if stored is not None:
                 stored.release(*((span or ()) if stored.shape == region.shape else ()))
 
@@ -84,16 +102,45 @@ class WeightReader:
         def of(stored: SourceTensor | None) -> Tensor | None:
             if stored is None:
                 return None
-            return stored.read(region) if stored.shape == region.shape else stored.view()
+            if stored.shape == region.shape:
+                return self.bring([stored], region)[0]
+            return stored.view().to(self.place.device)
 
         return {name: tuple(map(of, each)) for name, each in self.statistics.items()}
 
     @cached_property
     def statistics(self) -> dict[str, tuple[SourceTensor | None, ...]]:
         """Calibration statistics of this weight, by name, one per expert."""
-        sources, name = self._sources, self._planned.name
+        sources, name = self._sources, self.planned.name
         n_experts = len(self._plan.experts)
         return {
             asked: tuple(sources.of_weight(asked, expert, name) for expert in range(n_experts))
-            for asked in self._plan.method.statistics(self._planned.kernel)
+            for asked in self._plan.method.statistics(self.planned.kernel)
         }
+
+
+class HeldReader:
+    """Regions of one weight of which a box is in memory, on the device of a place."""
+
+    def __init__(self, reader: WeightReader, box: Region) -> None:
+        self._reader, self.place = reader, reader.place
+        self._held = reader.read(box).weight(self.place)
+        self.measured: Mapping[str, Tensor] = {}
+
+    def read(self, region: Region) -> Slot:
+        """View a region of the box."""
+        return dataclasses.replace(self._held.part(region), measured=self.measured)
+
+    def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
+        """View a few elements, if the box is the whole weight; see `merge_plugins.api.Reader`."""
+        return self._held.reader.sample(pick, positions)
+
+    def weight(self, region: Region) -> Weight:
+        """Return the weight, or one matrix of it, whose parts are views."""
+        return dataclasses.replace(self._reader.weight(region), reader=self)
+
+    def release(self, region: Region) -> None:
+        """Do nothing: the files' pages were released when the box was read."""
+
+
+AnyReader: TypeAlias = WeightReader | HeldReader

@@ -31,7 +31,7 @@ from merge_plugins.methods._fields import (
     rescaling,
     weight_field,
 )
-from merge_plugins.ops.arithmetic import combine, keep_largest, rounded, task_vectors
+from merge_plugins.ops.arithmetic import block_sums, combine, keep_largest, rounded, task_vectors
 from merge_plugins.ops.random import drop_at_random
 from merge_plugins.ops.selection import as_measured, cuts
 from merge_plugins.plugins import hookimpl
@@ -50,9 +50,8 @@ def l1_factors(
 
     def norms(block: Slot) -> Tensor:
         deltas = task_vectors(block)
-        before = [delta.abs().float().sum() for delta in deltas]
-        after = [delta.abs().float().sum() for delta in sparsify(block, deltas)]
-        return torch.tensor([before, after], dtype=torch.float64)
+        before = block_sums([delta.abs() for delta in deltas])
+        return torch.stack([before, block_sums([d.abs() for d in sparsify(block, deltas)])])
 
     before, after = (
         rounded(norm.float(), weight.dtype)

@@ -62,17 +62,22 @@ def dot_products(
 ) -> Tensor:
     """Compute all dot products between whole vectors: float64 [N, N], summed block by block.
 
-    ``dtype`` rounds the products of different vectors before they are summed, as mergekit does.
+    Products and sums are float64, so that what follows from them, rounded to float32, does not
+    depend on the order in which a device sums, nor on its blocks. ``dtype`` rounds the products of
+    different vectors before they are summed, as mergekit does.
     """
 
     def gram(block: Slot) -> Tensor:
-        rows = [vector.float().reshape(-1) for vector in vectors(block)]
+        rows = [vector.reshape(-1) for vector in vectors(block)]
+        exact = [row.double() for row in rows]
         dots = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(exact):
             dots[i, i] = torch.dot(row, row)
             for j in range(i):
-                exact = dtype.itemsize > 2
-                dot = torch.dot(row, rows[j]) if exact else rounded(row * rows[j], dtype).sum()
+                if dtype.itemsize > 2:
+                    dot = torch.dot(row, exact[j])
+                else:
+                    dot = exact_sum(rounded(rows[i].float() * rows[j].float(), dtype))
                 dots[i, j] = dots[j, i] = dot
         return dots
 
@@ -89,7 +94,12 @@ def sums(weight: Weight, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
 
 def block_sums(terms: Sequence[Tensor]) -> Tensor:
     """Sum each of K terms of one block: float64 [K]."""
-    return torch.stack([term.sum() for term in terms]).double()
+    return torch.stack([exact_sum(term) for term in terms])
+
+
+def exact_sum(x: Tensor) -> Tensor:
+    """Sum all elements, in float64 whatever the dtype: float64 []. Twice as fast as sum(dtype=)."""
+    return x.double().sum()
 
 
 def sums_over(weight: Weight, dim: int, terms: Callable[[Slot], Iterable[Tensor]]) -> Tensor:

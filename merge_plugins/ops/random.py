@@ -103,4 +103,7 @@ def _long_ramp(device: torch.device) -> Tensor:
 
 
 def _ramp(n: int, device: torch.device) -> Tensor:
-    return _long_ramp(device)[:n] if n <= BLOCK else torch.arange(n, device=device).to(torch.int32)
+    if n <= BLOCK:
+        return _long_ramp(device)[:n]
+    dtype = torch.int32 if n <= 1 << 31 else torch.int64
+    return torch.arange(n, dtype=dtype, device=device).to(torch.int32)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ class _Block:
 
     above: int
     at_high: int
-    inside: Keys
+    inside: Keys | Tensor
+    """On the CPU an array, which numpy ranks faster; elsewhere a tensor there."""
     at_low: int
 
 
@@ -141,8 +143,12 @@ class _Search:
 
     def survey(self, brackets: Sequence[tuple[int, int, int]], block: Slot) -> list[_Block]:
         """Count one block for every bracket."""
-        keys = [_keys(vector) for vector in self.vectors(block)]
-        return [_surveyed(keys[row], low, high) for row, low, high in brackets]
+        vectors = self.vectors(block)
+        if _elsewhere(vectors[0]):
+            keys = [_keys_there(vector) for vector in vectors]
+            return [_surveyed_there(keys[row], low, high) for row, low, high in brackets]
+        here = [_keys(vector) for vector in vectors]
+        return [_surveyed(here[row], low, high) for row, low, high in brackets]
 
     def resolve(
         self, bracket: tuple[int, int, int], blocks: Sequence[_Block], count: int
@@ -150,7 +156,7 @@ class _Search:
         """Find the threshold in the bracket, and which of the entries equal to it are kept."""
         row, low, high = bracket
         wanted = count - sum(block.above for block in blocks)
-        inside = np.concatenate([block.inside for block in blocks])
+        inside = _joined([block.inside for block in blocks])
         at_high, at_low = (sum(b.at_high for b in blocks), sum(b.at_low for b in blocks))
         if not 0 < wanted <= at_high + len(inside) + at_low:
             return None
@@ -158,9 +164,9 @@ class _Search:
             key, ties = high, [block.at_high for block in blocks]
         elif wanted <= at_high + len(inside):
             nth = len(inside) - (wanted - at_high)
-            key = int(np.partition(inside, nth)[nth])
-            wanted -= at_high + int(np.count_nonzero(inside > key))
-            ties = [int(np.count_nonzero(block.inside == key)) for block in blocks]
+            key = _smallest(inside, nth)
+            wanted -= at_high + _count(inside > key)
+            ties = [_count(block.inside == key) for block in blocks]
         else:
             key, ties = low, [block.at_low for block in blocks]
             wanted -= at_high + len(inside)
@@ -202,8 +208,8 @@ class _Search:
 
 
 def _keys(vector: Tensor) -> Keys:
-    """Bits of |x| as integers that sort like |x|."""
-    bits: Keys = vector.reshape(-1).view(INTEGERS[vector.dtype.itemsize]).numpy()
+    """Bits of |x| as integers that sort like |x|, in main memory."""
+    bits: Keys = vector.reshape(-1).view(INTEGERS[vector.dtype.itemsize]).cpu().numpy()
     return np.bitwise_and(bits, np.iinfo(bits.dtype).max)
 
 
@@ -216,6 +222,38 @@ def _surveyed(keys: Keys, low: int, high: int) -> _Block:
     at_low, at_high = (int(np.count_nonzero(keys == bound)) for bound in (low, high))
     inside = keys[(keys > low) & (keys < high)]
     return _Block(int(np.count_nonzero(keys > high)), at_high, inside, at_low)
+
+
+def _elsewhere(vector: Tensor) -> bool:
+    return vector.device.type != "cpu"
+
+
+def _keys_there(vector: Tensor) -> Tensor:
+    """Bits of |x| as integers that sort like |x|, on the device of x."""
+    bits = vector.reshape(-1).view(INTEGERS[vector.dtype.itemsize])
+    return bits.bitwise_and(torch.iinfo(bits.dtype).max)
+
+
+def _surveyed_there(keys: Tensor, low: int, high: int) -> _Block:
+    """Count one block on its device; the few keys inside the bracket stay there."""
+    above, below = keys > high, keys > low
+    counts = torch.stack([above.sum(), (keys == high).sum(), (keys == low).sum()]).tolist()
+    return _Block(counts[0], counts[1], keys[below & (keys < high)], counts[2])
+
+
+def _joined(keys: Sequence[Any]) -> Any:
+    return torch.cat([*keys]) if isinstance(keys[0], Tensor) else np.concatenate(keys)
+
+
+def _smallest(keys: Any, nth: int) -> int:
+    """Find the key at a rank, 0 for the smallest."""
+    return int(
+        keys.sort().values[nth] if isinstance(keys, Tensor) else np.partition(keys, nth)[nth]
+    )
+
+
+def _count(mask: Any) -> int:
+    return int(mask.sum() if isinstance(mask, Tensor) else np.count_nonzero(mask))
 
 
 def _bracket(sample: Keys, share: float, margin: float) -> tuple[int, int]:
@@ -238,7 +276,11 @@ def by_rank(x: Tensor, values: Tensor) -> Tensor:
     size = max(1, (x.shape[-1] - 1).bit_length())
     pairs = torch.int32 if bits.dtype.itemsize == 2 and size <= 16 else torch.int64
     downwards = bits.bitwise_not().bitwise_and_(torch.iinfo(bits.dtype).max).to(pairs)
-    downwards.bitwise_left_shift_(size).bitwise_or_(torch.arange(x.shape[-1], dtype=pairs))
-    downwards.numpy().sort(axis=-1)
+    positions = torch.arange(x.shape[-1], dtype=pairs, device=x.device)
+    downwards.bitwise_left_shift_(size).bitwise_or_(positions)
+    if downwards.device.type == "cpu":
+        downwards.numpy().sort(axis=-1)  # a third of the time of torch's
+    else:
+        downwards = downwards.sort(dim=-1).values
     order = downwards.bitwise_and_((1 << size) - 1).to(torch.int64)
     return torch.empty_like(x, dtype=values.dtype).scatter_(-1, order, values.expand(x.shape))

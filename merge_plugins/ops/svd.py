@@ -40,8 +40,8 @@ def truncated_svd(matrix: Tensor, rank: int, generator: torch.Generator) -> LowR
 
 def _range(matrix: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Find an orthonormal basis [m, width] of nearly all of the matrix's range."""
-    start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
-    basis: Tensor = torch.linalg.qr(matrix @ start).Q
+    start = torch.randn(matrix.shape[1], width, generator=generator, device="cpu")
+    basis: Tensor = torch.linalg.qr(matrix @ start.to(matrix.device)).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(matrix.mT @ basis).Q
         basis = torch.linalg.qr(matrix @ basis).Q

@@ -1,8 +1,9 @@
-"""Merge only the part of a tensor that a loader copies.
+"""Merge only the part of a tensor that a loader copies, on the device that it copies to.
 
-Serving engines take views of every stored tensor down to their rank's share, then copy that into
-their parameter. Views of a `LazyTensor` stay symbolic, and a copy merges the box they select: with
-tensor parallelism each rank reads and merges its share. Every other operation merges first.
+Loaders take views of every stored tensor down to their rank's share, then move that to a device or
+copy it into their parameter. Views of a `LazyTensor` stay symbolic, and such a copy merges the box
+they select: with tensor parallelism each rank reads and merges its share, on its device. Every
+other operation merges first, on the CPU.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ class Origin:
         self.name = tensor.name
         self.tensor: MergedTensor | Tensor = tensor
 
+    def box(self, index: tuple[slice, ...], device: torch.device) -> Tensor:
+        """Merge a box, or cut it from memory, on a device."""
+        tensor = self.tensor
+        return tensor[index].to(device) if isinstance(tensor, Tensor) else tensor.on(device, index)
+
     def merge(self) -> None:
         """Merge all of it into an ordinary tensor, which can be written to."""
         if not isinstance(self.tensor, Tensor):
@@ -37,8 +43,8 @@ class LazyTensor(Tensor):
     """View a box of a `MergedTensor` lazily; dimensions may be reordered.
 
     ``lazy[a:b]``, `narrow`, `select`, `unsqueeze`, `transpose` and their like return another one;
-    `torch.Tensor.copy_` from it and every other operation merge the box, on the CPU. Writing to it
-    merges all of the origin, once: it and all its views then share an ordinary tensor's memory.
+    `to`, `torch.Tensor.copy_` from it and every other operation merge the box. Writing to it merges
+    all of the origin, once: it and all its views then share an ordinary tensor's memory.
     """
 
     origin: Origin
@@ -69,12 +75,18 @@ class LazyTensor(Tensor):
     # attributes and methods of Tensor go straight to the operators below
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def merged(self) -> Tensor:
-        """Merge the box into an ordinary tensor of the same shape."""
-        box = self.origin.tensor[tuple(slice(*bounds) for bounds in self.bounds)]
+    def merged(self, device: torch.device | None = None) -> Tensor:
+        """Merge the box into an ordinary tensor of the same shape, on a device (default: CPU)."""
+        index = tuple(slice(*bounds) for bounds in self.bounds)
+        box = self.origin.box(index, device or self.device)
         kept = [dim for dim in self.dims if dim is not None]
         dropped = [dim for dim in range(box.ndim) if dim not in kept]  # of size 1
         return box.permute(*kept, *dropped).reshape(self.shape)
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Merge the box on the device named, if any, and convert like `torch.Tensor.to`."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        return self.merged(device).to(*args, **kwargs)
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LazyTensor({self.origin.name}, {list(self.shape)}, {self.dtype})"
@@ -99,7 +111,9 @@ class LazyTensor(Tensor):
         written = func._schema.is_mutable and isinstance(args[0], cls)
         if written:
             args[0].origin.merge()
-        merged, named = tree_map_only(cls, cls.merged, (args, kwargs))
+        copies = func in (aten.copy_.default, aten._to_copy.default)
+        target = (kwargs.get("device") or args[0].device) if copies else None
+        merged, named = tree_map_only(cls, lambda lazy: lazy.merged(target), (args, kwargs))
         result = func(*merged, **named)
         return args[0] if written else result
 

@@ -1,7 +1,7 @@
 """Load a recipe as a live transformers model, without a checkpoint in between.
 
 The loader of transformers gets lazy tensors as its state dict: it renames, fuses, quantises, shards
-and places each like a stored one, and each is merged when the loader reads it.
+and places each like a stored one, and each is merged when the loader moves it to its device, there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from packaging.version import Version
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from merge_plugins.engine import Merge, open_merge
@@ -20,6 +21,8 @@ from merge_plugins.hf.fit import refuse_no_type
 from merge_plugins.hf.rehearsal import for_class, read_config
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
 from merge_plugins.outputs.fits import fits
+from merge_plugins.outputs.lazy_tensor import LazyTensor
+from merge_plugins.parallel import pool
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import home
 from merge_plugins.routing import model as routed
@@ -100,9 +103,11 @@ def _load(
     model_class: Any, config: Any, merge: Merge, kwargs: Mapping[str, Any]
 ) -> PreTrainedModel:
     arguments = {**kwargs, "config": config, "output_loading_info": True}
-    tensors: Mapping[str, Any] = merge.tensors()
-    if not LAZY:
-        tensors = {name: tensor[...] for name, tensor in tensors.items()}
+    pool()  # the loader's threads start next
+    tensors = {
+        name: LazyTensor(tensor) if LAZY else tensor[...]
+        for name, tensor in merge.tensors().items()
+    }
     if Version("4.49") > VERSION and arguments.get("device_map") is not None:
         model, info = _load_then_dispatch(model_class, arguments, tensors)
     else:
@@ -117,7 +122,7 @@ def _load(
 
 
 def _load_then_dispatch(
-    model_class: Any, arguments: dict[str, Any], tensors: Mapping[str, Any]
+    model_class: Any, arguments: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, Any]:
     """Load on the CPU, place afterwards: transformers < 4.49 cannot do both from a state dict."""
     import accelerate

@@ -97,6 +97,20 @@ class StoredTensor:
         """Map a region of the tensor; pages are read when their elements are accessed."""
         return region.of(self.view())
 
+    def read_into(self, target: Tensor, region: Region) -> None:
+        """Copy a region into memory of the CPU: contiguous, [*region.sizes], of this dtype.
+
+        A region that lies in one piece is read without a page of it being mapped.
+        """
+        span = region.span
+        if self._tensor is not None or self.opened is None or span is None or not region.numel:
+            target.copy_(self.read(region))
+            if span is not None:
+                self.release(*span)
+            return
+        raw = target.view(-1).view(torch.uint8).numpy().data
+        self.opened.read_into(raw, self._offset + span[0] * self.dtype.itemsize)
+
     def hold(self) -> None:
         """Do nothing: a stored tensor can always be read."""
 

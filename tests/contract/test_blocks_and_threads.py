@@ -10,8 +10,8 @@ from contract.cases import Case, every_case, near, read, same_bits, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_plugins.api import slot as slot_module
 from merge_plugins.engine import Merge
+from merge_plugins.parallel import Place
 
 
 @every_case()
@@ -21,7 +21,7 @@ def test_a_weight_of_many_blocks_is_measured_as_a_whole(
     base, *_ = weights(1, (50, 60))
     slot = case.slot(base, *near(base, 3))
     (expected,) = case.merge(slot)
-    monkeypatch.setattr(slot_module, "block_size", lambda n_inputs: 64)
+    monkeypatch.setattr(Place, "block_size", lambda *_: 64)
     (merged,) = case.merge(slot)
     assert torch.allclose(merged, expected, rtol=1e-6, atol=1e-6)
 

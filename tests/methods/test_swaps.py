@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import slot as slot_module
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.nearswap_arcee import ArceeFusion, NearSwap
 from merge_plugins.methods.ram import Ram, RamPlus
 from merge_plugins.methods.sce import Sce
+from merge_plugins.parallel import Place
 
 
 def merge(kernel: Any, base: Tensor, *experts: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_arcee_fusion_ranks_all_blocks_together(seed: int, rows: int, columns: i
     other = base + 0.05 * other  # rounding makes some divergences negative
     whole = merge(ArceeFusion(), base, other)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slot_module, "block_size", lambda n_inputs: 64)
+        patch.setattr(Place, "block_size", lambda *_: 64)
         assert torch.equal(merge(ArceeFusion(), base, other), whole)
 
 

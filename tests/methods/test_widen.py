@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from merge_plugins import Recipe, Slot, load_merged
-from merge_plugins.api import slot as slot_module
 from merge_plugins.engine import MergedTensor, merged_tensors
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.widen import WidenMerging, column_products, divergences
+from merge_plugins.parallel import Place
 
 Merged = Callable[..., dict[str, MergedTensor]]
 SIZES = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -171,7 +171,7 @@ def test_scores_do_not_depend_on_how_a_weight_is_cut(
     weights = [torch.randint(-8, 9, shape, generator=generator) / 8 for _ in range(3)]
     slot = Slot("w", weights[0], tuple(weights[1:]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slot_module, "block_size", lambda n_inputs: block)
+        patch.setattr(Place, "block_size", lambda *_: block)
         cut = scores(slot)
     assert torch.equal(cut, scores(slot))
 

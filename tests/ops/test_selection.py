@@ -16,6 +16,7 @@ from merge_plugins.api import slot as slot_module
 from merge_plugins.ops import selection
 from merge_plugins.ops.arithmetic import keep_largest
 from merge_plugins.ops.selection import ALL, Cut, as_measured, cuts, order_statistics
+from merge_plugins.parallel import Place
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-40, -1e-45, 3e38])
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -24,9 +25,15 @@ ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and a sparse sample, even of a few hundred numbers."""
-    monkeypatch.setattr(slot_module, "block_size", lambda n_inputs: 37)
+    monkeypatch.setattr(Place, "block_size", lambda *_: 37)
     monkeypatch.setattr(selection, "SAMPLE", 64)
     monkeypatch.setattr(slot_module, "RUN", 4)
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search as on another device."""
+    monkeypatch.setattr(selection, "_elsewhere", lambda vector: True)
 
 
 def slot_of(*rows: Tensor, name: str = "w") -> Slot:
@@ -63,7 +70,13 @@ def test_exactly_the_largest_are_kept_and_equal_ones_by_position(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_exactly_the_largest_are_kept_in_many_blocks_of_a_sparse_sample() -> None:
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_exactly_the_largest_are_kept_in_many_blocks_of_a_sparse_sample(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    if where == "there":
+        request.getfixturevalue("there")
+
     @settings(max_examples=60)
     @given(
         values=st.lists(FEW, min_size=100, max_size=600)

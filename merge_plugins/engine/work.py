@@ -1,0 +1,154 @@
+"""Merge a box of a weight, cut as finely as the method allows, where its inputs are read to."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from merge_plugins.api import (
+    ELEMENT,
+    MATRIX,
+    ROW,
+    Granularity,
+    Kernel,
+    MergesMatrices,
+    Region,
+    Slot,
+    granularity_of,
+    holds_matrices,
+)
+from merge_plugins.engine.copied import is_finite
+from merge_plugins.engine.reader import AnyReader
+from merge_plugins.errors import MismatchError
+from merge_plugins.planning import PlannedTensor
+from merge_plugins.weights.computed import refuse_damage
+
+
+def granularity(planned: PlannedTensor) -> Granularity:
+    """Return into which parts a weight may be cut: what its method declares, if it is merged.
+
+    A method on matrices takes any other weight element by element.
+    """
+    declared = granularity_of(planned.kernel)
+    return ELEMENT if declared is MATRIX and not holds_matrices(planned) else declared
+
+
+def needed(planned: PlannedTensor, region: Region) -> Region:
+    """Extend a box to all that must be read to merge it."""
+    declared = granularity(planned)
+    if declared is ELEMENT:
+        return region
+    if declared is ROW:
+        return region.rows()
+    whole = Region.whole(planned.shape)
+    if declared is not MATRIX:
+        return whole
+    return Region(whole.shape, (*region.bounds[:-2], *whole.bounds[-2:]))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What merges boxes of one weight: its kernel, and a reader that has what was measured."""
+
+    planned: PlannedTensor
+    kernel: Kernel
+    reader: AnyReader
+    method: str
+    """Name of the method, for messages."""
+
+    def merge(self, region: Region) -> Tensor:
+        """Merge a box: [*region.sizes], rounded to the weight's dtype, on the reader's device."""
+        declared = granularity(self.planned)
+        if declared in (ELEMENT, ROW):
+            return self._by_blocks(region, whole_rows=declared is ROW)
+        if declared is MATRIX:
+            return self._by_matrices(region)
+        return region.of(self._whole()).contiguous()
+
+    def block(self, block: Region) -> Tensor:
+        """Merge a box that may be merged at once."""
+        slot = self.reader.read(block)
+        self._check_inputs(slot)
+        result = self.kernel(slot)
+        self._check(result, block)
+        return result.to(self.planned.dtype)
+
+    def _by_blocks(self, region: Region, *, whole_rows: bool) -> Tensor:
+        place = self.reader.place
+        merged = self._empty(region)
+
+        def merge(block: Region) -> None:
+            wanted = block.shared(region)
+            result = self.block(block)
+            merged[wanted.within(region)] = result[wanted.within(block)]
+            self.reader.release(block)
+
+        read = region.rows() if whole_rows else region
+        size = place.block_size(len(self.planned.stored))
+        place.map(merge, read.blocks(size, whole_rows=whole_rows))
+        self.reader.release(read)  # a fault maps neighbours too, also of blocks released before
+        return merged
+
+    def _by_matrices(self, region: Region) -> Tensor:
+        kernel, place = cast(MergesMatrices, self.kernel), self.reader.place
+
+        def merge(matrix: Region) -> Tensor:
+            weight = self.reader.weight(matrix)
+            weight.map_blocks(self._check_inputs)
+            result = kernel.merge_matrix(weight)
+            self._check(result, matrix)
+            self.reader.release(matrix)
+            return result.to(self.planned.dtype)[region.shared(matrix).within(matrix)]
+
+        matrices = list(region.matrices())
+        if len(matrices) == 1:
+            return place.alone(functools.partial(merge, *matrices)).contiguous()
+        merged = self._empty(region)
+        for matrix in matrices:
+            at = region.shared(matrix).within(region)
+            merged[at] = place.alone(functools.partial(merge, matrix))
+        return merged
+
+    def _whole(self) -> Tensor:
+        whole = Region.whole(self.planned.shape)
+
+        def merge() -> Tensor:
+            _ = self.reader.weight(whole)  # computed on every core, and kept for the next line
+            result = self.block(whole)
+            self.reader.release(whole)
+            return result
+
+        return self.reader.place.alone(merge)
+
+    def _empty(self, region: Region) -> Tensor:
+        return torch.empty(region.sizes, dtype=self.planned.dtype, device=self.reader.place.device)
+
+    def _check_inputs(self, slot: Slot) -> None:
+        """Refuse NaN and infinity in the inputs, even where the method would drop them."""
+        bases = () if slot.maybe_base is None else (slot.maybe_base,)
+        if not all(map(is_finite, (*bases, *slot.experts))):
+            self._name_the_source()
+
+    def _check(self, result: Tensor, block: Region) -> None:
+        """Refuse a result of another shape, or one that overflowed."""
+        if result.shape != torch.Size(block.sizes):
+            raise MismatchError(
+                f"{self.method} returned {list(result.shape)} for {self.planned.name} "
+                f"{list(block.sizes)}; a kernel keeps the shape of its slot"
+            )
+        if not is_finite(result if self.planned.dtype != torch.float16 else result.half()):
+            self._name_the_source()  # a NaN that was measured spoils every block of the weight
+            raise MismatchError(
+                f"{self.planned.name}: {self.method} gave NaN, infinity or a value beyond "
+                f"{self.planned.dtype} from finite weights; try smaller weights or "
+                "out_dtype: float32"
+            )
+
+    def _name_the_source(self) -> None:
+        """Raise an error that names the source with NaN or infinity, if there is one."""
+        for stored in self.planned.stored:
+            refuse_damage(stored)

@@ -1,0 +1,175 @@
+"""The way a weight takes to another device: here on the CPU, which has the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merge_plugins import Slot
+from merge_plugins.api import ELEMENT
+from merge_plugins.engine import Merge, open_merge
+from merge_plugins.engine.there import There
+from merge_plugins.outputs.lazy_tensor import LazyTensor
+from merge_plugins.parallel import Place
+from merge_plugins.plugins import Method
+from merge_plugins.weights import StoredTensor
+
+CPU = torch.device("cpu")
+DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """The mean of two models, on a device of little memory."""
+
+    most: int = 1 << 60
+    granularity = ELEMENT
+
+    def __call__(self, slot: Slot) -> Tensor:
+        if slot.shape.numel() > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return slot.stacked().mean(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyHere:
+    """The mean by a method that needs numpy, which sees no other device's memory."""
+
+    granularity = ELEMENT
+
+    def __call__(self, slot: Slot) -> Tensor:
+        if threading.current_thread() is threading.main_thread():
+            raise TypeError("can't convert device tensors to numpy")
+        return slot.stacked().mean(0)
+
+
+@pytest.fixture
+def merge(checkpoint: Callable[..., str], recipe: Callable[..., Any]) -> Callable[[Any], Merge]:
+    """Merge two models with a method of the test's own, by the way of another device."""
+    generator = torch.Generator().manual_seed(0)
+    paths = [
+        checkpoint({"w": torch.randn(12, 1 << 16, generator=generator), "n": torch.ones(7)})
+        for _ in range(2)
+    ]
+
+    def make(kernel: Any) -> Merge:
+        plan = open_merge(recipe("average_merging", None, paths)).plan
+        tensors = {n: dataclasses.replace(t, kernel=kernel) for n, t in plan.tensors.items()}
+        method = Method(type(kernel).__name__, type(kernel), "tests")
+        made = Merge(dataclasses.replace(plan, method=method, tensors=tensors))
+        made.places[CPU] = Place(CPU, 1 << 20, by_threads=False, room=1 << 30)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def expected(merge: Callable[[Any], Merge]) -> Tensor:
+    return merge(Mean()).tensors()["w"][...]
+
+
+def test_too_little_memory_takes_smaller_blocks(
+    merge: Callable[[Any], Merge], expected: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert torch.equal(merge(Mean(most=1 << 18)).tensors()["w"][...], expected)
+    assert not caplog.records
+
+
+def test_far_too_little_memory_takes_the_cpu_and_says_so(
+    merge: Callable[[Any], Merge], expected: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    tight = merge(Mean(most=1 << 17))
+    tight.here = dataclasses.replace(tight.here, block=1 << 16)
+    tensors = tight.tensors()
+    assert torch.equal(tensors["w"][...], expected)
+    assert torch.equal(tensors["w"][2:5], expected[2:5])
+    (said,) = caplog.messages
+    assert said == "Mean merges on the CPU what goes to cpu: no room"
+
+
+def test_a_method_that_cannot_run_there_takes_the_cpu_and_says_so(
+    merge: Callable[[Any], Merge], expected: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert torch.equal(merge(OnlyHere()).tensors()["w"][...], expected)
+    assert "OnlyHere merges on the CPU what goes to cpu: can't convert" in caplog.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A method with a fault."""
+
+    granularity = ELEMENT
+
+    def __call__(self, slot: Slot) -> Tensor:
+        raise RuntimeError("a fault of its own")
+
+
+def test_a_fault_of_the_method_is_raised(merge: Callable[[Any], Merge]) -> None:
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        _ = merge(Broken()).tensors()["w"][...]
+
+
+def test_a_weight_is_read_once_if_there_is_room_for_it(
+    checkpoint: Callable[..., str], recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [checkpoint({"w": torch.randn(40, 50) + i}) for i in range(3)]
+    read: list[int] = []
+    into = StoredTensor.read_into
+    monkeypatch.setattr(
+        StoredTensor,
+        "read_into",
+        lambda self, target, region: (read.append(region.numel), into(self, target, region)),
+    )
+
+    def n_read(room: int) -> int:
+        merge = open_merge(recipe("ties", paths[0], paths[1:], weight=0.5, density=0.5))
+        merge.places[CPU] = Place(CPU, 500, by_threads=False, room=room)
+        read.clear()
+        _ = merge.tensors()["w"][...]
+        return sum(read)
+
+    assert n_read(3 * 4 * 2000) == 3 * 2000
+    assert n_read(0) == 2 * 3 * 2000  # to be measured, and to be merged
+
+
+@given(dtype=DTYPES, by=st.floats(0.01, 100), kind=st.integers(0, 4), seed=st.integers(0, 99))
+def test_division_by_a_number_is_what_it_is_without_the_mode(
+    dtype: torch.dtype, by: float, kind: int, seed: int
+) -> None:
+    x = torch.randn(50, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    ways: list[Callable[[Tensor, Any], Tensor]] = [
+        lambda x, by: x / by,
+        lambda x, by: torch.div(x, by),
+        lambda x, by: x.clone().div_(by),
+        lambda x, by: operator.itruediv(x.clone(), by),
+        lambda x, by: x.clone().div_(torch.tensor(by)),
+    ]
+    expected = ways[kind](x, by)
+    with There(CPU):
+        found = ways[kind](x, by)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+def test_a_lazy_tensor_is_merged_where_it_is_moved_or_copied_to(
+    merge: Callable[[Any], Merge], expected: Tensor
+) -> None:
+    tensor = merge(Mean()).tensors()["w"]
+    for found in (
+        LazyTensor(tensor).to("cpu"),
+        LazyTensor(tensor)[2:5].to(device=CPU, dtype=torch.float64).float(),
+        torch.empty(12, 1 << 16).copy_(LazyTensor(tensor)),
+        torch.empty(1 << 16, 12).copy_(LazyTensor(tensor).T),
+    ):
+        assert type(found) is Tensor
+        part = {3: expected[2:5], 1 << 16: expected.T}.get(len(found), expected)
+        assert torch.equal(found, part)
