@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from contract.cases import Case, every_case, read, same_bits
 
 from merge_plugins.engine import Merge
 from merge_plugins.parallel import Place
 
-ROOM = pytest.mark.parametrize("room", [0, 1 << 30], ids=["read in parts", "held"])
-
 
 @every_case()
-@ROOM
 def test_the_way_of_another_device_has_the_same_bits(
-    case: Case, room: int, lazily: Callable[..., Merge]
+    case: Case, lazily: Callable[..., Merge]
 ) -> None:
-    expected, merge = read(lazily(case)), lazily(case)
-    cpu = torch.device("cpu")
-    merge.places[cpu] = Place(cpu, 1 << 18, by_threads=False, room=room)
-    assert same_bits(expected, read(merge))
+    """Whether a weight is held there, or read in parts."""
+    expected, merge, cpu = read(lazily(case)), lazily(case), torch.device("cpu")
+    for room in (0, 1 << 30):
+        merge.places[cpu] = Place(cpu, 1 << 18, by_threads=False, room=room)
+        assert same_bits(expected, read(merge)), room
