@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +85,7 @@ class Karcher:
         """Compute the iteration in the inputs' dtype, as scalars from which `_replayed` repeats it.
 
         Norms [N], cosines [steps, N], steps [steps] and lengths [steps + 1]. Reads the weight three
-        times for each step; a weight of one block is read once, and its result kept as ``mean``.
+        times for each step; a weight of one block is read once, and only its ``mean`` kept.
         Ends where a step changes no bit, since all later ones would change none.
         """
         self._warn_of_tol(weight.dtype)
@@ -95,8 +94,9 @@ class Karcher:
 
         def alone(block: Slot) -> Mapping[str, Tensor]:
             units = _units(block, norms)
-            found = self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, units)
-            return {**found, "mean": _replayed(dataclasses.replace(block, measured=found))}
+            held: dict[Region | None, Tensor] = {}
+            self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, units, held)
+            return {"mean": torch.mul(held[block.region], norms.mean().to(weight.dtype))}
 
         [found] = weight.map_blocks(alone)
         return found
@@ -107,9 +107,14 @@ class Karcher:
         norms: Tensor,
         dtype: torch.dtype,
         own: list[Tensor] | None = None,
+        held: dict[Region | None, Tensor] | None = None,
     ) -> Mapping[str, Tensor]:
-        """Iterate; ``total`` sums terms over the weight, ``own``: the directions if read once."""
-        held: dict[Region | None, Tensor] = {}
+        """Iterate; ``total`` sums terms over the weight.
+
+        Of a weight that is one block, ``own`` are the directions, and ``held`` gets the mean's.
+        """
+        held = {} if held is None else held
+        tangents: dict[Region | None, Tensor] = {}
         before: dict[Region | None, Tensor] = {}
         changes: list[bool] = []
         cosines: list[Tensor] = []
@@ -133,11 +138,15 @@ class Karcher:
 
         def pull(block: Slot) -> Sequence[Tensor]:
             tangent = _tangent(held[block.region], units(block), cosines[-1])
+            if own is not None:
+                tangents[block.region] = tangent
             return [tangent.float().square()]
 
         def move(block: Slot) -> Sequence[Tensor]:
             middle = held[block.region]
-            tangent = _tangent(middle, units(block), cosines[-1])
+            tangent = tangents.pop(block.region, None)
+            if tangent is None:
+                tangent = _tangent(middle, units(block), cosines[-1])
             held[block.region] = middle = _moved(middle, tangent, float(steps[-1]))
             return [middle.float().square()]
 
@@ -151,6 +160,9 @@ class Karcher:
                 steps.pop()
                 break
             lengths.append(total(move)[0].sqrt().float())
+        else:  # the last step is not divided by its length yet
+            for region, middle in held.items():
+                held[region] = middle / float(lengths[-1])
         return {
             "norms": norms,
             "cosines": torch.stack(cosines[: len(steps)]) if steps else norms.new_empty(0),
