@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,8 +13,8 @@ from merge_plugins.folders import naming_file
 from merge_plugins.planning import Plan
 from merge_plugins.recipe import Recipe
 from merge_plugins.tokenizer import generation_config, generation_folder, tokenizer_folder
-from merge_plugins.weights.companions import copy_files, inside
-from merge_plugins.weights.files import tokenizer_files
+from merge_plugins.weights.companions import copy_files, model_file, model_path
+from merge_plugins.weights.files import parsed_json, tokenizer_files
 
 
 def sentence_files(folder: Path) -> list[str]:
@@ -26,14 +27,14 @@ def sentence_files(folder: Path) -> list[str]:
         return []
     files = [*folder.glob("modules.json"), *folder.glob("*sentence_*.json")]
     for name in filter(None, (module["path"] for module in sentence_modules(folder))):
-        place = folder / name
-        if not place.is_dir():
-            raise CheckpointError(f"{folder}: modules.json names {name}, which is not there")
-        if not _is_below(place, folder):
+        if not _is_below(name):
             raise CheckpointError(
                 f"{folder}: modules.json names {name!r}, which is no folder in this one"
             )
-        within = [file for file in place.rglob("*") if file.is_file()]
+        if not os.path.isdir(folder / name):  # noqa: PTH112  # Path raises for a name too long
+            raise CheckpointError(f"{folder}: modules.json names {name}, which is not there")
+        model_path(folder, name)
+        within = [file for file in (folder / name).rglob("*") if file.is_file()]
         weights = [file for file in within if file.suffix in (".safetensors", ".bin")]
         if weights:
             raise CheckpointError(
@@ -44,24 +45,22 @@ def sentence_files(folder: Path) -> list[str]:
     return sorted({str(file.relative_to(folder)) for file in files})
 
 
-def _is_below(place: Path, folder: Path) -> bool:
-    """Whether a path leads to a folder below another one, by its name and where it really is."""
-    name = PurePath(place).relative_to(folder) if place.is_relative_to(folder) else PurePath("..")
-    root = folder.resolve()
-    return bool(name.parts) and ".." not in name.parts and root in place.resolve().parents
+def _is_below(name: str) -> bool:
+    """Whether a path names something below the folder where it starts."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def sentence_modules(folder: Path) -> list[dict[str, str]]:
     """Read modules.json: path and type of each module of a sentence-transformers model."""
     file = folder / "modules.json"
+    modules = parsed_json(file)
     try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
         found = [{"path": module["path"], "type": module.get("type", "")} for module in modules]
-        if not all(
-            isinstance(text, str) and "\0" not in text for m in found for text in m.values()
-        ):
+        texts = [text for module in found for text in module.values()]
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise TypeError("path and type are texts")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{file} is no list of modules: {exc!r}") from exc
     return found
 
@@ -70,7 +69,7 @@ def write_configs(recipe: Recipe, config: Mapping[str, Any], folder: Path) -> No
     """Write ``config.json``, and ``generation_config.json`` if the recipe has one."""
     generation = generation_config(recipe)
     if generation:
-        inside(generation_folder(recipe), "generation_config.json")
+        model_file(generation_folder(recipe), "generation_config.json")
     for name, content in {"config.json": config, "generation_config.json": generation}.items():
         if content:
             with naming_file(folder / name):

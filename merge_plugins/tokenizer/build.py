@@ -27,7 +27,7 @@ from merge_plugins.tokenizer.vocabulary import (
     vocabulary,
     vocabulary_size,
 )
-from merge_plugins.weights.companions import copy_files, inside
+from merge_plugins.weights.companions import copy_files, model_file
 from merge_plugins.weights.content import content
 from merge_plugins.weights.files import read_json, tokenizer_files
 from merge_plugins.weights.hub import resolve
@@ -196,7 +196,7 @@ def template_of(ref: Reference) -> str | None:
     """Read a model's chat template, if it has one."""
     folder = tokenizer_folder(ref)
     if (folder / "chat_template.jinja").is_file():
-        return read_text(inside(folder, "chat_template.jinja"))
+        return read_text(model_file(folder, "chat_template.jinja"))
     for name in ("chat_template.json", "tokenizer_config.json"):
         contents = read_json(folder / name) if (folder / name).is_file() else {}
         template = contents.get("chat_template")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import CheckpointError
-from merge_plugins.weights.files import read_json, text_config
+from merge_plugins.weights.files import read_bytes, read_json, text_config
 
 ID = re.compile(r"[0-9]{1,9}")
 ROWS = 2**21
@@ -135,18 +135,18 @@ def damaged(file: Path, what: str) -> CheckpointError:
 def read_text(file: Path) -> str:
     """Read a text file of a model, or raise `CheckpointError` with its name."""
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
+        return read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as exc:
         raise CheckpointError(f"{file} is not readable text: {exc}. Download it again.") from exc
 
 
 def _sentencepieces(file: Path) -> Iterator[str]:
     """Yield the pieces of a sentencepiece model: field 1 of field 1 of its protocol buffer."""
     try:
-        for number, piece in _fields(file.read_bytes()):
+        for number, piece in _fields(read_bytes(file)):
             if number == 1:
                 yield dict(_fields(piece))[1].decode()
-    except (IndexError, KeyError, OSError, ValueError) as exc:
+    except (IndexError, KeyError, ValueError) as exc:
         raise CheckpointError(
             f"{file} is no sentencepiece model: {exc}. Download it again."
         ) from exc

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from merge_plugins.errors import CheckpointError
 from merge_plugins.folders import cache_folder, write_whole
+from merge_plugins.weights.hub import cached_repo
 from merge_plugins.weights.opened import Stamp, changed
 
 CHUNK = 1 << 20
@@ -62,15 +63,11 @@ def _name_in_hub_cache(file: Path) -> str | None:
     """
     if not file.is_symlink():
         return None
-    real, snapshot = file.resolve(), file.parent.resolve()
-    repo = real.parent.parent
-    is_cached = (
-        real.parent.name == "blobs"
-        and snapshot.parent == repo / "snapshots"
-        and repo.name.startswith("models--")
-        and (SHA256.fullmatch(real.name) or SHA1.fullmatch(real.name))
-    )
-    return real.name if is_cached else None
+    real, snapshots = file.resolve(), file.parent.resolve().parent
+    repo = cached_repo(real)
+    if repo is None or snapshots != repo / "snapshots":
+        return None
+    return real.name if SHA256.fullmatch(real.name) or SHA1.fullmatch(real.name) else None
 
 
 def _remembered(file: Path) -> Path:

@@ -14,6 +14,8 @@ TOKENIZER_FILES = (
     "*.model", "*.tiktoken", "chat_template.*",
 )  # fmt: skip
 
+LARGEST = 256 * 2**20
+"""Most bytes of a file beside the weights; a large tokenizer has 40 MB."""
 NAMED = (".safetensors", ".safetensors.index.json")
 """Endings of file names that transformers takes under ``transformers_weights``."""
 
@@ -123,12 +125,34 @@ def tokenizer_files(path: Path) -> list[Path]:
     return sorted({file for file in found if file.is_file()})
 
 
+def read_bytes(file: Path) -> bytes:
+    """Read a file beside the weights, or raise `CheckpointError` with its name."""
+    try:
+        with file.open("rb") as handle:
+            found = handle.read(LARGEST + 1)
+    except OSError as exc:
+        raise CheckpointError(f"{file} cannot be read: {exc}. Download it again.") from exc
+    if len(found) > LARGEST:
+        raise CheckpointError(
+            f"{file} has more than {LARGEST // 2**20} MiB, which no file beside the weights needs. "
+            "Download it again."
+        )
+    return found
+
+
+def parsed_json(file: Path) -> Any:
+    """Read a JSON file of any content; raise `CheckpointError` with the file name if it is none."""
+    try:
+        return json.loads(read_bytes(file).decode("utf-8"))
+    except CheckpointError:  # a ValueError too
+        raise
+    except (RecursionError, ValueError) as exc:
+        raise CheckpointError(f"{file} is not readable JSON: {exc}") from exc
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; raise `CheckpointError` with the file name if it is not one."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as exc:
-        raise CheckpointError(f"{file} is not readable JSON: {exc}") from exc
+    found = parsed_json(file)
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(found).__name__}")
     return found

@@ -34,3 +34,13 @@ def resolve(ref: str) -> Path:
             f"no model {ref!r}: no such folder here, and the hub gave none "
             f"({str(exc).splitlines()[0]}). Check the path, or write org/name[@revision]."
         ) from exc
+
+
+def cached_repo(real: Path) -> Path | None:
+    """Find the folder of a model in the hub's cache that a file lies in; None for any other file.
+
+    ``real``: its path without links, ``models--org--name/blobs/<hash>``.
+    """
+    repo = real.parent.parent
+    is_blob = real.parent.name == "blobs" and repo.name.startswith("models--")
+    return repo if is_blob else None

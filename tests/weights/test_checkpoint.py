@@ -334,3 +334,13 @@ def test_a_tokenizer_is_all_of_its_files(tmp_path: Path) -> None:
     for name in (*names, "config.json", "model.safetensors", "README.md"):
         (tmp_path / name).touch()
     assert {file.name for file in tokenizer_files(tmp_path)} == names
+
+
+def test_a_json_file_of_a_gigabyte_is_refused_before_it_fills_the_memory(
+    checkpoint: Callable[..., str],
+) -> None:
+    folder = Path(checkpoint({"w": torch.ones(1)}))
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(2**30)
+    with pytest.raises(CheckpointError, match=r"config\.json has more than 256 MiB"):
+        open_checkpoint(str(folder))
