@@ -24,7 +24,7 @@ from harness_adapters.vllm import LOAD_FORMAT
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.outputs.lazy_tensor import LazyTensor
-from merge_plugins.outputs.mount import mounted_recipe, recipe_folder
+from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import RECIPE_FILES, home
 from merge_plugins.weights.hub import resolve

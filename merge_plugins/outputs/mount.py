@@ -12,19 +12,15 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
-from merge_plugins._version import __version__
 from merge_plugins.engine import open_merge
-from merge_plugins.errors import CheckpointError, MergeWarning, MismatchError
+from merge_plugins.errors import MergeWarning
 from merge_plugins.folders import complete_or_nothing, new_folder
-from merge_plugins.identity import digest, model_identity
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.load import load_merged
@@ -37,6 +33,14 @@ from merge_plugins.outputs.mounted_code import (
     refuse_needed_code,
     without_code,
 )
+from merge_plugins.outputs.recipe_folder import (
+    KEY,
+    mounted_recipe,
+    recipe_folder,
+    refuse_changes,
+    signature,
+    trusts_code,
+)
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, files
@@ -44,8 +48,6 @@ from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.weights.files import read_json
 
-KEY = "merge_plugins"
-"""Key of the merge's identity in a mounted ``config.json``."""
 DOWNLOAD = (
     *("cache_dir", "force_download", "local_files_only", "proxies"),
     *("revision", "subfolder", "token"),
@@ -74,8 +76,7 @@ def mount(
         copy_companions(plan, unfinished, code=trust_remote_code)
         if not trust_remote_code:
             _remove_code(unfinished / "tokenizer_config.json")
-        text = code(classes, trust_remote_code)
-        (unfinished / f"{CODE}.py").write_text(text, encoding="utf-8")
+        (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -90,7 +91,7 @@ def _config(plan: Plan, classes: list[str], trust_remote_code: bool) -> dict[str
     """
     given = plan.config if trust_remote_code else without_code(plan.config)
     ours = {name: f"{CODE}.{name}" for name in classes}
-    made = {"version": __version__, **_identity(plan.recipe)}
+    made = {**signature(plan.recipe), "trust_remote_code": trust_remote_code}
     return {**given, "auto_map": {**auto_map(given), **ours}, KEY: made}
 
 
@@ -112,10 +113,6 @@ it is loaded, by any program that loads a transformers checkpoint and passes
 class Mounted:
     """Load the merge of a recipe folder; a subclass is named after each Auto class."""
 
-    trust_remote_code = False
-    """Whether code of the models runs too: what the folder was mounted with. The caller's argument
-    of this name allows our own code, no other."""
-
     @classmethod
     def from_pretrained(
         cls,
@@ -128,20 +125,21 @@ class Mounted:
     ) -> PreTrainedModel:
         """Merge and load the recipe of a folder, local or on the hub, as a live model.
 
-        Takes the arguments of the Auto class. Raises `MergeError` if the merge has changed since
-        the folder was written.
+        Takes the arguments of the Auto class; ``trust_remote_code`` allowed this code, and that of
+        the models runs if the folder was mounted so. Raises `MergeError` if the merge has changed
+        since the folder was written.
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
-        trusted = kwargs["trust_remote_code"] = cls.trust_remote_code
         folder = recipe_folder(name, **where)
-        recipe = mounted_recipe(folder, trusted)
+        recipe = mounted_recipe(folder)
+        trusted = kwargs["trust_remote_code"] = trusts_code(folder)
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):
             if not kwargs.get(bits):  # transformers 5 rejects these, even switched off
                 kwargs.pop(bits, None)
         auto_class = getattr(transformers, cls.__name__)
         model = load_merged(recipe, auto_class, config=_own(config, recipe, trusted), **kwargs)
-        _refuse_changes(recipe, folder)  # between the digest above and the opening of the files
+        refuse_changes(recipe, folder)  # between the digest above and the opening of the files
         model.config._name_or_path = model.name_or_path = str(name)
         return model
 
@@ -161,62 +159,6 @@ def _own(config: Any, recipe: Recipe, trust_remote_code: bool) -> Any:
     elif hasattr(config, "auto_map"):
         del config.auto_map
     return config
-
-
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """Collect digest, method and sources of a merge, to detect later changes."""
-    method = registry().get(recipe.merge_method)
-    return {
-        "digest": digest(recipe),
-        "method": [method.known_as, method.version or __version__],
-        "sources": [model_identity(ref) for ref in recipe.references],
-    }
-
-
-def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
-    """Find a recipe folder, local or on the hub; `OSError` of transformers if it is none.
-
-    ``where``: arguments of `transformers.utils.hub.cached_file`, such as ``revision``.
-    """
-    return Path(str(cached_file(name, files.NAME, **where))).parent
-
-
-def mounted_recipe(folder: Path, trust_remote_code: bool = False) -> Recipe:
-    """Read the recipe of a recipe folder; ``trust_remote_code`` is that of `mount`.
-
-    Raises `MismatchError` if its merge has changed since the folder was written: a harness that
-    identifies the folder by its name would report the scores of one merge for the other.
-    """
-    recipe = Recipe.load(folder).trusting(trust_remote_code)
-    _refuse_changes(recipe, folder)
-    return recipe
-
-
-def _refuse_changes(recipe: Recipe, folder: Path) -> None:
-    made = read_json(folder / "config.json").get(KEY)
-    if not isinstance(made, Mapping) or not {"digest", "method", "sources"} <= made.keys():
-        raise CheckpointError(
-            f"{folder / 'config.json'} does not say what the merge was; mount the recipe again: "
-            f"merge-plugins mount {folder / 'merge.yaml'} NEW_DIR"
-        )
-    if digest(recipe) == made["digest"]:
-        return
-    now = _identity(recipe)
-    pairs = zip(recipe.references, made["sources"], now["sources"], strict=False)
-    changed = [str(ref) for ref, before, after in pairs if before != after]
-    if len(now["sources"]) != len(made["sources"]):
-        why = "merge.yaml names other models"
-    elif changed:
-        why = f"{', '.join(changed)} changed"
-    elif now["method"] != made["method"]:
-        why = f"it was made with {' '.join(made['method'])}, here is {' '.join(now['method'])}"
-    else:
-        why = "merge.yaml, its data or a tokenizer changed"
-    raise MismatchError(
-        f"{folder} is no longer the merge it was: {why}. Its digest was {made['digest']}, now "
-        f"{now['digest']}. To use the merge as it is now, mount it under another name: "
-        f"merge-plugins mount {folder / 'merge.yaml'} NEW_DIR"
-    )
 
 
 def _warn_of_routing(recipe: Recipe) -> None:

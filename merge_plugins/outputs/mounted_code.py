@@ -38,11 +38,18 @@ def auto_classes(config: Mapping[str, Any], folder: Path, trust_remote_code: boo
     }
     model_type, own = str(config.get("model_type")), auto_map(config)
     named = [name for name in own if name in mappings and trust_remote_code]
-    if model_type in CONFIG_MAPPING:
+    own_config = trust_remote_code and "AutoConfig" in own  # of a class that no mapping has
+    if model_type in CONFIG_MAPPING and not own_config:
         kind = CONFIG_MAPPING[model_type]
         named += [name for name, mapping in mappings.items() if kind in mapping]
     if named:
         return list(dict.fromkeys(named))
+    if own_config:
+        raise RecipeError(
+            f"{folder}: the model's own code has a class for its config, and none for the model, "
+            "so transformers cannot load it with that code; mount without --trust-remote-code "
+            "(trust_remote_code=False)"
+        )
     if own.keys() & mappings.keys():
         raise UntrustedCodeError(
             f"{folder}: transformers {transformers.__version__} knows no model of type "
@@ -65,10 +72,9 @@ def auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def code(classes: list[str], trust_remote_code: bool) -> str:
+def code(classes: list[str]) -> str:
     """Compose the Python module of the folder: one class per Auto class."""
-    body = "trust_remote_code = True" if trust_remote_code else "pass"
-    defined = "".join(f"\n\nclass {name}(Mounted):\n    {body}\n" for name in classes)
+    defined = "".join(f"\n\nclass {name}(Mounted):\n    pass\n" for name in classes)
     return (
         '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
         f"from merge_plugins import Mounted\n{defined}"

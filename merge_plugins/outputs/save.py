@@ -34,14 +34,17 @@ def save(
     *,
     max_shard_size: int | str = "5GB",
     extra: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
 
-    ``extra``: texts of further files, by their path in the folder.
+    ``extra``: texts of further files, by their path in the folder. ``trust_remote_code``: whether
+    code that came with a task of the recipe runs; that of the models is copied, and never runs.
 
     Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
     """
     target = new_folder(folder)
+    recipe = recipe.trusting() if trust_remote_code else recipe
     plan = open_merge(recipe).plan
     plan.refuse_routing("checkpoint")
     fits(plan)

@@ -44,37 +44,38 @@ KEYS = (
 CODES = ("evil.C", "evil/repo--evil.C", 7, None, ["evil.C", None], {"a": 1}, "evil.C\nimport os")
 
 
+def a_place(draw: random.Random, model: Path) -> Path:
+    """Choose a path beside the weights, and remove what is there."""
+    path = model / draw.choice(COMPANIONS)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    return path
+
+
 def a_link(draw: random.Random, model: Path) -> None:
-    file = model / draw.choice(COMPANIONS)
-    file.unlink(missing_ok=True)
+    path = a_place(draw, model)
     targets = (
-        "../leak/f.txt",
-        "/etc/passwd",
-        "/dev/zero",
-        "nowhere",
-        file.name,
-        "..",
-        "config.json",
+        *("../leak/f.txt", "/etc/passwd", "/dev/zero", "nowhere", path.name, "..", "config.json"),
+        f"../leak/{path.name}",
     )
-    file.symlink_to(draw.choice(targets))
+    path.symlink_to(draw.choice(targets))
 
 
 def a_pipe(draw: random.Random, model: Path) -> None:
-    file = model / draw.choice(COMPANIONS)
-    file.unlink(missing_ok=True)
-    os.mkfifo(file)
+    os.mkfifo(a_place(draw, model))
 
 
 def a_folder(draw: random.Random, model: Path) -> None:
-    file = model / draw.choice(COMPANIONS)
-    file.unlink(missing_ok=True)
-    (file / "within").mkdir(parents=True, exist_ok=True)
+    (a_place(draw, model) / "within").mkdir(parents=True)
 
 
 def modules(draw: random.Random, model: Path) -> None:
     place = draw.choice(PLACES).replace("LEAK", str(model.parent / "leak"))
     kind = draw.choice(("", "sentence_transformers.models.Pooling", "evil.Pool", 7))
     listed = [{"path": draw.choice((place, place, 7, None)), "type": kind}]
+    if (model / "modules.json").is_dir():
+        shutil.rmtree(model / "modules.json")
     (model / "modules.json").unlink(missing_ok=True)
     (model / "modules.json").write_text(json.dumps(draw.choice((listed, listed, {}, 7, None))))
 
@@ -108,7 +109,9 @@ def test_a_hostile_folder_runs_nothing_and_leaks_nothing(
         (model / "evil.py").write_text(code)
         (model / "sub").mkdir()
         (sources / "leak").mkdir()
-        (sources / "leak" / "f.txt").write_text(SECRET)
+        for name in ("f.txt", *COMPANIONS):  # also of a name that another model could share
+            (sources / "leak" / name).write_text(SECRET)
+        (sources / "leak" / "config.json").write_text('{"credHelpers": {}}')
         for change in draw.sample(CHANGES, draw.randrange(1, 3)):
             change(draw, model)
         before = {str(path) for path in tmp_path.rglob("*")}

@@ -213,7 +213,7 @@ def test_a_calibrated_merge_answers_like_the_same_merge_on_disk(
     }
     trusting = {**given, "trust_remote_code": True}
     merged = evaluate("merged", trusting, tasks=["tiny_choice", "tiny_generate"])
-    save(Recipe.from_model_args(given).trusting(), tmp_path / "saved")
+    save(Recipe.from_model_args(given), tmp_path / "saved", trust_remote_code=True)
     stock = evaluate(
         "hf", {"pretrained": str(tmp_path / "saved")}, tasks=["tiny_choice", "tiny_generate"]
     )

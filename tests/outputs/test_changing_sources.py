@@ -45,14 +45,14 @@ def rewrite(expert: Path) -> None:
 @pytest.fixture
 def meddled(expert: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Change the expert whenever a tensor has been merged; return the error to expect."""
-    merge = MergedTensor.__getitem__
+    merge = MergedTensor.on
 
-    def meddling(tensor: MergedTensor, index: Any) -> Any:
-        merged = merge(tensor, index)
+    def meddling(tensor: MergedTensor, *where: Any) -> Any:
+        merged = merge(tensor, *where)
         rewrite(expert)
         return merged
 
-    monkeypatch.setattr(MergedTensor, "__getitem__", meddling)
+    monkeypatch.setattr(MergedTensor, "on", meddling)
     return rf"{expert}/model.safetensors changed while it was read"
 
 
@@ -70,13 +70,13 @@ def test_saving_names_it_and_leaves_nothing(mean: Recipe, meddled: str, tmp_path
 def test_mounting_names_it_and_leaves_nothing(
     mean: Recipe, expert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    identify = mounting._identity
+    identify = mounting.signature
 
     def meddling(recipe: Recipe) -> dict[str, Any]:
         rewrite(expert)
         return identify(recipe)
 
-    monkeypatch.setattr(mounting, "_identity", meddling)
+    monkeypatch.setattr(mounting, "signature", meddling)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         mount(mean, tmp_path / "mounted" / "merge")
     assert not [*(tmp_path / "mounted").iterdir()]

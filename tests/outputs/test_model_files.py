@@ -79,7 +79,7 @@ def test_a_hostile_folder_is_refused_before_anything_is_merged(
     recipe = Recipe.from_mapping(
         {"merge_method": "linear", "models": models, "parameters": {"weight": 0.5}}
     )
-    monkeypatch.setattr(MergedTensor, "__getitem__", None)
+    monkeypatch.setattr(MergedTensor, "on", None)
     allowed = {"trust_remote_code": True} if write is mount else {}
     (tmp_path / "dst").mkdir()
     with pytest.raises(MergeError, match=r"modules|leads|no list|folder"):

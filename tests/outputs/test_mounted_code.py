@@ -14,8 +14,9 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from merge_plugins import Recipe, mount
-from merge_plugins.errors import UntrustedCodeError
+from merge_plugins.errors import RecipeError, UntrustedCodeError
 from merge_plugins.outputs.mounted_code import refuse_needed_code
+from merge_plugins.outputs.recipe_folder import mounted_recipe
 
 INJECTED = "AutoModelX:\n    pass\nimport os; os.mkdir('CANARY')\nclass Y"
 EVIL = """
@@ -135,6 +136,45 @@ def test_with_leave_no_key_becomes_code(hostile: Hostile, canary: Path, tmp_path
     assert INJECTED not in json.loads((folder / "config.json").read_text())["auto_map"]
     load_all(folder)
     assert not canary.exists()
+
+
+def test_with_leave_a_config_class_that_no_model_is_for_is_refused(
+    hostile: Hostile, canary: Path, tmp_path: Path
+) -> None:
+    """Transformers would look for its model, and find none, when the folder is loaded."""
+    with pytest.raises(RecipeError, match=r"none for the model.* mount without --trust-remote-cod"):
+        mount(hostile(IN_CONFIG["config"]), tmp_path / "mounted", trust_remote_code=True)
+    assert not canary.exists()
+
+
+def test_with_leave_only_the_models_that_go_with_its_own_config_are_listed(
+    hostile: Hostile, tmp_path: Path
+) -> None:
+    own = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    folder = mount(hostile({"auto_map": own}), tmp_path / "mounted", trust_remote_code=True)
+    listed = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert listed == {
+        "AutoConfig": "evil.Config",
+        "AutoModelForCausalLM": "modeling_merge.AutoModelForCausalLM",
+    }
+    assert type(load_all(folder)).__name__ == "Model"
+
+
+@pytest.mark.parametrize("mounted_with", [False, True])
+@pytest.mark.parametrize("loaded_with", [False, True])
+def test_code_needs_the_leave_of_who_mounts_and_of_who_loads(
+    mounted_with: bool, loaded_with: bool, llamas: Mapping[str, str], tmp_path: Path
+) -> None:
+    """As vLLM loads it, whose argument of that name is for models of its own, too."""
+    (tmp_path / "data.jsonl").write_text('{"text": "1 2 3"}\n')
+    models = [llamas["math"], llamas["code"]]
+    recipe = Recipe.from_mapping(
+        {"merge_method": "fisher_merging", "models": models, "data": "data.jsonl"}, tmp_path
+    )
+    folder = mount(recipe, tmp_path / "mounted", trust_remote_code=mounted_with)
+    data = mounted_recipe(folder, loaded_with).data
+    assert data is not None
+    assert data.trust_remote_code == (mounted_with and loaded_with)
 
 
 def test_a_tokenizer_that_needs_its_code_is_refused(tmp_path: Path, canary: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import pytest
 import yaml
 
 from merge_plugins import Recipe, mount
-from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
 
 pytestmark = pytest.mark.usefixtures("vllm")
+Weights = Callable[..., Iterator[tuple[str, Any]]]
 Load = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def load(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Return the weights that vLLM would hand to a model, by name, merged."""
+def weights(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """Iterate over the weights that vLLM would hand to a model, with their names, merged."""
     from vllm.config import ModelConfig
     from vllm.config.load import LoadConfig
     from vllm.model_executor.model_loader import get_model_loader
@@ -30,7 +32,7 @@ def load(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     register()
     monkeypatch.chdir(workplace)
 
-    def weights(model: str, recipe: Any = None, **options: Any) -> dict[str, Any]:
+    def found(model: str, recipe: Any = None, **options: Any) -> Iterator[tuple[str, Any]]:
         extra = {} if recipe is None else {"recipe": recipe}
         loader = get_model_loader(
             LoadConfig(
@@ -39,10 +41,15 @@ def load(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         )
         config = ModelConfig(model=model, dtype="float32", **options)
         loader.download_model(config)
-        found = loader.get_all_weights(config, None)
-        return {name: tensor + 0 for name, tensor in found}
+        yield from ((name, tensor + 0) for name, tensor in loader.get_all_weights(config, None))
 
-    return weights
+    return found
+
+
+@pytest.fixture
+def load(weights: Weights) -> Load:
+    """Return all these weights by name."""
+    return lambda *args, **options: dict(weights(*args, **options))
 
 
 @pytest.mark.parametrize("family", ["dense", "moe"])
@@ -104,6 +111,16 @@ def test_a_changed_source_is_an_error(load: Load, workplace: Path) -> None:
     shutil.copy(workplace / "dense/code/model.safetensors", workplace / "moved/math")
     with pytest.raises(MismatchError, match="moved/math changed"):
         load("moved/good")
+
+
+def test_a_source_that_changes_while_it_loads_is_named(weights: Weights, workplace: Path) -> None:
+    shutil.copytree(workplace / "dense", workplace / "written-to")
+    file = workplace / "written-to" / "math" / "model.safetensors"
+    found = weights("written-to/good")
+    next(found)
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(CheckpointError, match=r"math/model\.safetensors changed while it was rea"):
+        dict(found)
 
 
 def test_options_that_nobody_knows_are_vllms_error() -> None:
