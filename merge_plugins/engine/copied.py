@@ -13,7 +13,7 @@ from merge_plugins.errors import MismatchError
 from merge_plugins.parallel import BLOCK, parallel
 from merge_plugins.planning.plan import MERGEABLE
 from merge_plugins.weights import SourceTensor, StoredTensor
-from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.damage import refuse_damage
 
 
 def copied(reader: WeightReader, region: Region) -> Tensor:

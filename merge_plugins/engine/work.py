@@ -25,7 +25,7 @@ from merge_plugins.engine.copied import is_finite
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.planning import PlannedTensor
-from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.damage import refuse_damage
 
 
 def granularity(planned: PlannedTensor) -> Granularity:

@@ -16,7 +16,7 @@ from merge_plugins.hf.versions import DTYPE, RENAMES, adapt
 from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
-from merge_plugins.weights.computed import refuse_damage
+from merge_plugins.weights.damage import refuse_damage
 from merge_plugins.weights.spelling import with_or_without
 
 Live = TypeVar("Live", bound=nn.Module)

@@ -9,12 +9,8 @@ need one.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +20,14 @@ from torch import Tensor
 from merge_plugins.api import LowRank, Region
 from merge_plugins.errors import CheckpointError, MismatchError
 from merge_plugins.recipe import Lora
+from merge_plugins.sources.adapter import MERGE_FIRST, Adapter
 from merge_plugins.sources.models import ComputedCheckpoint, Source
-from merge_plugins.sources.patterns import Matcher, matchers
 from merge_plugins.tokenizer.vocabulary import vocabulary_size, with_vocabulary_size
 from merge_plugins.weights import ComputedTensor, SourceTensor, StoredTensor
-from merge_plugins.weights.files import adapter_files, read_json
-from merge_plugins.weights.headers import read_header
 from merge_plugins.weights.spelling import only_match
 
 PANEL = 64
 """Rows of B·A per multiplication, on a fixed grid: bits do not depend on the region read."""
-FACTOR = re.compile(
-    r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
-    r"(?:\.weight)?"
-)
-PREFIX = "base_model.model."
-REFUSED = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias"),
-    *("monteclora_config", "target_parameters", "use_bdlora", "use_qalora"),
-)
-"""PEFT settings under which the adapted weight is not W + s·B·A."""
-PLAIN = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the model's own weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -59,120 +41,65 @@ class Update:
 
 def with_adapter(ref: Lora, model: Source, adapter: Path) -> ComputedCheckpoint:
     """Add a LoRA adapter's updates to an opened model."""
-    tensors = Adapter(adapter).added_to(model)
+    tensors = with_updates(Adapter(adapter), model)
     return ComputedCheckpoint(ref, model.path, _resized(model, tensors), tensors)
 
 
-class Adapter:
-    """Read a PEFT adapter: factors by module path, replaced weights by tensor name."""
+def with_updates(adapter: Adapter, model: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Apply an adapter to a model's weights lazily; keeps the model's order."""
+    tensors = dict(model)
+    for name, tensor in adapter.replaced.items():
+        whole = _stored_name(name, model, adapter.path, optional=True)
+        own = model.get(whole)
+        if own is not None and len(own.shape) != len(tensor.shape):
+            raise _misfit(adapter.path, name, tensor.shape, own)
+        tensors[whole] = tensor
+    updated = {f"{module}.weight": factors for module, factors in adapter.factors.items()}
+    names = {name: _stored_name(name, model, adapter.path) for name in updated}
+    flag = bool(adapter.config.get("fan_in_fan_out")) or any(
+        _is_transposed(factors, tensors[names[name]]) for name, factors in updated.items()
+    )
+    for name, factors in updated.items():
+        weight = tensors[names[name]]
+        update = _update(adapter, name.removesuffix(".weight"), factors, weight, flag)
+        tensors[names[name]] = _added(weight, update, tuple(factors.values()))
+    return tensors
 
-    def __init__(self, path: Path) -> None:
-        config, *weights = adapter_files(path)
-        self.path, self.config = path, read_json(config)
-        _refuse(path, self.config)
-        self.factors: dict[str, dict[str, StoredTensor]] = {}
-        self.replaced: dict[str, StoredTensor] = {}
-        for key, tensor in (item for file in weights for item in read_header(file).items()):
-            key = key.removeprefix(PREFIX).replace(".default", "")
-            found = FACTOR.fullmatch(key)
-            if found:
-                self.factors.setdefault(found["module"], {})[found["kind"]] = tensor
-            elif "lora_" in key or "trainable_tokens" in key:
-                raise CheckpointError(f"{path}: {key} {MERGE_FIRST}")
-            else:
-                whole = key.replace(".modules_to_save", "").replace(".base_layer", "")
-                self.replaced[whole] = tensor
-        if not self.factors and not self.replaced:
-            raise CheckpointError(f"{path}: the adapter holds no weights. Download it again.")
 
-    def added_to(self, model: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
-        """Apply the adapter to a model's weights lazily; keeps the model's order."""
-        tensors = dict(model)
-        for name, tensor in self.replaced.items():
-            whole = _stored_name(name, model, self.path, optional=True)
-            own = model.get(whole)
-            if own is not None and len(own.shape) != len(tensor.shape):
-                raise _misfit(self.path, name, tensor.shape, own)
-            tensors[whole] = tensor
-        updated = {f"{module}.weight": factors for module, factors in self.factors.items()}
-        names = {name: _stored_name(name, model, self.path) for name in updated}
-        flag = bool(self.config.get("fan_in_fan_out")) or any(
-            _is_transposed(factors, tensors[names[name]]) for name, factors in updated.items()
-        )
-        for name, factors in updated.items():
-            weight = tensors[names[name]]
-            update = self._update(name.removesuffix(".weight"), factors, weight, flag)
-            tensors[names[name]] = _added(weight, update, tuple(factors.values()))
-        return tensors
-
-    def _update(
-        self, module: str, factors: Mapping[str, StoredTensor], weight: SourceTensor, flag: bool
-    ) -> Update:
-        kind = "embedding_" if "lora_embedding_A" in factors else ""
-        try:
-            a, b = factors[f"lora_{kind}A"].view(), factors[f"lora_{kind}B"].view()
-        except KeyError as exc:
+def _update(
+    adapter: Adapter,
+    module: str,
+    factors: Mapping[str, StoredTensor],
+    weight: SourceTensor,
+    flag: bool,
+) -> Update:
+    kind = "embedding_" if "lora_embedding_A" in factors else ""
+    try:
+        a, b = factors[f"lora_{kind}A"].view(), factors[f"lora_{kind}B"].view()
+    except KeyError as exc:
+        raise CheckpointError(f"{adapter.path}: {module} has no {exc}. Download it again.") from exc
+    if a.ndim != 2 or b.ndim != 2 or len(weight.shape) != 2:
+        raise CheckpointError(f"{adapter.path}: {module} is no linear layer: it {MERGE_FIRST}")
+    if not len(a):
+        raise CheckpointError(f"{adapter.path}: {module} has rank 0. Leave out this adapter.")
+    scale = adapter.scale(module, len(a))
+    magnitude = factors.get("lora_magnitude_vector")
+    turned = (a.shape[1], b.shape[0]) == weight.shape
+    if kind or (turned and (weight.shape[0] != weight.shape[1] or flag)):
+        if magnitude is not None:
             raise CheckpointError(
-                f"{self.path}: {module} has no {exc}. Download it again."
-            ) from exc
-        if a.ndim != 2 or b.ndim != 2 or len(weight.shape) != 2:
-            raise CheckpointError(f"{self.path}: {module} is no linear layer: it {MERGE_FIRST}")
-        if not len(a):
-            raise CheckpointError(f"{self.path}: {module} has rank 0. Leave out this adapter.")
-        scale = self._scale(module, len(a))
-        magnitude = factors.get("lora_magnitude_vector")
-        turned = (a.shape[1], b.shape[0]) == weight.shape
-        if kind or (turned and (weight.shape[0] != weight.shape[1] or flag)):
-            if magnitude is not None:
-                raise CheckpointError(
-                    f"{self.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
-                )
-            update = Update(LowRank(a.T, b.T, scale))
-        else:
-            norms = None if magnitude is None else magnitude.view().reshape(-1)
-            update = Update(LowRank(b, a, scale), norms)
-        up, down = update.added.up, update.added.down
-        shape = (up.shape[0], down.shape[1])
-        n_norms = len(up) if update.magnitude is None else len(update.magnitude)
-        if shape != weight.shape or up.shape[1] != down.shape[0] or n_norms != len(up):
-            raise _misfit(self.path, module, shape, weight)
-        return update
-
-    def _scale(self, module: str, rank: int) -> float:
-        """Compute the scale s; the first pattern that matches the end of the path sets alpha."""
-        fitting = (alpha for matches, alpha in self.alphas if matches(module))
-        alpha = next(fitting, _alpha(self.path, self.config.get("lora_alpha", 8)))
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-    @cached_property
-    def alphas(self) -> list[tuple[Matcher, float]]:
-        """The tests of ``alpha_pattern`` and the alpha of each."""
-        given = self.config.get("alpha_pattern") or {}
-        if not isinstance(given, dict):
-            raise CheckpointError(f"{self.path}: alpha_pattern is a mapping, not {given!r}")
-        try:
-            found = matchers(given)
-        except ValueError as exc:
-            raise CheckpointError(
-                f"{self.path}: alpha_pattern: {exc}. Name the modules, or merge the adapter into "
-                "its model first (peft: merge_and_unload, save_pretrained) and name that folder."
-            ) from exc
-        return list(zip(found, (_alpha(self.path, a) for a in given.values()), strict=True))
-
-
-def _alpha(path: Path, given: Any) -> float:
-    """Check that an alpha of adapter_config.json is a number."""
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        with suppress(OverflowError):
-            if math.isfinite(given):
-                return float(given)
-    raise CheckpointError(f"{path}: alpha in adapter_config.json is a number, not {given!r}")
-
-
-MERGE_FIRST = (
-    "is more than a low-rank product. Merge the adapter into its model first "
-    "(peft: merge_and_unload, save_pretrained) and name that folder."
-)
+                f"{adapter.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
+            )
+        update = Update(LowRank(a.T, b.T, scale))
+    else:
+        norms = None if magnitude is None else magnitude.view().reshape(-1)
+        update = Update(LowRank(b, a, scale), norms)
+    up, down = update.added.up, update.added.down
+    shape = (up.shape[0], down.shape[1])
+    n_norms = len(up) if update.magnitude is None else len(update.magnitude)
+    if shape != weight.shape or up.shape[1] != down.shape[0] or n_norms != len(up):
+        raise _misfit(adapter.path, module, shape, weight)
+    return update
 
 
 def _misfit(path: Path, name: str, shape: Sequence[int], weight: SourceTensor) -> MismatchError:
@@ -181,21 +108,6 @@ def _misfit(path: Path, name: str, shape: Sequence[int], weight: SourceTensor) -
         f"{path}: the adapter's {name} is {list(shape)}, {weight.name} is {list(weight.shape)} in "
         f"{weight.file.parent}. Is it an adapter of this model?"
     )
-
-
-def _refuse(path: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise CheckpointError(f"{path}: an adapter of type {kind} {MERGE_FIRST}")
-    for key in REFUSED:
-        if config.get(key):
-            raise CheckpointError(f"{path}: an adapter with {key} {MERGE_FIRST}")
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN:
-        raise CheckpointError(
-            f"{path}: init_lora_weights={start!r} also changed the model's own weights. Convert it "
-            "(peft: save_pretrained with path_initial_model_for_weight_conversion) and name that."
-        )
 
 
 def _stored_name(

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import LowRank, Region
-from merge_plugins.errors import CheckpointError
-from merge_plugins.parallel import BLOCK, block_size, parallel
+from merge_plugins.parallel import block_size, parallel
 from merge_plugins.weights.opened import OpenedFile
 from merge_plugins.weights.stored import StoredTensor
 
@@ -75,39 +74,6 @@ def opened_files(tensors: Iterable[SourceTensor]) -> list[OpenedFile]:
             each.opened for each in stored if isinstance(each, StoredTensor) and each.opened
         )
     )
-
-
-def refuse_damage(tensor: SourceTensor) -> None:
-    """Raise `CheckpointError` at the first NaN or infinity of a weight; requires `hold`.
-
-    For a computed weight the error names the stored one that is damaged, if one is.
-    """
-    first = _first_damage(tensor)
-    if first is None:
-        return
-    if isinstance(tensor, ComputedTensor):
-        for stored in stored_inputs(tensor):
-            refuse_damage(stored)
-        raise CheckpointError(
-            f"{tensor.file}: {tensor.name} came out as NaN or infinity, first at {first}, from "
-            "finite numbers. Leave out this model."
-        )
-    raise CheckpointError(
-        f"{tensor.file}: {tensor.name} holds NaN or infinity, first at {first}. "
-        "Repair or leave out this model."
-    )
-
-
-def _first_damage(tensor: SourceTensor) -> list[int] | None:
-    """Find the first position of NaN or infinity; None if all elements are finite."""
-    for block in Region.whole(tensor.shape).blocks(BLOCK):
-        found = tensor.read(block)
-        found = found.float() if found.dtype.itemsize == 1 else found  # torch has no isfinite of it
-        bad = torch.isfinite(found).logical_not_()
-        if bad.any():
-            at = block.index().view(-1)[bad.view(-1).to(torch.uint8).argmax()]
-            return [int(i) for i in torch.unravel_index(at, tensor.shape)]
-    return None
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from merge_plugins import Recipe, identity, load_merged, merged_tensors, save
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError, MergeError, MismatchError, RecipeError
 from merge_plugins.recipe import Lora
-from merge_plugins.sources.lora import PANEL, Adapter
+from merge_plugins.sources.adapter import Adapter
+from merge_plugins.sources.lora import PANEL, with_updates
 
 IDS = torch.tensor([[1, 5, 9, 2, 40, 17, 3, 3]])
 LINEAR = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 8}
@@ -360,7 +361,7 @@ def test_a_checkpoint_without_its_prefix_is_found(adapted: Adapted) -> None:
     model, _ = adapted("Conv1D")
     stored = open_merge(alone(model)).plan.donor
     short = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
-    found = Adapter(Path(adapter)).added_to(short)
+    found = with_updates(Adapter(Path(adapter)), short)
     assert type(found["h.0.attn.c_attn.weight"]) is not type(short["h.0.attn.c_attn.weight"])
 
 
