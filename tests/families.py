@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from merge_plugins.weights.stored import write_header
 
 
 def drift(model: Any, spread: float) -> Any:
@@ -59,6 +62,14 @@ def write_family(
 
 def folders(root: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: str(root / name) for name in names}
+
+
+def write_zeros(folder: str | Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Write a weight file of zeros, bfloat16, that takes no room on disk."""
+    header = write_header((name, torch.bfloat16, shape) for name, shape in shapes.items())
+    with Path(folder, "model.safetensors").open("wb") as handle:
+        handle.write(header)
+        handle.truncate(len(header) + sum(2 * math.prod(shape) for shape in shapes.values()))
 
 
 def rewrite(folder: str | Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

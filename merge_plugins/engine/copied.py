@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,37 +17,44 @@ from merge_plugins.weights import SourceTensor, StoredTensor
 from merge_plugins.weights.damage import refuse_damage
 
 
-def copied(reader: WeightReader, region: Region) -> Tensor:
+def copied(reader: WeightReader, region: Region, into: Tensor | None = None) -> Tensor:
     """Copy a box of a weight that is not merged; all of a stored weight takes no memory.
 
-    Raises for NaN, infinity, and values beyond the dtype. Requires the source to be held.
+    ``into``: memory of the box's shape to copy it to. Raises for NaN, infinity, and values beyond
+    the dtype. Requires the source to be held.
     """
-    planned, read_as = reader.planned, reader.dtype
+    planned, place = reader.planned, reader.place
     (source,) = planned.stored
-    kept, is_own = _checked(source, reader, region)
-    if read_as and source.dtype in MERGEABLE:
-        kept = kept.to(read_as)
-    result = kept.to(planned.dtype, copy=not is_own)
-    if result.dtype != source.dtype and not is_finite(result):
-        raise MismatchError(
-            f"{planned.name} holds values beyond {result.dtype}; set out_dtype: float32"
-        )
-    return result
-
-
-def _checked(source: SourceTensor, reader: WeightReader, region: Region) -> tuple[Tensor, bool]:
-    """Read a box, and whether its memory is nobody else's."""
     mergeable = source.dtype in MERGEABLE
-    if not reader.place.by_threads:
-        (brought,) = reader.bring([source], region)
-        if mergeable and not is_finite(brought):
+    read_as = reader.dtype if mergeable and reader.dtype else source.read_as
+    if into is None:
+        is_file = place.by_threads and isinstance(source, StoredTensor)
+        as_stored = source.dtype == read_as == planned.dtype
+        if is_file and as_stored and region == Region.whole(source.shape):
+            if mergeable and not _is_finite(source, region):
+                refuse_damage(source)
+            return cast(StoredTensor, source).private()
+        into = torch.empty(region.sizes, dtype=planned.dtype, device=place.device)
+
+    def copy(block: Region) -> None:
+        (found,) = reader.bring([source], block)
+        if mergeable and not is_finite(found):
             refuse_damage(source)
-        return brought, True
-    if mergeable and not _is_finite(source, region):
-        refuse_damage(source)
-    if isinstance(source, StoredTensor) and region == Region.whole(source.shape):
-        return source.private(), True
-    return source.read(region), False
+        kept = found.to(read_as).to(planned.dtype)
+        if planned.dtype != source.dtype and not is_finite(kept):
+            raise MismatchError(
+                f"{planned.name} holds values beyond {planned.dtype}; set out_dtype: float32"
+            )
+        into[block.within(region)] = kept
+        reader.release(block)
+
+    place.map(copy, region.blocks(place.block_size(1)))
+    return into
+
+
+def placed(result: Tensor, into: Tensor | None) -> Tensor:
+    """Copy a result into memory that is given, or else lay it out in memory of its own."""
+    return result.contiguous() if into is None else into.copy_(result)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -28,7 +28,7 @@ from merge_plugins.api import (
     as_region,
 )
 from merge_plugins.engine.carrier import carrier_to, indexed
-from merge_plugins.engine.copied import copied
+from merge_plugins.engine.copied import copied, placed
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
 from merge_plugins.engine.work import Work, granularity, needed
@@ -94,44 +94,64 @@ class MergedTensor:
         return self.on(self.device, index)
 
     def on(self, device: torch.device, index: Index = ...) -> Tensor:
-        """Merge a box on a device, into its memory.
+        """Merge a box on a device, into new memory there.
 
         Falls back to smaller blocks where the device has too little memory, and to the CPU where
         that does not help or the method cannot run there; the log says so.
         """
+        return self._on(device, as_region(index, self.planned.shape))
+
+    def into(self, target: Tensor, index: Index = ...) -> Tensor:
+        """Merge a box into memory that exists, on its device, and return that.
+
+        As `on` and ``copy_`` would: rounded to the merge's dtype, then to the target's. Takes the
+        memory of a few blocks beside it, unless the method makes the whole box at once. Raises
+        `MismatchError` for another shape; after any other error the target holds parts of the box.
+        """
         region = as_region(index, self.planned.shape)
+        if target.shape != torch.Size(region.sizes):
+            raise MismatchError(
+                f"{self.name} is {list(region.sizes)} and cannot be merged into {list(target.shape)}"
+            )
+        self._on(target.device, region, target.detach())
+        return target
+
+    def _on(self, device: torch.device, region: Region, into: Tensor | None = None) -> Tensor:
         place = self._merge.place(indexed(device))
         if place.by_threads:
-            return self._merged(region, place)
+            return self._merged(region, place, into)
         for attempt in _ever_smaller(place):
             try:
                 with carrier_to(attempt.device).in_flight():
-                    return self._merged(region, attempt)
+                    return self._merged(region, attempt, into)
             except torch.OutOfMemoryError as exc:
                 reason = _first_line(exc)  # not the error, which keeps what was there alive
             except (RuntimeError, TypeError) as exc:  # whatever a kernel cannot do on this device
                 reason = _first_line(exc)
                 break
-        merged = self._merged(region, self._merge.here)
+        merged = self._merged(region, self._merge.here, into)
         _say_fallback(self._merge.plan.method.name, str(device), reason)
         return merged.to(device)
 
-    def _merged(self, region: Region, place: Place) -> Tensor:
+    def _merged(self, region: Region, place: Place, into: Tensor | None) -> Tensor:
         planned = self.planned
         if planned.kernel is None and len(planned.stored) > 1:
-            return region.of(self._agreed).to(place.device, self.dtype, copy=True)
+            agreed = region.of(self._agreed)
+            return placed(agreed.to(place.device, self.dtype, copy=into is None), into)
         with held(planned.stored):
             if planned.kernel is None:
-                return copied(self._merge.reader(planned, place), region)
+                return copied(self._merge.reader(planned, place), region, into)
             kernel = self._merge.kernel(planned)
             if region.numel == 0:
-                return torch.empty(region.sizes, dtype=self.dtype, device=place.device)
+                return placed(
+                    torch.empty(region.sizes, dtype=self.dtype, device=place.device), into
+                )
             if place.by_threads:
-                return self._work(kernel, self._ready).merge(region)
+                return self._work(kernel, self._ready).merge(region, into)
             reader = self._near(kernel, region, place)
             with carrier_to(place.device).merging():
                 self._measure(kernel, reader)
-                return self._work(kernel, reader).merge(region)
+                return self._work(kernel, reader).merge(region, into)
 
     def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
         return Work(self.planned, kernel, reader, self._merge.plan.method.name)

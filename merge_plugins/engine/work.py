@@ -21,7 +21,7 @@ from merge_plugins.api import (
     granularity_of,
     holds_matrices,
 )
-from merge_plugins.engine.copied import is_finite
+from merge_plugins.engine.copied import is_finite, placed
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.planning import PlannedTensor
@@ -60,14 +60,18 @@ class Work:
     method: str
     """Name of the method, for messages."""
 
-    def merge(self, region: Region) -> Tensor:
-        """Merge a box: [*region.sizes], rounded to the weight's dtype, on the reader's device."""
+    def merge(self, region: Region, into: Tensor | None = None) -> Tensor:
+        """Merge a box: [*region.sizes], rounded to the weight's dtype, on the reader's device.
+
+        ``into``: memory of that shape, in any dtype on any device, to write it to instead of to new
+        memory.
+        """
         declared = granularity(self.planned)
         if declared in (ELEMENT, ROW):
-            return self._by_blocks(region, whole_rows=declared is ROW)
+            return self._by_blocks(region, self._room(region, into), whole_rows=declared is ROW)
         if declared is MATRIX:
-            return self._by_matrices(region)
-        return region.of(self._whole()).contiguous()
+            return self._by_matrices(region, into)
+        return placed(region.of(self._whole()), into)
 
     def block(self, block: Region) -> Tensor:
         """Merge a box that may be merged at once."""
@@ -77,9 +81,8 @@ class Work:
         self._check(result, block)
         return result.to(self.planned.dtype)
 
-    def _by_blocks(self, region: Region, *, whole_rows: bool) -> Tensor:
+    def _by_blocks(self, region: Region, merged: Tensor, *, whole_rows: bool) -> Tensor:
         place = self.reader.place
-        merged = self._empty(region)
 
         def merge(block: Region) -> None:
             wanted = block.shared(region)
@@ -93,7 +96,7 @@ class Work:
         self.reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
 
-    def _by_matrices(self, region: Region) -> Tensor:
+    def _by_matrices(self, region: Region, into: Tensor | None) -> Tensor:
         kernel, place = cast(MergesMatrices, self.kernel), self.reader.place
 
         def merge(matrix: Region) -> Tensor:
@@ -106,8 +109,8 @@ class Work:
 
         matrices = list(region.matrices())
         if len(matrices) == 1:
-            return place.alone(functools.partial(merge, *matrices)).contiguous()
-        merged = self._empty(region)
+            return placed(place.alone(functools.partial(merge, *matrices)), into)
+        merged = self._room(region, into)
         for matrix in matrices:
             at = region.shared(matrix).within(region)
             merged[at] = place.alone(functools.partial(merge, matrix))
@@ -124,7 +127,9 @@ class Work:
 
         return self.reader.place.alone(merge)
 
-    def _empty(self, region: Region) -> Tensor:
+    def _room(self, region: Region, into: Tensor | None) -> Tensor:
+        if into is not None:
+            return into
         return torch.empty(region.sizes, dtype=self.planned.dtype, device=self.reader.place.device)
 
     def _check_inputs(self, slot: Slot) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import write_zeros
 
 MEASURE = """
 import json, re, sys, threading, time
@@ -50,16 +51,7 @@ def _empty(config: Any, folder: Path) -> str:
     config.save_pretrained(folder)
     with torch.device("meta"):
         weights = transformers.LlamaForCausalLM(config).state_dict()
-    header, at = {}, 0
-    for name, weight in weights.items():
-        end = at + 2 * weight.numel()
-        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
-        handle.truncate(8 + len(text) + at)
+    write_zeros(folder, {name: weight.shape for name, weight in weights.items()})
     return str(folder)
 
 
