@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from merge_plugins.outputs.load import load_merged
     from merge_plugins.outputs.mount import Mounted as Mounted
     from merge_plugins.outputs.mount import mount
+    from merge_plugins.outputs.overwrite import overwrite
     from merge_plugins.outputs.save import save
     from merge_plugins.plugins import hookimpl, registry
     from merge_plugins.recipe import Recipe
@@ -34,6 +35,7 @@ __all__ = [
     "merged_tensors",
     "mount",
     "open_merge",
+    "overwrite",
     "parameter",
     "registry",
     "save",
@@ -49,6 +51,7 @@ LAZY = {
     "merged_tensors": "merge_plugins.engine",
     "open_merge": "merge_plugins.engine",
     "load_merged": "merge_plugins.outputs.load",
+    "overwrite": "merge_plugins.outputs.overwrite",
     "save": "merge_plugins.outputs.save",
     "mount": "merge_plugins.outputs.mount",
     "Mounted": "merge_plugins.outputs.mount",  # what generated folders on users' disks import

@@ -110,9 +110,8 @@ class MergedTensor:
         """
         region = as_region(index, self.planned.shape)
         if target.shape != torch.Size(region.sizes):
-            raise MismatchError(
-                f"{self.name} is {list(region.sizes)} and cannot be merged into {list(target.shape)}"
-            )
+            has = list(target.shape)
+            raise MismatchError(f"{self.name} is {list(region.sizes)}; it does not fit into {has}")
         self._on(target.device, region, target.detach())
         return target
 

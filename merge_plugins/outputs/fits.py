@@ -17,18 +17,20 @@ from merge_plugins.weights import held
 from merge_plugins.weights.files import tokenizer_files
 
 
-def fits(plan: Plan, model_class: Any = None, config: Any = None) -> None:
+def fits(plan: Plan, model_class: Any = None, config: Any = None) -> Rehearsal | None:
     """Raise `MergeError` for a merge that its model's class would not load as it is.
 
     ``model_class`` and its live ``config``: by default those that the merge's config.json names.
-    Merges of bare files of tensors, which no class loads, pass.
+    Returns what was seen, if its loading can be rehearsed. Merges of bare files of tensors, which
+    no class loads, pass.
     """
     if plan.donor.path.is_file():
-        return
+        return None
     shapes = {name: tensor.shape for name, tensor in plan.tensors.items()}
     found = rehearse_merge(plan.config, shapes, plan.donor.path, model_class, config)
     if found is not None:
         _refuse_two_heads(plan, found)
+    return found
 
 
 def has_tokenizer(plan: Plan) -> None:

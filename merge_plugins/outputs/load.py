@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from packaging.version import Version
@@ -18,7 +19,7 @@ from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.hf.classes import absent_weights, class_to_load
 from merge_plugins.hf.fit import refuse_no_type
-from merge_plugins.hf.rehearsal import for_class, read_config
+from merge_plugins.hf.rehearsal import Rehearsal, for_class, read_config
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.lazy_tensor import LazyTensor
@@ -60,6 +61,54 @@ def load_merged(
 
     ``trust_remote_code``: whether code that came with the models or a task of the recipe runs.
     """
+    loading = open_loading(recipe, auto_class, kwargs, config, trust_remote_code)
+    loading.check(kwargs)
+    return loading.load(kwargs)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A merge that is opened to become a live model."""
+
+    merge: Merge
+    model_class: Any
+    config: Any
+    """The live config that the model will have."""
+
+    def check(self, kwargs: Mapping[str, Any]) -> Rehearsal | None:
+        """Raise `MergeError` for what would not load as it is; return how it would be loaded.
+
+        ``kwargs``: those of ``from_pretrained``. Reads no weight.
+        """
+        plan = self.merge.plan
+        if plan.method.is_routed:
+            routed.check(plan, self.model_class, self.config, kwargs)
+        if kwargs.get("ignore_mismatched_sizes"):
+            return None
+        return fits(plan, self.model_class, self.config)
+
+    def load(self, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+        """Merge and load."""
+        merge = self.merge
+        merge.settled()  # a method that runs its models does so before this one is built
+        model = _load(self.model_class, self.config, merge, kwargs)
+        if merge.plan.method.is_routed:
+            routed.route(model, merge)
+        describe(model, merge)
+        return model
+
+
+def open_loading(
+    recipe: Recipe,
+    auto_class: Any,
+    kwargs: dict[str, Any],
+    config: Any = None,
+    trust_remote_code: bool | None = None,
+) -> Loading:
+    """Open a merge and find its class and config; arguments as of `load_merged`.
+
+    Takes arguments out of ``kwargs`` that select nothing, and raises for those that select files.
+    """
     for name in NEEDS_PATH:
         if kwargs.pop(name, None):
             raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")
@@ -81,22 +130,21 @@ def load_merged(
         raise RecipeError("config= is of a quantised model; merge full-precision weights")
     adapt(config, plan.config, plan.donor.path)
     model_class = class_to_load(auto_class, config, donor, trust_remote_code)
-    config = for_class(model_class, config)
-    if plan.method.is_routed:
-        routed.check(plan, model_class, config, kwargs)
-    if not kwargs.get("ignore_mismatched_sizes"):
-        fits(plan, model_class, config)
-    settled = merge.settled()  # a method that runs its models does so before this one is built
-    model = _load(model_class, config, merge, kwargs)
-    model.merge_settled = settled  # type: ignore[assignment]
-    if plan.method.is_routed:
-        routed.route(model, merge)
-    plan.refuse_changes()
+    return Loading(merge, model_class, for_class(model_class, config))
+
+
+def describe(model: Any, merge: Merge) -> None:
+    """Give a live model what is no weight of its merge, when the last weight has been read.
+
+    Raises `CheckpointError` if a source has changed meanwhile.
+    """
+    recipe = merge.plan.recipe
+    merge.plan.refuse_changes()
+    model.merge_settled = merge.settled()
     generation = generation_config(recipe)
     if model.can_generate() and generation is not None:
         model.generation_config = GenerationConfig.from_dict(generation)
     model.config._name_or_path = model.name_or_path = home(recipe.donor)
-    return model
 
 
 def _load(

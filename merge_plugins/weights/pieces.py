@@ -102,6 +102,13 @@ class Piece:
         dropped = [dim for dim in range(found.ndim) if dim not in kept]
         return found.permute(*kept, *dropped).reshape([stop - start for start, stop in box])
 
+    def within(self, weight: Tensor) -> Tensor:
+        """View this piece of the weight as its box of the source: dimensions in that order."""
+        box = weight[tuple(slice(*bounds) for bounds in self.box)]
+        kept = [self.dims.index(dim) for dim in range(len(self.origin)) if dim in self.dims]
+        added = [dim for dim in range(box.ndim) if dim not in kept]
+        return box.permute(*kept, *added).view([stop - start for start, stop in self.origin])
+
 
 Pieces: TypeAlias = tuple[Piece, ...]
 
@@ -127,14 +134,31 @@ def inverted(weights: Mapping[str, Pieces], others: Mapping[str, Pieces]) -> dic
     return {name: tuple(sorted(each, key=lambda piece: piece.box)) for name, each in found.items()}
 
 
+def covers(pieces: Pieces, shape: Sequence[int]) -> bool:
+    """Whether the pieces hold every element of a weight of that shape exactly once."""
+    if sum(piece.numel for piece in pieces) != math.prod(shape):
+        return False
+    if any(stop > size for p in pieces for (_, stop), size in zip(p.box, shape, strict=True)):
+        return False
+    reached: list[Box] = []  # boxes that end, in the first dimension, behind where the next starts
+    for box in sorted(piece.box for piece in pieces) if shape else ():
+        reached = [other for other in reached if other[0][1] > box[0][0]]
+        if any(_overlap(box, other) for other in reached):
+            return False
+        reached.append(box)
+    return True
+
+
+def _overlap(box: Box, other: Box) -> bool:
+    return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other, strict=True))
+
+
 def arranged(
     name: str, shape: Sequence[int], pieces: Pieces, sources: Mapping[str, SourceTensor]
 ) -> SourceTensor | None:
     """Build a weight of its pieces, read lazily; None if they do not cover it exactly once."""
     shape = tuple(shape)
-    if sum(piece.numel for piece in pieces) != math.prod(shape):
-        return None
-    if any(stop > size for p in pieces for (_, stop), size in zip(p.box, shape, strict=True)):
+    if not covers(pieces, shape):
         return None
     first = sources[pieces[0].source]
     if pieces == (Piece.whole(pieces[0].source, first.shape),):

@@ -100,7 +100,7 @@ def test_into_equals_a_copy_of_what_is_merged(
 
 def test_memory_of_another_shape_is_refused(make: Make) -> None:
     tensor = make(ELEMENT)
-    with pytest.raises(MismatchError, match=r"w is \[3, 40, 50\] and .* into \[40, 3, 50\]"):
+    with pytest.raises(MismatchError, match=r"w is \[3, 40, 50\]; .* into \[40, 3, 50\]"):
         tensor.into(torch.empty(40, 3, 50))
     with pytest.raises(MismatchError, match=r"w is \[1, 40, 50\]"):
         tensor.into(torch.empty(SHAPE), slice(0, 1))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from merge_plugins import Recipe, identity, load_merged, merged_tensors, mount, save
+from merge_plugins import Recipe, identity, load_merged, merged_tensors, mount, overwrite, save
 from merge_plugins.cli import main
 from merge_plugins.engine import MergedTensor
 from merge_plugins.errors import CheckpointError, MismatchError
@@ -45,20 +45,26 @@ def rewrite(expert: Path) -> None:
 @pytest.fixture
 def meddled(expert: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Change the expert whenever a tensor has been merged; return the error to expect."""
-    merge = MergedTensor.on
+    merge = MergedTensor._on
 
-    def meddling(tensor: MergedTensor, *where: Any) -> Any:
-        merged = merge(tensor, *where)
+    def meddling(tensor: MergedTensor, *args: Any) -> Any:
+        merged = merge(tensor, *args)
         rewrite(expert)
         return merged
 
-    monkeypatch.setattr(MergedTensor, "on", meddling)
+    monkeypatch.setattr(MergedTensor, "_on", meddling)
     return rf"{expert}/model.safetensors changed while it was read"
 
 
 def test_loading_names_it(mean: Recipe, meddled: str) -> None:
     with pytest.raises(CheckpointError, match=meddled):
         load_merged(mean)
+
+
+def test_overwriting_names_it(llamas: Mapping[str, str], mean: Recipe, meddled: str) -> None:
+    live = AutoModelForCausalLM.from_pretrained(llamas["base"])
+    with pytest.raises(CheckpointError, match=meddled):
+        overwrite(live, mean)
 
 
 def test_saving_names_it_and_leaves_nothing(mean: Recipe, meddled: str, tmp_path: Path) -> None:

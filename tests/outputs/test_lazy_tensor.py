@@ -31,8 +31,8 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tensor, name)
 
-    def __getitem__(self, index: Any) -> Tensor:
-        found: Tensor = self._tensor[index]
+    def on(self, device: torch.device, index: Any) -> Tensor:
+        found: Tensor = self._tensor.on(device, index)
         self.boxes.append(found.shape)
         return found
 
