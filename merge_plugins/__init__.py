@@ -56,8 +56,8 @@ LAZY = {
     "mount": "merge_plugins.outputs.mount",
     "Mounted": "merge_plugins.outputs.mount",  # what generated folders on users' disks import
 }
-"""Imported when they are asked for: torch and transformers take seconds, which ``merge-plugins
-list`` must not wait for, and in which an interrupt must end the command without a traceback."""
+"""Imported when they are asked for: torch and transformers take seconds, for which ``merge-plugins
+--help`` must not wait, and in which an interrupt must end the command without a traceback."""
 
 
 def __getattr__(name: str) -> object:

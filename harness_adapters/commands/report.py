@@ -34,7 +34,7 @@ UNBOUNDED = re.compile("perplexity|per_byte")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table of models by tasks, and plot it with ``--plot``."""
+    """Print a table of models by tasks, and plot it if asked."""
     options = _parser().parse_args(argv)
     results = read(options.results)
     chosen = choose(results, dict(_pair(given) for given in options.metric), options.tasks)

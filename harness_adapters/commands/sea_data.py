@@ -94,11 +94,8 @@ FILES: Mapping[str, File] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Copy and check all files, or leave DIR as it was."""
-    parser = argparse.ArgumentParser(
-        prog="merge-plugins sea-data",
-        description="Prepare the South-East-Asian test data in DIR/sea, checksums verified.",
-    )
+    """Prepare the South-East-Asian test data in DIR/sea, checksums verified."""
+    parser = argparse.ArgumentParser(prog="merge-plugins sea-data", description=main.__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path)
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument(

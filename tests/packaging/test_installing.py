@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_install_use_and_uninstall(tool, kind, environment, wheel):
         environment("from lm_eval.models import MODEL_MAPPING as m", *flags)
     environment.uninstall(tool, "merge-plugins")
     assert environment.files() == before
+
+
+@pytest.mark.parametrize("line", ["--version", "--help", "", "reprot", "report --help", "check"])
+def test_the_script_and_the_module_are_one_command(line, installed):
+    def said(*command):
+        done = subprocess.run(
+            [*command, *line.split()], capture_output=True, text=True, cwd=installed.folder
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    script = said(installed.python.with_name("merge-plugins"))
+    assert script == said(installed.python, "-m", "merge_plugins")
+    assert "Traceback" not in script[2]
+    assert script[1] or script[2]
 
 
 def test_entry_points_alone_lead_to_models_and_tasks(installed):

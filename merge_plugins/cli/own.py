@@ -1,0 +1,97 @@
+"""The commands of the engine, and the arguments of each."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Mapping
+
+from merge_plugins.cli.command import Command
+
+RECIPE = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
+
+
+def _list(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true")
+
+
+def _show(parser: ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD")
+
+
+def _check(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    again = "hash every file again for the digest, whatever hashes are cached"
+    parser.add_argument("--verify", action="store_true", help=again)
+
+
+def _plan(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    parser.add_argument("--json", action="store_true")
+    _trust(parser)
+
+
+def _save(parser: ArgumentParser) -> None:
+    _mount(parser)
+    parser.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+
+
+def _mount(parser: ArgumentParser) -> None:
+    _recipe(parser)
+    parser.add_argument("folder", metavar="DIR")
+    _trust(parser)
+
+
+def _recipe(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+
+
+def _trust(parser: ArgumentParser) -> None:
+    meaning = "run Python code that came with a model or a task"
+    parser.add_argument("--trust-remote-code", action="store_true", help=meaning)
+
+
+WORK = "merge_plugins.commands"
+GROUPS: Mapping[str, tuple[Command, ...]] = {
+    "merge methods": (
+        Command(
+            "list",
+            "List the merge methods, their parameters, and plugins that failed to load.",
+            f"{WORK}.methods:list_methods",
+            _list,
+        ),
+        Command(
+            "show",
+            "Explain one merge method: what it does, its parameters, its paper.",
+            f"{WORK}.methods:show_method",
+            _show,
+        ),
+    ),
+    "merges": (
+        Command(
+            "check",
+            "Check a recipe and its models without reading a weight, or running code that came "
+            "along.",
+            f"{WORK}.check:check",
+            _check,
+        ),
+        Command(
+            "plan",
+            "Show which tensors make each merged tensor, and with which parameters.",
+            f"{WORK}.plan:show_plan",
+            _plan,
+        ),
+        Command(
+            "save",
+            "Write the merge as a checkpoint, with tokenizer, recipe and model card.",
+            f"{WORK}.save:save_merge",
+            _save,
+        ),
+        Command(
+            "mount",
+            "Write a folder without weights that harnesses load as if it were the saved merge.",
+            f"{WORK}.mount:mount_merge",
+            _mount,
+        ),
+    ),
+}
+"""Commands under the headings that they have in the help."""

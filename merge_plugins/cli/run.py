@@ -1,0 +1,76 @@
+"""Run one command, and describe them all."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import TextWrapper
+
+from merge_plugins._version import __version__
+from merge_plugins.cli import adapters
+from merge_plugins.cli.command import Command
+from merge_plugins.cli.own import GROUPS
+from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.signals import terminated_as_exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 1 when the recipe cannot be merged."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run = _prepare(given)
+        with terminated_as_exit():
+            return run()
+    except MergeError as exc:
+        print(f"merge-plugins: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `merge-plugins plan … | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("merge-plugins: interrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare(given: Sequence[str]) -> Callable[[], int]:
+    """Return the command of a line, ready to be called; help and errors end here."""
+    own = {command.name: command for group in GROUPS.values() for command in group}
+    added = {command.name: command for command in adapters.commands() if command.name not in own}
+    known = {**own, **added}
+    if given and given[0] in known:
+        return known[given[0]].prepare(given[1:])
+    parser = _parser({**GROUPS, "from adapters": tuple(added.values())})
+    if not given:
+        parser.print_help(sys.stderr)
+    elif given[0].startswith("-"):
+        parser.parse_args(given)
+    else:
+        near = did_you_mean(given[0], known) or "."
+        parser.error(f"no command {given[0]!r}{near} Run 'merge-plugins --help' to see them.")
+    raise SystemExit(2)
+
+
+def _parser(groups: Mapping[str, Sequence[Command]]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="merge-plugins",
+        usage="merge-plugins [-h] [--version] COMMAND ...",
+        description="Merge language models on the fly.",
+        epilog=_table(groups),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _table(groups: Mapping[str, Sequence[Command]]) -> str:
+    """Write a line for each command, under the headings of the groups that have any."""
+    width = max(len(command.name) for group in groups.values() for command in group)
+    columns = max(shutil.get_terminal_size().columns - 2, width + 24)
+    fill = TextWrapper(columns, subsequent_indent=" " * (width + 4))
+    blocks = []
+    for title, group in groups.items():
+        lines = [fill.fill(f"  {one.name:{width}}  {one.summary}") for one in group]
+        blocks += ["\n".join([f"{title}:", *lines])] if lines else []
+    return "\n\n".join([*blocks, "'merge-plugins COMMAND --help' explains a command."])

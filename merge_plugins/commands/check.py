@@ -1,0 +1,27 @@
+"""`merge-plugins check`: what a recipe comes to, before a weight is read."""
+
+from __future__ import annotations
+
+import argparse
+
+from merge_plugins import identity
+from merge_plugins.engine import open_merge
+from merge_plugins.errors import UntrustedCodeError
+from merge_plugins.recipe import read_recipe
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check a recipe and its models without reading a weight, or running code that came along."""
+    plan = open_merge(read_recipe(options.recipe).trusting(None)).plan
+    # Imports transformers, which takes seconds: most mistakes are found before.
+    from merge_plugins.outputs.fits import fits, has_tokenizer
+
+    fits(plan)
+    has_tokenizer(plan)
+    if options.verify:
+        identity.verify(plan.recipe)
+    try:
+        print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
+    except UntrustedCodeError as exc:
+        print(f"{plan}. Not checked, and so no digest: {exc}.")
+    return 0

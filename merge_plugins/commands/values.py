@@ -1,0 +1,12 @@
+"""Write a value of a parameter for people to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def plain(value: Any) -> str:
+    """Write a value in one line, as a recipe may give it."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

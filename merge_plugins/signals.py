@@ -1,0 +1,50 @@
+"""How the command ends when a signal stops it. A library leaves signals alone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def interrupts_end_it() -> Iterator[None]:
+    """Let an interrupt end the process at once, as it would a program in C.
+
+    For imports, which take seconds: nothing is open yet, and a traceback out of an import explains
+    nothing. Leaves the signal to whoever handles it already, such as nohup.
+    """
+    if not _is_left(signal.SIGINT, signal.default_int_handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into `SystemExit`, so that what is half written is removed before the end."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the removal
+        raise SystemExit(128 + number)
+
+    if not _is_left(signal.SIGTERM, signal.SIG_DFL):
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_left(number: int, default: object) -> bool:
+    """Check that a signal may be handled in this thread, and that nobody handles it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(number) == default
