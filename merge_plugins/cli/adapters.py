@@ -47,5 +47,5 @@ def _find(module: str) -> ModuleSpec | None:
         name = f"{name}.{part}".lstrip(".")
         finders = (finder.find_spec(name, path) for finder in sys.meta_path)
         spec = next(filter(None, finders), None)
-        path = spec.submodule_search_locations if spec else []
+        path = (spec and spec.submodule_search_locations) or []  # None would be all of sys.path
     return spec

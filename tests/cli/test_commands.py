@@ -24,6 +24,7 @@ greet = guest.greeting:main
 list = guest.greeting:main
 silent = guest.greeting:silent
 slow = guest.slow:main
+strayed = plain.textwrap:dedent
 """
 MODULES = {
     "__init__": "raise RuntimeError('nobody needs the package for a line of help')",
@@ -52,6 +53,7 @@ def guest(tmp_path: Path) -> Start:
     (tmp_path / "guest").mkdir()
     for name, source in MODULES.items():
         (tmp_path / "guest" / f"{name}.py").write_text(source)
+    (tmp_path / "plain.py").touch()
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def start(*words: str) -> subprocess.Popen[str]:
@@ -82,6 +84,7 @@ def test_help_has_a_line_for_each_command_and_runs_nothing_of_an_adapter(guest: 
     assert lines["blow-up"] == "Fail in style."
     assert lines["greet"] == "Greet everyone."
     assert lines["garbled"] == "guest.garbled:main"
+    assert lines["strayed"] == "plain.textwrap:dedent"
     assert lines["silent"] == "guest.greeting:silent"
     assert helped.count("\n  list ") == 1
 
