@@ -58,7 +58,7 @@ def test_damaged_pickles(
 ) -> None:
     file = tmp_path / "pytorch_model.bin"
     today, old = saved(WEIGHTS), saved(WEIGHTS, old=True)
-    for random in stream(600):
+    for random in stream(200):
         ways = (
             lambda random=random: with_pickle(today, lambda content: damaged(random, content)),
             lambda random=random: damaged(random, today),
@@ -98,7 +98,7 @@ def test_pickles_of_anything(
     stream: Stream, attempt: Attempt, outcomes: Counter[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "pytorch_model.bin"
-    for random in stream(300):
+    for random in stream(200):
         content: Any = {
             random.choice(("w", "v", 7, None, (1,), "\ud800")): random.choice(VALUES)
             for _ in range(random.randrange(3))

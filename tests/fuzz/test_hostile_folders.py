@@ -102,7 +102,7 @@ def test_a_hostile_folder_runs_nothing_and_leaks_nothing(
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     code = "import os\nos.mkdir('CANARY')\nclass C: pass\n"
-    for draw in stream(40):
+    for draw in stream(24):
         sources = tmp_path / "src"
         shutil.rmtree(sources, ignore_errors=True)
         model = Path(shutil.copytree(llamas["math"], sources / "evil"))

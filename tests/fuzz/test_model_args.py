@@ -70,7 +70,7 @@ def test_every_seed_is_a_merge() -> None:
 @pytest.mark.filterwarnings("ignore::merge_plugins.errors.MergeWarning")
 def test_mutated_arguments(stream: Stream, attempt: Attempt) -> None:
     known = words()
-    for random in stream(400):
+    for random in stream(200):
         given = mutated(dict(random.choice(SEEDS)), random, known)
         given = given if isinstance(given, dict) else {"method": given}
         attempt(lambda given=given: open_merge(Recipe.split_model_args(given)[0]))
@@ -80,7 +80,7 @@ def test_mutated_arguments(stream: Stream, attempt: Attempt) -> None:
 @pytest.mark.filterwarnings("ignore::merge_plugins.errors.MergeWarning")
 def test_a_mutated_short_form(stream: Stream, attempt: Attempt) -> None:
     """As `merge-plugins check` gets it."""
-    for random in stream(400):
+    for random in stream(200):
         seed = random.choice(SEEDS)
         parts = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in seed.items())
         text = mutated_text(",".join(parts), random)

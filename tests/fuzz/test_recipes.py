@@ -127,7 +127,7 @@ def words() -> Sequence[Any]:
 @pytest.mark.filterwarnings("ignore::merge_plugins.errors.MergeWarning")
 def test_a_mutated_mapping(family: Path, stream: Stream, attempt: Attempt) -> None:
     known = words()
-    for random in stream(300):
+    for random in stream(200):
         mapping = mutated(random.choice(ALONE), random, known)
         attempt(lambda mapping=mapping: complete(Recipe.from_mapping(mapping, family)))
 

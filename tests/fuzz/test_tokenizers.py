@@ -42,7 +42,7 @@ PIECES = b"".join(b"\x0a\x05\x0a\x03" + piece for piece in (b"<s>", b"abc", b"de
 @pytest.mark.filterwarnings("ignore::merge_plugins.errors.MergeWarning")
 def test_mutated_files_beside_the_weights(family: Path, stream: Stream, attempt: Attempt) -> None:
     before = {file: file.read_bytes() for file in (family / "a").iterdir()}
-    for random in stream(600):
+    for random in stream(200):
         name, content = random.choice(SEEDS)
         if random.random() < 0.2:
             name = random.choice(RAW)

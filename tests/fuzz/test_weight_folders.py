@@ -49,7 +49,7 @@ def test_indices(stream: Stream, attempt: Attempt, outcomes: Counter[str], tmp_p
     parts = {"a.safetensors": {"w": torch.ones(2)}, "b.safetensors": {"v": torch.ones(3)}}
     for name, tensors in parts.items():
         save_file(tensors, folder / name)
-    for random in stream(400):
+    for random in stream(200):
         names: dict[str, Any] = {"w": "a.safetensors", "v": "b.safetensors"}
         if random.random() < 0.7:
             names[random.choice(("w", "v", "u", ""))] = random.choice(
@@ -77,7 +77,7 @@ def test_adapters(stream: Stream, attempt: Attempt, outcomes: Counter[str], tmp_
     dtypes = (torch.float32, torch.float32, torch.bfloat16, torch.int64, torch.float8_e5m2)
     kinds = {"lora_A": (2, 6), "lora_B": (4, 2)}
     kinds_of_others = ("lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B", "lora_C")
-    for random in stream(600):
+    for random in stream(200):
         tensors = {}
         for kind, shape in kinds.items():
             tensors[f"model.q.{kind}.weight"] = shape
