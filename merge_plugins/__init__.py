@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from merge_plugins.outputs.save import save
     from merge_plugins.plugins import hookimpl, registry
     from merge_plugins.recipe import Recipe
+    from merge_plugins.weights import shared_sources
 
 __all__ = [
     "ELEMENT",
@@ -39,6 +40,7 @@ __all__ = [
     "parameter",
     "registry",
     "save",
+    "shared_sources",
 ]
 
 LAZY = {
@@ -53,6 +55,7 @@ LAZY = {
     "load_merged": "merge_plugins.outputs.load",
     "overwrite": "merge_plugins.outputs.overwrite",
     "save": "merge_plugins.outputs.save",
+    "shared_sources": "merge_plugins.weights",
     "mount": "merge_plugins.outputs.mount",
     "Mounted": "merge_plugins.outputs.mount",  # what generated folders on users' disks import
 }

@@ -110,7 +110,11 @@ class Sources(Protocol):
 
 @runtime_checkable
 class Measures(Protocol):
-    """A method that needs scalars of the whole weight: thresholds, norms, dot products."""
+    """A method that needs scalars of the whole weight: thresholds, norms, dot products.
+
+    Its class may name, as ``measured_by``, all the fields that `measure` depends on, such as
+    ``("density",)``. A merge that differs in other parameters alone then measures nothing again.
+    """
 
     def measure(self, weight: Weight, /) -> Mapping[str, Tensor]:
         """Compute them block by block; the result arrives as ``slot.measured``."""

@@ -29,6 +29,7 @@ from merge_plugins.api import (
 )
 from merge_plugins.engine.carrier import carrier_to, indexed
 from merge_plugins.engine.copied import copied, placed
+from merge_plugins.engine.measured import remember, remembered
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
 from merge_plugins.engine.work import Work, granularity, needed
@@ -163,7 +164,7 @@ class MergedTensor:
         reader = self._merge.reader(self.planned, place)
         _ = reader.statistics
         box = needed(self.planned, region)
-        if isinstance(kernel, Measures) and place not in self._measured:
+        if isinstance(kernel, Measures) and not self._is_measured(kernel, place):
             box = Region.whole(self.planned.shape)
         n_bytes = sum(box.numel * stored.read_as.itemsize for stored in self.planned.stored)
         return HeldReader(reader, box) if n_bytes <= place.room else reader
@@ -171,10 +172,19 @@ class MergedTensor:
     def _measure(self, kernel: Kernel, reader: AnyReader) -> None:
         """Let the method measure the whole weight, once for each place."""
         if isinstance(kernel, Measures):
-            if reader.place not in self._measured:
-                whole = reader.weight(Region.whole(self.planned.shape))
-                self._measured[reader.place] = kernel.measure(whole)
+            if not self._is_measured(kernel, reader.place):
+                measured = kernel.measure(reader.weight(Region.whole(self.planned.shape)))
+                self._measured[reader.place] = measured
+                remember(self.planned, self._merge.plan, reader.place, kernel, measured)
             reader.measured = self._measured[reader.place]
+
+    def _is_measured(self, kernel: Kernel, place: Place) -> bool:
+        """Whether it is known what the method measures at a place, also of an earlier merge."""
+        if place not in self._measured:
+            found = remembered(self.planned, self._merge.plan, place, kernel)
+            if found is not None:
+                self._measured[place] = found
+        return place in self._measured
 
     @property
     def granularity(self) -> Granularity:

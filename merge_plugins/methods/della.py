@@ -78,6 +78,7 @@ class DellaLinear:
     )
     int8_mask: bool = int8_mask_field()
     granularity = ROW
+    measured_by = ("density", "drop_rate", "epsilon", "window_size", "rescale")
 
     def __post_init__(self) -> None:
         _ = self.windows  # raises for densities and epsilons that cannot be combined

@@ -76,6 +76,7 @@ class TiesMerging:
         "tensor", doc="rank magnitudes within each weight (MergeLLM) or over the model (MergeLM)"
     )
     granularity = ELEMENT
+    measured_by = ("param_value_mask_rate",)
 
     def __post_init__(self) -> None:
         check_share("param_value_mask_rate", (self.param_value_mask_rate,))
@@ -121,6 +122,7 @@ class BreadcrumbsMerging:
     )
     scaling_coefficient: float = parameter(1.0, doc="factor on the sum of task vectors")
     granularity = ELEMENT
+    measured_by = ("param_density", "param_value_mask_rate")
 
     def __post_init__(self) -> None:
         check_share("param_density", (self.param_density,))

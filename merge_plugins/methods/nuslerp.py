@@ -43,6 +43,8 @@ class NuSlerp:
         doc="with nuslerp_flatten: false, vectors run along the first dimension, not the last",
     )
 
+    measured_by = ("nuslerp_flatten", "nuslerp_row_wise")
+
     @property
     def granularity(self) -> Granularity:
         """ROW if vectors are rows, or columns, whose cosines are measured first; else ELEMENT."""

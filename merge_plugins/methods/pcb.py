@@ -119,6 +119,7 @@ class PcbMerging:
         "model", doc="normalise and rank over the whole model (the paper), or within each weight"
     )
     granularity = ELEMENT
+    measured_by = ("density",)
 
     def __post_init__(self) -> None:
         check_share("density", (self.density,))

@@ -120,6 +120,7 @@ class Ties:
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
     granularity = ELEMENT
+    measured_by = ("density", "rescale")
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
@@ -166,6 +167,7 @@ class DareLinear:
     rescale: Rescaling = rescale_field(True)
     int8_mask: bool = int8_mask_field()
     granularity = ELEMENT
+    measured_by = ("density", "rescale")
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
@@ -212,6 +214,7 @@ class Breadcrumbs:
     rescale: Rescaling = rescale_field(False)
     int8_mask: bool = int8_mask_field()
     granularity = ELEMENT
+    measured_by = ("density", "gamma", "rescale")
 
     def __post_init__(self) -> None:
         check_share("density", self.density)

@@ -2,6 +2,7 @@
 
 from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
 from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held, opened_files
+from merge_plugins.weights.opened import shared_sources
 from merge_plugins.weights.stored import StoredTensor
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "held",
     "open_checkpoint",
     "opened_files",
+    "shared_sources",
 ]

@@ -13,23 +13,30 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from merge_plugins.errors import CheckpointError
-from merge_plugins.weights.opened import OpenedFile
+from merge_plugins.weights.opened import Entry, OpenedFile, opened
 from merge_plugins.weights.stored import DTYPES, NAMES, StoredTensor
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Read the header of one weight file: its tensors by name, in file order."""
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
+    """Read the header of one weight file: its tensors by name, in file order.
+
+    A file that is open already, and has not changed, is not read again.
+    """
+    found = opened(file, _open_safetensors if file.suffix == ".safetensors" else _open_bin)
+    return {
+        name: StoredTensor(name, file, dtype, shape, tensor, found, offset)
+        for name, dtype, shape, offset, tensor in found.entries
+    }
 
 
-def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Read a header that the safetensors library has found valid, bytes of data included."""
+def _open_safetensors(file: Path) -> OpenedFile:
+    """Open a file that the safetensors library has found valid, bytes of data included."""
     try:
         with file.open("rb") as handle, safe_open(file, "pt"):
-            opened = OpenedFile(file, handle)
+            found = OpenedFile(file, handle)
             length = int.from_bytes(handle.read(8), "little")
             header: dict[str, Any] = json.loads(handle.read(length).decode())
-        opened.refuse_changes()  # the library opened the path by itself
+        found.refuse_changes()  # the library opened the path by itself
     except (SafetensorError, ValueError, RecursionError, OSError) as exc:
         if isinstance(exc, CheckpointError):
             raise
@@ -37,7 +44,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             f"{file} is not a whole safetensors file: {exc}. Download it again."
         ) from exc
     header.pop("__metadata__", None)
-    tensors = {}
+    entries = []
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
@@ -47,8 +54,9 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         if 0 in entry["shape"]:
             _refuse_endless(entry["shape"], f"{file}: {name}")
         start = 8 + length + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(name, file, dtype, tuple(entry["shape"]), None, opened, start)
-    return tensors
+        entries.append(Entry(name, dtype, tuple(entry["shape"]), start))
+    found.entries = tuple(entries)
+    return found
 
 
 def _refuse_endless(shape: list[int], what: str) -> None:
@@ -59,12 +67,12 @@ def _refuse_endless(shape: list[int], what: str) -> None:
         raise CheckpointError(f"{what} has the shape {shape}: {exc}") from exc
 
 
-def _read_bin(file: Path) -> dict[str, StoredTensor]:
+def _open_bin(file: Path) -> OpenedFile:
     try:
         with file.open("rb") as handle:
-            opened = OpenedFile(file, handle)
+            found = OpenedFile(file, handle)
         loaded, sizes = _unpickled(file)
-        opened.refuse_changes()  # torch opened the path by itself
+        found.refuse_changes()  # torch opened the path by itself
     except CheckpointError:
         raise
     except Exception as exc:  # a pickle is a program: it fails in whatever way it was written to
@@ -75,15 +83,16 @@ def _read_bin(file: Path) -> dict[str, StoredTensor]:
         ) from exc
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not tensors by name")
-    tensors = {}
+    entries = []
     for name, value in loaded.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{file} has the key {name!r}, which is no tensor's name")
         tensor = _plain(value, f"{file}: {name}")
         if sizes and tensor.untyped_storage().nbytes() not in sizes:
             raise CheckpointError(f"{file}: {name} is not what the file holds. Download it again.")
-        tensors[name] = StoredTensor(name, file, tensor.dtype, tuple(tensor.shape), tensor, opened)
-    return tensors
+        entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), tensor=tensor))
+    found.entries = tuple(entries)
+    return found
 
 
 def _unpickled(file: Path) -> tuple[Any, set[int]]:

@@ -1,12 +1,18 @@
-"""Open a weight file once for all its tensors, and refuse to read it when it has changed."""
+"""Open a weight file once for all who read it, and refuse to read it when it has changed."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from merge_plugins.errors import CheckpointError
 
@@ -25,10 +31,24 @@ class Stamp(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+class Entry(NamedTuple):
+    """One tensor of a weight file: where it lies, or itself if torch has mapped it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+    tensor: Tensor | None = None
+
+
 class OpenedFile:
     """A weight file, mapped: its tensors share the map, and the stamp it had when it was opened."""
 
+    entries: tuple[Entry, ...] = ()
+    """What its header lists, in file order."""
+
     def __init__(self, path: Path, handle: IO[bytes]) -> None:
+        self.memory: dict[Any, Any] = {}  # what others computed of its tensors, as long as it lives
         self.path, self.stamp = path, Stamp.of(os.fstat(handle.fileno()))
         # Private and writable only so that torch can wrap it; nothing ever writes.
         self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -72,6 +92,46 @@ class OpenedFile:
         """
         if self.map.size() != self.stamp.size:
             raise changed(self.path)
+
+
+_opened: weakref.WeakValueDictionary[tuple[Path, Stamp], OpenedFile] = weakref.WeakValueDictionary()
+_kept: dict[object, dict[Path, OpenedFile]] = {}
+_opening = threading.RLock()
+
+
+def opened(path: Path, open_anew: Callable[[Path], OpenedFile]) -> OpenedFile:
+    """Return the file that somebody has open, if it is still the same, or else open it.
+
+    It is closed when nobody has a tensor of it any more.
+    """
+    with _opening:
+        try:
+            found = _opened.get((path, Stamp.of(path.stat())))
+        except OSError:
+            found = None  # the error is better told by who opens it
+        if found is None:
+            found = open_anew(path)
+            _opened[path, found.stamp] = found
+        for kept in _kept.values():
+            kept[path] = found  # in place of what it was before a change
+        return found
+
+
+@contextmanager
+def shared_sources() -> Iterator[None]:
+    """Keep the weight files of every merge open until the end of the block, for the next merge.
+
+    With them stays what methods have measured of their weights. A file that has changed is opened
+    anew. For all threads of the process; blocks may lie in each other.
+    """
+    key = object()
+    with _opening:
+        _kept[key] = {}
+    try:
+        yield
+    finally:
+        with _opening:
+            del _kept[key]
 
 
 def changed(path: Path) -> CheckpointError:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from merge_plugins import merged_tensors
+from merge_plugins import merged_tensors, shared_sources
 from merge_plugins.api import Region
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import CheckpointError
@@ -104,3 +108,74 @@ def test_the_tensors_of_a_file_share_what_was_opened(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     first, second = read_header(tmp_path / "a.safetensors").values()
     assert first.opened is second.opened
+
+
+def maps(file: Path) -> int:
+    """Count the maps of a file in this process."""
+    return Path("/proc/self/maps").read_text().count(str(file))
+
+
+mapped = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="maps are counted in /proc"
+)
+
+
+@mapped
+def test_merges_share_what_is_open_and_the_last_one_closes_it(file: Path, recipe: Recipes) -> None:
+    spelt = recipe("linear", None, [str(file.parent)], weight=0.5)
+    assert maps(file) == 0
+    first = open_merge(spelt)
+    n_maps = maps(file)
+    assert n_maps > 0 or file.suffix == ".bin"
+    others = [open_merge(spelt) for _ in range(3)]
+    assert maps(file) == n_maps
+    del first
+    assert torch.equal(others[0].tensors()["w"][...], WEIGHTS["w"])
+    del others
+    gc.collect()
+    assert maps(file) == 0
+
+
+@mapped
+def test_a_block_keeps_files_open_between_merges(file: Path, recipe: Recipes) -> None:
+    spelt = recipe("linear", None, [str(file.parent)], weight=0.5)
+    with shared_sources():
+        first = next(iter(open_merge(spelt).plan.tensors.values())).stored[0]
+        opened = weakref.ref(first.opened)  # type: ignore[attr-defined]
+        del first
+        gc.collect()
+        assert opened() is not None
+        again = next(iter(open_merge(spelt).plan.tensors.values())).stored[0]
+        assert again.opened is opened()  # type: ignore[attr-defined]
+        del again
+    gc.collect()
+    assert opened() is None
+
+
+@pytest.mark.parametrize("change", [rewritten, replaced])
+def test_a_changed_file_is_opened_anew_and_running_merges_say_so(
+    change: Callable[[Path], object], tmp_path: Path, recipe: Recipes
+) -> None:
+    file = tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    save_file(WEIGHTS, file)
+    spelt = recipe("linear", None, [str(tmp_path)], weight=0.5)
+    with shared_sources():
+        running = open_merge(spelt)
+        change(file)
+        new = open_merge(spelt)
+        new.plan.refuse_changes()
+        with pytest.raises(CheckpointError, match=rf"{file} changed while it was read"):
+            running.plan.refuse_changes()
+        del running
+        gc.collect()
+        if sys.platform == "linux":
+            assert maps(file) == 1, "what was there before the change is closed"
+
+
+def test_threads_that_open_a_file_at_once_share_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(WEIGHTS, file)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(read_header, [file] * 32))
+    assert len({id(tensors["w"].opened) for tensors in found}) == 1
