@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge_plugins.api import ELEMENT, PerExpert, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
-from merge_plugins.ops.arithmetic import added, dot_products, least, sums, vectors
+from merge_plugins.ops.arithmetic import added, least, sums, vector_norms, vectors
 from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
@@ -65,7 +65,7 @@ class MultiSlerp:
         if len(self.weight) == 1:
             return {}
         dtype = weight.dtype
-        norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
+        norms = vector_norms(weight, vectors, dtype)
 
         def mean(block: Slot) -> Sequence[Tensor]:
             return [self.weighed(self.directions(block, norms)).float().square()]

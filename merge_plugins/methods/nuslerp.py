@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import ELEMENT, ROW, Granularity, PerExpert, Slot, Weight, parameter
-from merge_plugins.ops.arithmetic import dot_products, least, sums_over, vectors
+from merge_plugins.ops.arithmetic import dot_products, least, sums_over, vector_norms, vectors
 from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
@@ -66,7 +66,7 @@ class NuSlerp:
             return {}
         dtype = weight.dtype
         if self.nuslerp_flatten:
-            norms = dot_products(weight, vectors).diagonal().sqrt().to(dtype)
+            norms = vector_norms(weight, vectors, dtype)
             dots = dot_products(weight, lambda block: units(vectors(block), norms), dtype)
             return {"cosine": dots[0, 1].to(dtype)}
         squares = sums_over(weight, 0, lambda block: (v.float().square() for v in vectors(block)))
