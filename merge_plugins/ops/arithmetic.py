@@ -85,9 +85,10 @@ def dot_products(
 
 
 def _exact_gram(rows: Sequence[Tensor]) -> Tensor:
-    """Compute dot products in float64, in pieces that stay in a core's cache: [N, N]."""
+    """Compute dot products in float64, on a core in pieces that stay in its cache: [N, N]."""
+    size = PIECE if rows[0].device.type == "cpu" else len(rows[0]) or 1
     dots = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for pieces in zip(*(row.split(PIECE) for row in rows), strict=True):
+    for pieces in zip(*(torch.split(row, size) for row in rows), strict=True):
         exact = [piece.double() for piece in pieces]
         for i, row in enumerate(exact):
             for j in range(i + 1):
