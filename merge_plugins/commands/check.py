@@ -23,5 +23,5 @@ def check(options: argparse.Namespace) -> int:
     try:
         print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
     except UntrustedCodeError as exc:
-        print(f"{plan}. Not checked, and so no digest: {exc}.")
+        print(f"{plan}. No digest, as check runs no code that came along: {exc}.")
     return 0

@@ -41,12 +41,18 @@ def _matcher(pattern: str, automaton: _Automaton) -> Matcher:
             return lambda name: found.match(name) is not None
         build, rest = _either(pattern)
         if rest:
-            raise ValueError(f"{pattern!r}: no way to match {rest[:20]!r}")
+            raise _unmatched(rest)
         start = automaton.state()
         end = build(automaton, start)
     except (re.error, OverflowError, RecursionError) as exc:
         raise ValueError(f"{pattern[:40]!r} is no regular expression: {exc}") from exc
+    except ValueError as exc:
+        raise ValueError(f"{pattern[:40]!r}: {exc}") from exc
     return lambda name: automaton.leads(start, end, name)
+
+
+def _unmatched(text: str) -> ValueError:
+    return ValueError(f"no way to match {text[:20]!r}, as no back reference or look-around")
 
 
 class _Automaton:
@@ -144,7 +150,7 @@ def _part(text: str) -> tuple[Build, str]:
     if text[0] in "^$":
         return (lambda automaton, start: automaton.join(start, where=text[0])), text[1:]
     if character is None:
-        raise ValueError(f"no way to match {text[:20]!r}")
+        raise _unmatched(text)
     one = re.compile(character[0])
     return (lambda automaton, start: automaton.take(start, one)), text[character.end() :]
 
