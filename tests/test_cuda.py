@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge_plugins import Recipe, load_merged, merged_tensors
+from merge_plugins import Recipe, load_merged, merged_tensors, overwrite, shared_sources
 from merge_plugins.api import Region, Slot
 from merge_plugins.demo import family
 from merge_plugins.engine import open_merge
@@ -91,6 +91,20 @@ def test_what_vllm_copies_into_its_parameters_is_merged_on_their_device() -> Non
         parameter = torch.empty(view.shape, dtype=torch.float32, device="cuda")
         parameter.copy_(view)
         assert torch.equal(parameter.cpu(), part.float())
+
+
+def test_a_live_model_on_the_gpu_is_overwritten_there() -> None:
+    given = {"weights": 1, "density": 0.5}
+    live = load_merged(merge("average_merging"), dtype=torch.bfloat16, device_map="cuda")
+    homes = [weight.data_ptr() for weight in live.parameters()]
+    with shared_sources():
+        for scale in (1.0, 0.5):
+            recipe = merge("ties", **given, **{"lambda": scale})
+            assert overwrite(live, recipe) is live
+            wanted = load_merged(recipe, dtype=torch.bfloat16).state_dict()
+            for name, weight in live.state_dict().items():
+                assert torch.equal(weight.cpu(), wanted[name]), name
+    assert homes == [weight.data_ptr() for weight in live.parameters()]
 
 
 def test_a_nearly_full_gpu_takes_smaller_blocks(
