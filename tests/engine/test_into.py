@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from families import write_zeros
 from hypothesis import given
 from hypothesis import strategies as st
+from private_memory import STATUS, for_program
 from torch import Tensor
 
 from merge_plugins.api import ELEMENT, MATRIX, ROW, WHOLE, Granularity, Slot, Weight
@@ -121,20 +121,12 @@ def test_damage_is_named_before_anything_is_copied(make: Any) -> None:
 
 
 MEASURE = """
-import re, sys, threading, time
+import sys
 import torch
 from merge_plugins import Recipe, merged_tensors
+from private_memory import peak_of
 
 torch.set_num_threads(2)
-
-def private():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-
-def watch():
-    while not done:
-        peak.append(private())
-        time.sleep(0.001)
-
 method, dtype, *models = sys.argv[1:]
 given = {"weight": 0.7, "density": 0.5} if method == "ties" else {}
 models = models[:1] if method == "passthrough" else models
@@ -145,17 +137,12 @@ recipe = Recipe.from_mapping({
 tensors = merged_tensors(recipe)
 target = torch.zeros(tensors["w"].shape, dtype=torch.bfloat16)
 tensors["small"].into(torch.empty(tensors["small"].shape))
-before, peak, done = private(), [], False
-watcher = threading.Thread(target=watch)
-watcher.start()
-tensors["w"].into(target)
-done = True
-watcher.join()
-print(max(peak) - before)
+_, peak = peak_of(lambda: tensors["w"].into(target))
+print(peak)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize(("method", "dtype"), [("ties", "bfloat16"), ("passthrough", "float32")])
 def test_nothing_as_large_as_the_weight_is_held_beside_it(
     method: str, dtype: str, tmp_path: Path
@@ -166,5 +153,6 @@ def test_nothing_as_large_as_the_weight_is_held_beside_it(
         (model / "config.json").write_text("{}")
         write_zeros(model, {"w": (6_000, 16_384), "small": (1 << 21,)})
     command = [sys.executable, "-c", MEASURE, method, dtype, *map(str, models)]
-    peak = int(re.findall(r"\d+", subprocess.check_output(command, text=True, timeout=300))[-1])
+    said = subprocess.check_output(command, text=True, timeout=300, env=for_program())
+    peak = int(said.split()[-1])
     assert peak < 120e6  # blocks in work; the weight is 197 MB, 393 in float32

@@ -13,31 +13,19 @@ import pytest
 import torch
 import transformers
 from families import write_zeros
+from private_memory import STATUS, for_program
 
 MEASURE = """
-import json, re, sys, threading, time
+import json, sys
 import torch, transformers
 from merge_plugins import Recipe, load_merged
+from private_memory import peak_of
 
 torch.set_num_threads(2)
-
-def private():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-
-def watch():
-    while not done:
-        peak.append(private())
-        time.sleep(0.002)
-
 recipe = Recipe.from_mapping(json.loads(sys.argv[1]))
-before, peak, done = private(), [], False
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = load_merged(recipe)
-done = True
-watcher.join()
+model, peak = peak_of(lambda: load_merged(recipe))
 size = sum(w.numel() * w.element_size() for w in model.parameters())
-print(json.dumps([size, max(peak) - before]))
+print(json.dumps([size, peak]))
 """
 
 
@@ -61,13 +49,12 @@ def memory(
     """Return bytes of a merged model, and at most of private memory while it is made."""
     recipe = {"merge_method": method, "base_model": base, "models": experts, "parameters": given}
     command = [sys.executable, "-c", MEASURE, json.dumps(recipe)]
-    size, peak = json.loads(subprocess.check_output(command, text=True, timeout=300))
+    said = subprocess.check_output(command, text=True, timeout=300, env=for_program())
+    size, peak = json.loads(said)
     return size, peak
 
 
-linux = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
-)
+linux = pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
 
 
 @linux
