@@ -43,13 +43,9 @@ class Carrier:
         for _ in range(BUFFERS):
             self._buffers.put(None)  # made when first needed
         self._readers = ThreadPoolExecutor(BUFFERS, "carry")
-        self._merging, self._in_flight = threading.Lock(), threading.Semaphore(IN_FLIGHT)
-
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Wait until few enough weights are on the device."""
-        with self._in_flight:
-            yield
+        self._merging = threading.Lock()
+        self.in_flight = threading.Semaphore(IN_FLIGHT)
+        """Held while a weight is on the device."""
 
     @contextmanager
     def merging(self) -> Iterator[None]:

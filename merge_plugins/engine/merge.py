@@ -122,7 +122,7 @@ class MergedTensor:
             return self._merged(region, place, into)
         for attempt in _ever_smaller(place):
             try:
-                with carrier_to(attempt.device).in_flight():
+                with carrier_to(attempt.device).in_flight:
                     return self._merged(region, attempt, into)
             except torch.OutOfMemoryError as exc:
                 reason = _first_line(exc)  # not the error, which keeps what was there alive

@@ -78,7 +78,7 @@ def dot_products(
         for i, row in enumerate(rows):
             dots[i, i] = torch.dot(row, row)
             for j in range(i):
-                dots[i, j] = dots[j, i] = total(rounded(row * rows[j], dtype))
+                dots[i, j] = dots[j, i] = block_sum(rounded(row * rows[j], dtype))
         return dots
 
     return torch.stack(weight.map_blocks(gram)).sum(0)
@@ -119,11 +119,11 @@ def sums(weight: Weight, terms: Callable[[Slot], Sequence[Tensor]]) -> Tensor:
 
 def block_sums(terms: Sequence[Tensor]) -> Tensor:
     """Sum each of K terms of one block: float64 [K]."""
-    return torch.stack([total(term) for term in terms])
+    return torch.stack([block_sum(term) for term in terms])
 
 
-def total(x: Tensor) -> Tensor:
-    """Sum all elements: float64 [], off by about 1e-9 of their magnitudes.
+def block_sum(x: Tensor) -> Tensor:
+    """Sum all elements of one block: float64 [], off by about 1e-9 of their magnitudes.
 
     Runs of 64 are summed in float32, a fourth of the time that float64 takes.
     """
