@@ -13,19 +13,17 @@ import argparse
 import gc
 import json
 import logging
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from family import create_family
+from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from merge_plugins import Recipe, load_merged
@@ -36,10 +34,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties": {"weights": 0.6, "density": 0.5},
     "ties": {"weights": 0.6, "density": 0.5},
 }
-SPREAD, CHANGE = 0.02, 0.0003
-"""Standard deviation of the base's weights, and of what an expert changes."""
-SHARD = 4 << 30
-"""Bytes of one file, at most."""
 
 
 def main() -> None:
@@ -48,7 +42,7 @@ def main() -> None:
     disable_progress_bar()  # of the loader: hundreds of lines
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory(prefix="merge-plugins-device-", dir=args.workdir) as folder:
-        models = create(Path(folder), args.layers, device)
+        models = create_family(Path(folder), "3", device, num_hidden_layers=args.layers)
         n_bytes = sum(file.stat().st_size for file in models[0].glob("*.safetensors"))
         print(
             f"{torch.get_num_threads()} cores, {name_of(device)}; a model is {n_bytes / 1e9:.1f} GB"
@@ -68,69 +62,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, help="where to write the models")
     parser.add_argument("--raw", type=Path, help="write every figure to this JSON file")
     return parser.parse_args()
-
-
-def create(folder: Path, n_layers: int, device: torch.device) -> list[Path]:
-    """Write a base and two experts, shaped like Llama 3.2 3B: random weights in bfloat16."""
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=n_layers,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    models = [folder / name for name in ("base", "first", "second")]
-    generators = [torch.Generator(device).manual_seed(seed) for seed in range(len(models))]
-    shards: list[dict[str, Tensor]] = [{} for _ in models]
-    maps: dict[str, str] = {}
-    n_shards = size = 0
-
-    def flush() -> None:
-        nonlocal n_shards, size
-        n_shards += 1
-        name = f"model-{n_shards:05}.safetensors"
-        for model, shard in zip(models, shards, strict=True):
-            model.mkdir(exist_ok=True)
-            save_file(shard, model / name, {"format": "pt"})
-            maps.update(dict.fromkeys(shard, name))
-            shard.clear()
-        size = 0
-
-    for name, shape in tqdm([*shapes(config)], "writing models", unit=" weights"):
-        base = SPREAD * torch.randn(shape, generator=generators[0], device=device)
-        for shard, generator in zip(shards, generators, strict=True):
-            change = CHANGE * torch.randn(shape, generator=generator, device=device)
-            shard[name] = (base if shard is shards[0] else base + change).bfloat16().cpu()
-        size += 2 * math.prod(shape)
-        if size >= SHARD:
-            flush()
-    flush()
-    for model in models:
-        config.save_pretrained(model)
-        index = {"metadata": {}, "weight_map": maps}
-        (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    return models
-
-
-def shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight, in the order of the model."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    keys = hidden // config.num_attention_heads * config.num_key_value_heads
-    yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    for layer in range(config.num_hidden_layers):
-        at = f"model.layers.{layer}"
-        yield f"{at}.input_layernorm.weight", (hidden,)
-        for name, outputs in (("q", hidden), ("k", keys), ("v", keys), ("o", hidden)):
-            yield f"{at}.self_attn.{name}_proj.weight", (outputs, hidden)
-        yield f"{at}.post_attention_layernorm.weight", (hidden,)
-        yield f"{at}.mlp.gate_proj.weight", (inner, hidden)
-        yield f"{at}.mlp.up_proj.weight", (inner, hidden)
-        yield f"{at}.mlp.down_proj.weight", (hidden, inner)
-    yield "model.norm.weight", (hidden,)
 
 
 def row(method: str, models: list[Path], device: torch.device, repeat: int) -> dict[str, Any]:

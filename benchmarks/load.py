@@ -134,10 +134,9 @@ def time_all(workdir: Path, args: argparse.Namespace) -> Figures:
             times[floor].append(step(floor, *folders))
         for method in tqdm(args.methods, "methods", unit="method", leave=False):
             path, output = recipe(workdir, method, args.experts), workdir / "merged" / method
-            times[f"ours {method}"].append(step("merged", path))
             shutil.rmtree(output, ignore_errors=True)
-            times[f"mergekit {method}"].append(run([args.mergekit, path, output]))
-            times[f"mapped {method}"].append(step("mapped", output))
+            times[f"ours {method}"].append(step("merged", path))
+            times[f"mergekit {method}"].append(mergekit(args.mergekit, path, output))
     return times
 
 
@@ -158,6 +157,13 @@ def step(name: str, *arguments: object, watch_memory: bool = False) -> Figures:
     steps = Path(__file__).with_name("steps.py")
     figures = run([sys.executable, steps, name, *arguments], watch_memory=watch_memory)
     return {**figures, **json.loads(figures["output"])}
+
+
+def mergekit(program: str, path: Path, output: Path) -> Figures:
+    """Merge with mergekit in its own environment; return what its call and its process took."""
+    script = Path(__file__).with_name("mergekit_merge.py")
+    figures = run([Path(program).with_name("python"), script, path, output])
+    return {**figures, **json.loads(figures["output"].splitlines()[-1])}
 
 
 def run(command: list[object], *, watch_memory: bool = False) -> Figures:
