@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import mergekit.scripts.run_yaml
-import transformers.models.llama.modeling_llama
+import mergekit.scripts.run_yaml  # noqa: F401 - imports what a merge would while it is timed
+import transformers.models.llama.modeling_llama  # noqa: F401
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
