@@ -1,17 +1,16 @@
-"""Remember what methods measured of stored weights, from one merge to the next."""
+"""Remember what methods measured of weights, from one merge to the next."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from merge_plugins.parallel import CPU, Place
 from merge_plugins.planning import Plan, PlannedTensor
-from merge_plugins.weights import StoredTensor
-from merge_plugins.weights.opened import OpenedFile
+from merge_plugins.weights import opened_files, signature
 
 Measured: TypeAlias = Mapping[str, Tensor]
 MOST = 16
@@ -47,7 +46,7 @@ def remember(
 
 
 def _memory(planned: PlannedTensor) -> dict[Hashable, Measured]:
-    file = cast(OpenedFile, cast(StoredTensor, planned.stored[0]).opened)  # as it has a key
+    file = opened_files(planned.stored)[0]  # there is one, as there is a key
     known: dict[Hashable, Measured] = file.memory.setdefault(planned.name, {})
     return known
 
@@ -57,14 +56,12 @@ def _key(planned: PlannedTensor, plan: Plan, place: Place, kernel: Any) -> Hasha
     fields = getattr(kernel, "measured_by", None)
     if fields is None or plan.method.statistics(kernel):
         return None
-    stored = []
-    for each in planned.stored:
-        if not isinstance(each, StoredTensor) or each.opened is None:
-            return None
-        stored.append((each.file, each.opened.stamp, each.name))
+    weights = tuple(map(signature, planned.stored))
+    if None in weights:
+        return None
     return (
         (type(kernel), *(getattr(kernel, name) for name in fields)),
-        tuple(stored),
+        weights,
         (planned.base is None, planned.dtype, planned.input_dim),
         (plan.recipe.dtype, plan.recipe.seed),
         CPU if place.by_threads else place,  # where a reader reads the whole weight

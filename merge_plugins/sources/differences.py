@@ -95,7 +95,7 @@ def _by_token(
 
 
 def _sum(like: SourceTensor, *terms: tuple[SourceTensor, int]) -> ComputedTensor:
-    inputs = tuple(tensor for tensor, _ in terms)
+    inputs, signs = zip(*terms, strict=True)
 
     def compute(region: Region) -> Tensor:
         (first, _), *others = terms
@@ -104,4 +104,5 @@ def _sum(like: SourceTensor, *terms: tuple[SourceTensor, int]) -> ComputedTensor
             total.add_(tensor.read(region).float(), alpha=sign)
         return total
 
-    return ComputedTensor(like.name, like.file, like.dtype, like.shape, inputs, compute)
+    about = (like.name, like.file, like.dtype, like.shape)
+    return ComputedTensor(*about, inputs, compute, how=("sum", signs))

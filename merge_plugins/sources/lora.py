@@ -37,6 +37,8 @@ class Update:
     added: LowRank
     magnitude: Tensor | None = None
     """Norm of every row of the result, [rows], for DoRA; None for LoRA."""
+    turned: bool = False
+    """Whether the factors are stored for the transposed weight."""
 
 
 def with_adapter(ref: Lora, model: Source, adapter: Path) -> ComputedCheckpoint:
@@ -90,7 +92,7 @@ def _update(
             raise CheckpointError(
                 f"{adapter.path}: DoRA of {module}, which is stored transposed, {MERGE_FIRST}"
             )
-        update = Update(LowRank(a.T, b.T, scale))
+        update = Update(LowRank(a.T, b.T, scale), turned=True)
     else:
         norms = None if magnitude is None else magnitude.view().reshape(-1)
         update = Update(LowRank(b, a, scale), norms)
@@ -161,9 +163,9 @@ def _added(
             made[first - start : last - start] = whole[:, left:right]
         return made
 
-    made = ComputedTensor(
-        weight.name, weight.file, weight.dtype, weight.shape, (weight, *factors), compute
-    )
+    about = (weight.name, weight.file, weight.dtype, weight.shape)
+    how = ("adapter", update.added.scale, update.turned)
+    made = ComputedTensor(*about, (weight, *factors), compute, how=how)
     if update.magnitude is None:
         made.factors = update.added
     return made

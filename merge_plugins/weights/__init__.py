@@ -1,7 +1,13 @@
 """Read tensors lazily: stored in files, or computed from stored ones while they are read."""
 
 from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
-from merge_plugins.weights.computed import ComputedTensor, SourceTensor, held, opened_files
+from merge_plugins.weights.computed import (
+    ComputedTensor,
+    SourceTensor,
+    held,
+    opened_files,
+    signature,
+)
 from merge_plugins.weights.opened import shared_sources
 from merge_plugins.weights.stored import StoredTensor
 
@@ -14,4 +20,5 @@ __all__ = [
     "open_checkpoint",
     "opened_files",
     "shared_sources",
+    "signature",
 ]

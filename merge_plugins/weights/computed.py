@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,20 @@ def stored_inputs(tensor: SourceTensor) -> Iterator[SourceTensor]:
         yield tensor
 
 
+def signature(tensor: SourceTensor) -> Hashable | None:
+    """Return what is equal for weights of equal bits; None where that is not known.
+
+    A file that has changed, and whatever is computed from it, has another signature.
+    """
+    if isinstance(tensor, StoredTensor):
+        return tensor.signature
+    if not isinstance(tensor, ComputedTensor) or tensor.how is None:
+        return None
+    inputs = tuple(map(signature, tensor.inputs))
+    known = (tensor.how, tensor.dtype, tensor.read_as, tensor.shape, inputs)
+    return None if None in inputs else known
+
+
 def opened_files(tensors: Iterable[SourceTensor]) -> list[OpenedFile]:
     """List the files that weights are stored in or computed from, each once."""
     stored = (each for tensor in tensors for each in stored_inputs(tensor))
@@ -110,6 +124,8 @@ class ComputedTensor:
     """Low-rank matrix that was added to the input, if the change is one."""
     read_as: torch.dtype = torch.float32
     """Dtype of tensors that `read` and `view` return."""
+    how: Hashable | None = None
+    """All that its bits depend on beside the inputs; None if that cannot be said."""
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()

@@ -168,7 +168,7 @@ def arranged(
         reduce(torch.promote_types, dtypes)
         for dtypes in ([each.dtype for each in inputs], [each.read_as for each in inputs])
     )
-    made = _Arranged(name, first.file, dtype, shape, inputs, read_as=read_as)
+    made = _Arranged(name, first.file, dtype, shape, inputs, read_as=read_as, how=pieces)
     made.compute, made.pieces = made.of_pieces, [(piece, sources[piece.source]) for piece in pieces]
     return made
 

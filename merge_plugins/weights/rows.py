@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -37,6 +39,9 @@ def with_rows(
     read_as = read_as or weight.dtype
     gather = _Gather(weight, tuple(rows), others, read_as)
     used = {id(tensor): tensor for made in others.values() for tensor, _ in made}
+    order = {key: i for i, key in enumerate(used)}
+    averaged = [(at, [(order[id(t)], row) for t, row in made]) for at, made in others.items()]
+    chosen = hashlib.sha256(array("q", rows).tobytes() + repr(averaged).encode()).digest()
     return ComputedTensor(
         weight.name,
         weight.file,
@@ -46,6 +51,7 @@ def with_rows(
         gather.read,
         ready=gather.take_mean,
         read_as=read_as,
+        how=("rows", chosen),
     )
 
 

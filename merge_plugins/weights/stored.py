@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,11 @@ class StoredTensor:
     opened: OpenedFile | None = None
     """The file as it was opened; None for a tensor in memory."""
     _offset: int = 0
+
+    @property
+    def signature(self) -> Hashable | None:
+        """What is equal for tensors of equal bits; None for a tensor in memory."""
+        return self.opened and (self.file, self.opened.stamp, self.name)
 
     @property
     def read_as(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from merge_plugins import Recipe, merged_tensors, shared_sources
 from merge_plugins.api import Weight
 from merge_plugins.engine import measured as measuring
 from merge_plugins.methods.task_vectors import Ties
+from merge_plugins.weights import open_checkpoint, signature
+from merge_plugins.weights.pieces import Piece, arranged
+from merge_plugins.weights.rows import MEAN, OTHER, with_rows
 
 MODELS = ("base", "a", "b")
 GIVEN: dict[str, Any] = {"weight": 0.7, "density": 0.4, "lambda": 1.0}
@@ -45,13 +50,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def merge(models: Mapping[str, str], *experts: str, **given: Any) -> dict[str, Tensor]:
+def merge(models: Mapping[str, Any], *experts: Any, **given: Any) -> dict[str, Tensor]:
     top = {key: given.pop(key) for key in ("seed", "dtype", "out_dtype") if key in given}
+    named = [models[e] if isinstance(e, str) else {"model": e} for e in experts or ("a", "b")]
     recipe = Recipe.from_mapping(
         {
             "merge_method": "ties",
             "base_model": models["base"],
-            "models": [models[name] for name in experts or ("a", "b")],
+            "models": named,
             "parameters": {**GIVEN, **given},
             **top,
         }
@@ -120,3 +126,84 @@ def test_only_the_last_measurements_are_kept(models: dict[str, str], measured: l
         assert len(measured) == n_measured
         merge(models, density=1 / 100)
         assert len(measured) == n_measured + 2
+
+
+def adapter(folder: Path, alpha: float) -> str:
+    """Write a LoRA adapter of the weight ``w`` of the models above."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": alpha, "target_modules": ["w"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(1)
+    factors = {"A": torch.randn(2, 40, generator=generator), "B": torch.ones(30, 2)}
+    tensors = {f"base_model.model.w.lora_{k}.weight": factor for k, factor in factors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+@pytest.fixture
+def computed(checkpoint: Callable[..., str], tmp_path: Path) -> Callable[[str], list[Any]]:
+    """Two experts that differ only in how they are computed."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"w.weight": (30, 40), "v": (50,)}
+    base, one, other = (
+        checkpoint({n: torch.randn(s, generator=generator) for n, s in shapes.items()})
+        for _ in range(3)
+    )
+
+    def make(kind: str) -> list[Any]:
+        if kind == "adapter":
+            loras = (adapter(tmp_path / str(alpha), alpha) for alpha in (4, 8))
+            return [base, *({"model": one, "lora": lora} for lora in loras)]
+        if kind == "delta":
+            return [base, {"model": one, "delta": other}, {"model": other, "delta": one}]
+        return [base, {"model": one, "base_model": other}, {"model": other, "base_model": one}]
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["adapter", "delta", "rebased"])
+def test_what_was_measured_of_computed_weights_is_remembered(
+    kind: str, computed: Callable[[str], list[Any]], measured: list[str]
+) -> None:
+    base, first, second = computed(kind)
+    with shared_sources():
+        merge({"base": base}, first)
+        assert sorted(measured) == ["v", "w.weight"]
+        found = merge({"base": base}, first, **{"lambda": 0.5})
+        assert len(measured) == 2
+        other = merge({"base": base}, second)
+        assert "w.weight" in measured[2:], "computed of the same files, in another way"
+    gc.collect()
+    assert same(found, merge({"base": base}, first, **{"lambda": 0.5}))
+    assert same(other, merge({"base": base}, second))
+
+
+def test_weights_have_one_signature_if_they_are_computed_alike(models: dict[str, str]) -> None:
+    with shared_sources():
+        w, v, other = (
+            open_checkpoint(models[model])[name]
+            for model, name in (("a", "w"), ("a", "v"), ("b", "w"))
+        )
+        left, right = ((0, 30), (0, 20)), ((0, 30), (20, 40))
+        halves = [Piece(box, "w", box, (0, 1)) for box in (left, right)]
+        swapped = [Piece(left, "w", right, (0, 1)), Piece(right, "w", left, (0, 1))]
+        rows = list(range(29))
+
+        def ways() -> list[Any]:
+            return [
+                w,
+                v,
+                other,
+                with_rows(w, [*rows, 29, MEAN]),
+                with_rows(w, [*rows, 0, MEAN]),
+                with_rows(w, [*rows, OTHER], {29: [(other, 3)]}),
+                with_rows(w, [*rows, OTHER], {29: [(other, 4)]}),
+                with_rows(w, [*rows, OTHER], {29: []}),
+                arranged("w", (30, 40), tuple(halves), {"w": w}),
+                arranged("w", (30, 40), tuple(swapped), {"w": w}),
+                arranged("w", (30, 40), tuple(swapped), {"w": other}),
+            ]
+
+        signatures = list(map(signature, ways()))
+        assert signatures == list(map(signature, ways()))
+        assert len({*signatures, None}) == len(signatures) + 1
