@@ -16,14 +16,14 @@ from torch import Tensor
 from merge_plugins.api import Region
 from merge_plugins.engine.there import There
 from merge_plugins.parallel import parallel
-from merge_plugins.weights import SourceTensor, StoredTensor
+from merge_plugins.weights import SourceTensor, StoredTensor, signature
+from merge_plugins.weights.resident import resident_on
+from merge_plugins.weights.stored import PART
 
 BUFFER = 64 << 20
 """Bytes of one buffer of page-locked memory."""
 BUFFERS = 3
 """Buffers of one device, and threads that have them filled: some are on their way meanwhile."""
-PART = 1 << 20
-"""Elements that one thread copies into a buffer at a time."""
 IN_FLIGHT = 2
 """Weights on one device at a time: one is merged while the next is read."""
 
@@ -56,8 +56,8 @@ class Carrier:
     def bring(self, sources: Sequence[SourceTensor], region: Region) -> list[Tensor]:
         """Copy a region of some weights to the device: [*region.sizes], as they are read.
 
-        Copies may still be under way, but what uses them on the current stream waits for them.
-        Requires the sources to be held.
+        Of a weight that stays there it is a view. Copies may still be under way, but what uses them
+        on the current stream waits for them. Requires the sources to be held.
         """
         if not region.numel:
             return [self._empty(region, source) for source in sources]
@@ -69,7 +69,21 @@ class Carrier:
                 tensor.record_stream(current)
         return brought
 
+    def stays(self, source: SourceTensor) -> bool:
+        """Whether a weight is kept on the device, once it has been brought there."""
+        resident = resident_on(self.device)
+        return resident is not None and resident.expects(signature(source))
+
     def _bring(self, region: Region, source: SourceTensor) -> Tensor:
+        resident = resident_on(self.device)
+        if resident is not None:
+            copy = functools.partial(self._copy, Region.whole(source.shape), source)
+            whole = resident.keep(signature(source), copy)
+            if whole is not None:
+                return region.of(whole)
+        return self._copy(region, source)
+
+    def _copy(self, region: Region, source: SourceTensor) -> Tensor:
         with self._on_stream():
             brought = self._empty(region, source)
         for chunk in region.blocks(BUFFER // source.read_as.itemsize):

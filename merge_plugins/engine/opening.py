@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping
 
 from merge_plugins.engine.merge import Merge, MergedTensor
@@ -14,8 +15,10 @@ from merge_plugins.recipe.references import home
 from merge_plugins.sources import ComputedCheckpoint, Source
 from merge_plugins.sources.differences import rebased, recovered
 from merge_plugins.sources.lora import with_adapter
-from merge_plugins.weights import ComputedTensor, SourceTensor, open_checkpoint
+from merge_plugins.weights import ComputedTensor, SourceTensor, open_checkpoint, signature
+from merge_plugins.weights.computed import stored_inputs
 from merge_plugins.weights.hub import resolve
+from merge_plugins.weights.resident import residents
 
 
 def open_merge(recipe: Recipe, *, block: int = BLOCK) -> Merge:
@@ -24,11 +27,28 @@ def open_merge(recipe: Recipe, *, block: int = BLOCK) -> Merge:
     ``block``: elements merged at a time. Raises `MergeError` for everything that can be wrong with
     the merge, before the first weight is read.
     """
+    merge = _planned(recipe, block)
+    _keep_resident(merge)
+    return merge
+
+
+def _planned(recipe: Recipe, block: int) -> Merge:
     method = registry().get(recipe.merge_method)
     validate(method, recipe)
     opened: dict[Reference, Source] = {}
     sources = {ref: open_source(ref, recipe.base_model, opened) for ref in recipe.references}
     return Merge(make_plan(recipe, method, sources), block)
+
+
+def _keep_resident(merge: Merge) -> None:
+    """Have sources kept where `shared_sources` keeps any: on the CPU, those that are stored."""
+    weights = [source for planned in merge.plan.tensors.values() for source in planned.stored]
+    for resident in residents():
+        on_cpu = resident.device.type == "cpu"
+        each = [stored for w in weights for stored in stored_inputs(w)] if on_cpu else weights
+        sizes = {signature(w): math.prod(w.shape) * w.read_as.itemsize for w in each}
+        sizes.pop(None, None)
+        resident.expect(sizes)
 
 
 def merged_tensors(recipe: Recipe) -> dict[str, MergedTensor]:
@@ -67,7 +87,7 @@ def _open(
         )
         return rebased(ref, model, own, other)
     assert isinstance(ref, Recipe), "the only other kind of reference"
-    merge = open_merge(ref)
+    merge = _planned(ref, BLOCK)
     merge.plan.refuse_routing("source of another merge")
     tensors = {name: _as_source(tensor) for name, tensor in merge.tensors().items()}
     return ComputedCheckpoint(ref, resolve(home(ref)), merge.plan.config, tensors)

@@ -46,10 +46,18 @@ class WeightReader:
         """Read a few elements of the whole weight; see `merge_plugins.api.Reader`."""
         whole = Region.whole(self.planned.shape)
         device = self.place.device
-        picked = [pick(stored.view()).to(device, copy=True) for stored in self.planned.stored]
+        picked = [
+            pick(self._all_of(stored)).to(device, copy=True) for stored in self.planned.stored
+        ]
         slot = self._slot(picked, whole)
         self.release(whole)  # a page was read for each run, and its neighbours with it
         return dataclasses.replace(slot, positions=positions)
+
+    def _all_of(self, source: SourceTensor) -> Tensor:
+        """View all of a weight: where it stays on the device, else in its file."""
+        if self.place.by_threads or not carrier_to(self.place.device).stays(source):
+            return source.view()
+        return self.bring([source], Region.whole(source.shape))[0]
 
     def weight(self, region: Region) -> Weight:
         """Return the weight, or one matrix of it, unread."""

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.errors import CheckpointError
+from merge_plugins.weights.resident import device_named, keeping
 
 
 class Stamp(NamedTuple):
@@ -118,17 +119,23 @@ def opened(path: Path, open_anew: Callable[[Path], OpenedFile]) -> OpenedFile:
 
 
 @contextmanager
-def shared_sources() -> Iterator[None]:
+def shared_sources(*, resident: str | torch.device | None = None) -> Iterator[None]:
     """Keep the weight files of every merge open until the end of the block, for the next merge.
 
     With them stays what methods have measured of their weights. A file that has changed is opened
     anew. For all threads of the process; blocks may lie in each other.
+
+    ``resident``: a device, such as ``"cpu"`` or ``"cuda"``, in whose memory sources stay too. Each
+    weight is read once, by the first merge that needs it. Opening a merge logs how much memory that
+    will take, and raises `MergeError` if so much is not free.
     """
     key = object()
+    keeps = nullcontext() if resident is None else keeping(device_named(resident))
     with _opening:
         _kept[key] = {}
     try:
-        yield
+        with keeps:
+            yield
     finally:
         with _opening:
             del _kept[key]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region
+from merge_plugins.parallel import parallel
 from merge_plugins.weights.opened import OpenedFile
+from merge_plugins.weights.resident import resident_on
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,6 +34,9 @@ DTYPES = {
 }
 """Dtypes by their name in the safetensors format."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CPU = torch.device("cpu")
+PART = 1 << 20
+"""Elements that one thread reads into memory at a time."""
 
 
 @dataclass(eq=False)
@@ -58,9 +63,15 @@ class StoredTensor:
         return self.dtype
 
     def view(self) -> Tensor:
-        """Map the whole tensor; pages are read when their elements are accessed."""
+        """Map the whole tensor; pages are read when their elements are accessed.
+
+        Returns it from memory if it is kept there: see `hold`.
+        """
         if self.opened is not None:
             self.opened.refuse_truncation()
+        kept = self._resident
+        if kept is not None:
+            return kept
         if self._tensor is not None:
             return self._tensor
         count = math.prod(self.shape)
@@ -70,6 +81,11 @@ class StoredTensor:
             return self._aligned
         flat = torch.frombuffer(self.opened.map, dtype=self.dtype, count=count, offset=self._offset)
         return flat.view(self.shape)
+
+    @property
+    def _resident(self) -> Tensor | None:
+        resident = resident_on(CPU)
+        return None if resident is None else resident.find(self.signature)
 
     @cached_property
     def _aligned(self) -> Tensor:
@@ -87,6 +103,9 @@ class StoredTensor:
         n_bytes = math.prod(self.shape) * self.dtype.itemsize
         if self._tensor is not None or self.opened is None or not n_bytes:
             return self.view().clone()
+        kept = self._resident
+        if kept is not None:
+            return kept.clone()
         if self._offset % self.dtype.itemsize:
             return self.view().clone()
         self.opened.refuse_changes()
@@ -108,19 +127,33 @@ class StoredTensor:
         A region that lies in one piece is read without a page of it being mapped.
         """
         span = region.span
-        if self._tensor is not None or self.opened is None or span is None or not region.numel:
+        mapped = self._tensor is None and self.opened is not None and self._resident is None
+        if not mapped or span is None or not region.numel:
             target.copy_(self.read(region))
             if span is not None:
                 self.release(*span)
             return
+        assert self.opened is not None, "it is mapped"
         raw = target.view(-1).view(torch.uint8).numpy().data
         self.opened.read_into(raw, self._offset + span[0] * self.dtype.itemsize)
 
     def hold(self) -> None:
-        """Do nothing: a stored tensor can always be read."""
+        """Read it into memory if `shared_sources` keeps it there; else it is read as it is used."""
+        resident = resident_on(CPU)
+        if resident is not None:
+            resident.keep(self.signature, self._in_memory)
+
+    def _in_memory(self) -> Tensor:
+        whole = torch.empty(self.shape, dtype=self.dtype, device=CPU)
+
+        def read(part: Region) -> None:
+            self.read_into(part.of(whole), part)
+
+        parallel(read, Region.whole(self.shape).blocks(PART))
+        return whole
 
     def forget(self) -> None:
-        """Do nothing: `hold` keeps nothing in memory."""
+        """Do nothing: what `hold` has read stays until the end of a `shared_sources` block."""
 
     def release(self, start: int = 0, stop: int | None = None) -> None:
         """Release the memory pages of elements ``[start, stop)``; they can be read again."""
