@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["MergedLM"]
+__all__ = ["Evaluator", "MergedLM"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,6 +12,10 @@ def __getattr__(name: str) -> Any:
     # must not wait for lm-eval's model classes.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Evaluator":
+        from harness_adapters.lm_eval.evaluator import Evaluator
+
+        return Evaluator
     from harness_adapters.lm_eval.model import MergedLM
 
     return MergedLM

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ class MergedLM(RoutedRequests, HFLM):
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
-        recipe, options = Recipe.split_model_args(without_label(arguments))
+        self._build(*Recipe.split_model_args(without_label(arguments)))
+
+    def _build(self, recipe: Recipe, options: dict[str, Any]) -> None:
         self.recipe = recipe.trusting(bool(options.get("trust_remote_code")))
         refuse(options)
         if registry().get(self.recipe.merge_method).is_routed:
@@ -74,7 +76,8 @@ class MergedLM(RoutedRequests, HFLM):
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
         auto_class = self.AUTO_MODEL_CLASS
-        self.AUTO_MODEL_CLASS = Merging(auto_class, self.recipe, self._config, self._quantization)
+        merging = Merging(auto_class, self.recipe, self._config, self._quantization)
+        self._merging = self.AUTO_MODEL_CLASS = merging
         try:
             super()._create_model(pretrained, *args, **kwargs)
         finally:
@@ -127,7 +130,7 @@ class MergedLM(RoutedRequests, HFLM):
         database.conn.commit()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Merging:
     """Load a merge by the call that lm-eval makes on an ``AutoModelFor...`` class."""
 
@@ -135,6 +138,8 @@ class Merging:
     recipe: Recipe
     config: PretrainedConfig
     quantization: Any
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the call, as `load_merged` takes them."""
 
     def from_pretrained(
         self,
@@ -149,7 +154,9 @@ class Merging:
         """Load the merged model from the recipe; arguments that locate weights are ignored."""
         if self.quantization is not None:
             kwargs["quantization_config"] = self.quantization
+        self.config = copy.deepcopy(self.config)
+        for name in config_overrides(kwargs, self.config):
+            setattr(self.config, name, kwargs.pop(name))
+        self.kwargs = kwargs
         config = copy.deepcopy(self.config)
-        for name in config_overrides(kwargs, config):
-            setattr(config, name, kwargs.pop(name))
         return load_merged(self.recipe, self.auto_class, config=config, **kwargs)

@@ -58,11 +58,22 @@ def overwrite(
     options = {**_as_it_is(model), **kwargs}
     loading = open_loading(recipe, _own_class(model), options, None, trust_remote_code)
     _refuse_another_type(model, loading)
+    reason = in_place(model, loading, options)
+    if reason:
+        logger.warning("the merge is loaded anew, because %s", reason)
+        return loading.load(options)
+    return model
+
+
+def in_place(model: PreTrainedModel, loading: Loading, options: Mapping[str, Any]) -> str:
+    """Overwrite a live model with an opened merge; or return why not, and leave it as it is.
+
+    ``options``: arguments of ``from_pretrained`` to check the merge with. Raises as `overwrite`.
+    """
     found = loading.check(options)
     reason = _not_in_place(model, loading, found)
     if reason or found is None:
-        logger.warning("the merge is loaded anew, because %s", reason)
-        return loading.load(options)
+        return reason
     loading.merge.settled()  # a method that runs its models does so before a weight is written
     _write(model, found, loading.merge.tensors())
     model.train(False)
@@ -70,7 +81,7 @@ def overwrite(
     if model.can_generate():
         model.generation_config = GenerationConfig.from_model_config(model.config)
     describe(model, loading.merge)
-    return model
+    return ""
 
 
 def _as_it_is(model: PreTrainedModel) -> dict[str, Any]:

@@ -49,9 +49,9 @@ class Objective(Protocol):
     def score(
         self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
     ) -> Mapping[str, Score]:
-        """Score a recipe by each goal, on some of its documents; None: on all.
+        """Score a recipe by each goal on all documents; or by the goals that ``documents`` names.
 
-        A goal that ``documents`` does not name is not scored, if it has documents.
+        Then those are scored on the documents listed; a goal that has none is scored as a whole.
         """
 
     def close(self) -> None:

@@ -1,0 +1,87 @@
+"""A model of lm-eval that becomes one merge after another, in the memory it has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from harness_adapters.lm_eval.model import MergedLM
+from merge_plugins.errors import MismatchError
+from merge_plugins.hf.versions import DTYPE
+from merge_plugins.outputs.load import Loading, open_loading
+from merge_plugins.outputs.overwrite import in_place
+from merge_plugins.recipe import Recipe
+from merge_plugins.sources.models import model_folder
+from merge_plugins.tokenizer import tokenizer_folder
+
+
+class LiveLM(MergedLM):
+    """A `MergedLM` that outlives its merge: the next one is written over it.
+
+    Texts are tokenised once: the same prompts come back with every merge.
+    """
+
+    @classmethod
+    def of(cls, recipe: Recipe, options: Mapping[str, Any]) -> LiveLM:
+        """Build the model of a recipe, with arguments as of ``--model merged`` beside it."""
+        lm = cls.__new__(cls)
+        lm._tokenised = {}
+        lm._build(recipe, dict(options))
+        return lm
+
+    _tokenised: dict[Hashable, Any]
+
+    def become(self, recipe: Recipe) -> bool:
+        """Turn into the merge of another recipe; False if only a new model can be that.
+
+        After an error, or False, the model may be neither merge; drop it.
+        """
+        recipe = recipe.trusting(bool(self._options.get("trust_remote_code")))
+        model, merging = self._model, self._merging
+        if not isinstance(model, PreTrainedModel) or _files(recipe) != _files(self.recipe):
+            return False
+        options, config = dict(merging.kwargs), copy.deepcopy(merging.config)
+        trust = options.pop("trust_remote_code", None)
+        loading = open_loading(recipe, merging.auto_class, options, config, trust)
+        if not isinstance(model, loading.model_class) or _dtype(loading, options) != model.dtype:
+            return False
+        try:
+            reason = in_place(model, loading, options)
+        except MismatchError:  # told by who loads it, unless another model fits it
+            return False
+        self.recipe = merging.recipe = recipe
+        self.batch_sizes: dict[int, int] = {}
+        return not reason
+
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Tokenise a text, or remember what came of it."""
+        key = (string, args, tuple(options.items()))
+        if key not in self._tokenised:
+            self._tokenised[key] = super().tok_encode(string, *args, **options)
+        return list(self._tokenised[key])
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> Any:
+        """Tokenise and pad a batch of texts, or remember what came of it."""
+        key = (tuple(strings), args, tuple(options.items()))
+        if key not in self._tokenised:
+            self._tokenised[key] = super().tok_batch_encode(strings, *args, **options)
+        return tuple(rows.clone() for rows in self._tokenised[key])
+
+
+def _files(recipe: Recipe) -> tuple[Hashable, ...]:
+    """Return where a merge has its config and tokenizer from, which are read once for each."""
+    return model_folder(recipe.donor), tokenizer_folder(recipe)
+
+
+def _dtype(loading: Loading, options: Mapping[str, Any]) -> Any:
+    """Find the dtype in which a merge would be loaded."""
+    given = options.get(DTYPE, "auto")
+    if given != "auto":
+        return given
+    said = getattr(loading.config, "dtype", None) or getattr(loading.config, "torch_dtype", None)
+    tensors = loading.merge.plan.tensors.values()
+    return said or next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)
