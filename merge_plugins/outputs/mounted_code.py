@@ -16,8 +16,8 @@ from transformers import CONFIG_MAPPING, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
 from merge_plugins.errors import RecipeError, UntrustedCodeError
-from merge_plugins.outputs.model_files import sentence_modules
 from merge_plugins.weights.files import read_json
+from merge_plugins.weights.modules import OWN, sentence_modules
 
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
@@ -99,9 +99,8 @@ def refuse_needed_code(donor: Path, tokenizer: Path) -> None:
             raise UntrustedCodeError(
                 f"{tokenizer}: the tokenizer cannot be loaded without code of its own. {ALLOW}"
             ) from exc
-    modules = sentence_modules(donor) if (donor / "modules.json").is_file() else []
-    for module in modules:
-        if module["type"] and not module["type"].startswith("sentence_transformers."):
+    for module in sentence_modules(donor):
+        if module.type and not module.type.startswith(OWN):
             raise UntrustedCodeError(
-                f"{donor}: modules.json names {module['type']!r}, Python code of its own. {ALLOW}"
+                f"{donor}: modules.json names {module.type!r}, Python code of its own. {ALLOW}"
             )

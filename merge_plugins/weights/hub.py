@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from merge_plugins.errors import CheckpointError
+from merge_plugins.weights.modules import sentence_modules
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+OF_A_MODULE = [*SMALL_FILES, "*.safetensors", "*.bin"]
+"""Files of a module of sentence-transformers, in its own folder and below."""
 
 
 def resolve(ref: str) -> Path:
@@ -16,24 +21,39 @@ def resolve(ref: str) -> Path:
         return path
     if path.is_absolute() or ref.startswith("."):
         raise CheckpointError(f"no model {ref!r}: no such folder. Check the path.")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = ref.partition("@")
     try:
-        for weights in ("*.safetensors", "*.bin"):
-            patterns = [*SMALL_FILES, weights, f"{weights}.index.json"]
-            found = snapshot_download(
-                repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]
-            )
-            if any(Path(found).glob(weights)):
-                break
-        return Path(found)
+        return _snapshot(repo, revision or None)
+    except CheckpointError:  # an OSError too
+        raise
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         raise CheckpointError(
             f"no model {ref!r}: no such folder here, and the hub gave none "
             f"({str(exc).splitlines()[0]}). Check the path, or write org/name[@revision]."
         ) from exc
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """Download a model's weights, of one format, and the small files beside and below them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(allow: list[str], ignore: list[str] | None = None) -> Path:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
+        )
+
+    for weights in ("*.safetensors", "*.bin"):
+        found = download([*SMALL_FILES, weights, f"{weights}.index.json"], ["*/*"])
+        if any(found.glob(weights)):
+            break
+    below = [escape(module.path) for module in sentence_modules(found) if module.path]
+    if below:
+        with suppress(LocalEntryNotFoundError):  # offline; what a module needs is checked later
+            download([f"{path}/{name}" for path in below for name in OF_A_MODULE])
+    return found
 
 
 def cached_repo(real: Path) -> Path | None:

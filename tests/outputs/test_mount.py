@@ -443,9 +443,11 @@ def test_a_routed_merge_is_made_too_and_says_when_it_is_right(
 
 
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
+KINDS = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+"""Git keeps no empty folder, so 2_Normalize is not there; sentence-transformers needs none."""
 MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for i, (path, kind) in enumerate(KINDS.items())
 ]
 
 
@@ -469,6 +471,6 @@ def test_how_sentence_transformers_pools_comes_along(
     ):
         write(spelled, tmp_path / "another")
     shutil.rmtree(own / "1_Pooling")
-    with pytest.raises(CheckpointError, match="names 1_Pooling, which is not there"):
+    with pytest.raises(CheckpointError, match="names 1_Pooling, a Pooling, which is not there"):
         write(spelled, tmp_path / "another")
     assert not (tmp_path / "another").exists()

@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import torch
+from loopback_hub import hub_of
 
 from merge_plugins.errors import CheckpointError
 from merge_plugins.identity import digest, model_identity, tokenizer_identity, verify
@@ -73,6 +76,34 @@ def test_a_model_that_is_nowhere_says_what_to_type(ref: str, hub_cache: Path) ->
 def test_a_hub_id_is_found_in_the_cache(revision: str, hub_cache: Path, checkpoint: Write) -> None:
     snapshot = cached(hub_cache, checkpoint({"w": torch.zeros(1)}))
     assert resolve(f"tiny/llama{revision}") == snapshot
+
+
+def test_the_folders_of_an_embedders_modules_are_downloaded_and_no_others(
+    tmp_path: Path, checkpoint: Write
+) -> None:
+    model = tmp_path / "hub" / "tiny" / "embedder"
+    shutil.copytree(checkpoint({"w": torch.zeros(1)}), model)
+    files = {"1_Pooling/config.json", "2_[a]/model.safetensors", "2_[a]/sub/pytorch_model.bin"}
+    for name in (*files, "2_a/config.json", "onnx/model.onnx", "onnx/config.json"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text("{}")
+    modules = [{"path": path} for path in ("", "1_Pooling", "2_[a]", "3_Normalize")]
+    (model / "modules.json").write_text(json.dumps(modules))
+    code = "from merge_plugins.weights.hub import resolve; print(resolve('tiny/embedder'))"
+    with hub_of(tmp_path / "hub") as endpoint:
+        hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": ""}
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **hub},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert not run.returncode, run.stderr
+    found = Path(run.stdout.strip().splitlines()[-1])
+    below = {str(file.relative_to(found)) for file in found.glob("*/**/*") if file.is_file()}
+    assert below == files
+    assert (found / "config.json").is_file()
 
 
 def test_a_copy_elsewhere_is_the_same_model(checkpoint: Write) -> None:
