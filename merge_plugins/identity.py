@@ -17,6 +17,7 @@ from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_
 from merge_plugins.weights import content
 from merge_plugins.weights.files import adapter_files, tokenizer_files, weight_files
 from merge_plugins.weights.hub import resolve
+from merge_plugins.weights.sentence import sentence_files
 
 IDENTIFYING = ("config.json", "generation_config.json")
 """Files of a model folder that are hashed besides its weights."""
@@ -76,14 +77,22 @@ def _files(ref: Reference) -> Iterator[Path]:
         yield from tokenizer_files(tokenizer_folder(ref.tokenizer_donor))
     elif isinstance(ref, Lora):
         folder = resolve(ref.adapter)
-        yield from (*_files(ref.model), *adapter_files(folder), *tokenizer_files(folder))
+        own = (*adapter_files(folder), *_embedding_files(folder), *tokenizer_files(folder))
+        yield from (*_files(ref.model), *own)
     elif isinstance(ref, Delta | Rebased):
         other = ref.delta if isinstance(ref, Delta) else ref.base_model
         yield from (*_files(ref.model), *_files(other))
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return [*weight_files(folder), *(folder / name for name in IDENTIFYING)]
+    named = (folder / name for name in IDENTIFYING)
+    return [*weight_files(folder), *named, *_embedding_files(folder)]
+
+
+def _embedding_files(folder: Path) -> list[Path]:
+    """List what changes the embeddings of a sentence-transformers model beside its transformer."""
+    files = [folder / name for name in sentence_files(folder)]
+    return [*files, *tokenizer_files(folder)] if files else []
 
 
 def label(recipe: Recipe) -> str:
@@ -98,9 +107,13 @@ def model_identity(ref: Reference) -> str:
     the hash of any other file is cached until the file changes.
     """
     if isinstance(ref, str):
-        return _hashed(_model_files(resolve(ref)))
+        folder = resolve(ref)
+        return _hashed(_model_files(folder), folder)
+    parts: tuple[str, ...]
     if isinstance(ref, Lora):
-        parts = "lora", model_identity(ref.model), _hashed(adapter_files(resolve(ref.adapter)))
+        folder = resolve(ref.adapter)
+        files = (*adapter_files(folder), *_embedding_files(folder))
+        parts = "lora", model_identity(ref.model), _hashed(files, folder)
     elif isinstance(ref, Delta):
         parts = "delta", model_identity(ref.model), model_identity(ref.delta)
     elif isinstance(ref, Rebased):
@@ -113,12 +126,15 @@ def model_identity(ref: Reference) -> str:
 
 def tokenizer_identity(ref: str) -> str:
     """Hash the tokenizer files of a folder or hub id: 32 hex digits."""
-    return _hashed(tokenizer_files(resolve(ref)))
+    folder = resolve(ref)
+    return _hashed(tokenizer_files(folder), folder)
 
 
-def _hashed(files: Iterable[Path]) -> str:
+def _hashed(files: Iterable[Path], folder: Path) -> str:
+    """Hash the content of files with their paths in a model's folder."""
     whole = hashlib.sha256()
     for file in files:
         if file.is_file():
-            whole.update(f"{file.name}={content.content(file)}\n".encode())
+            name = file.relative_to(folder).as_posix() if folder in file.parents else file.name
+            whole.update(f"{name}={content.content(file)}\n".encode())
     return whole.hexdigest()[:32]

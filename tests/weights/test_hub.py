@@ -18,7 +18,7 @@ from loopback_hub import hub_of
 
 from merge_plugins.errors import CheckpointError
 from merge_plugins.identity import digest, model_identity, tokenizer_identity, verify
-from merge_plugins.recipe import Recipe
+from merge_plugins.recipe import Lora, Recipe
 from merge_plugins.weights import content
 from merge_plugins.weights.hub import resolve
 
@@ -264,3 +264,75 @@ def test_empty_files_have_an_identity(checkpoint: Write) -> None:
     folder = checkpoint({"w": torch.zeros(1)})
     Path(folder, "tokenizer.model").touch()
     assert len(tokenizer_identity(folder)) == 32
+
+
+def embedder(folder: str) -> Path:
+    """Make a model one of sentence-transformers, with a pooling and a projection."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normal"}
+    for path in filter(None, kinds):
+        Path(folder, path).mkdir()
+    files = {
+        "modules.json": [{"path": path, "type": f"own.{kind}"} for path, kind in kinds.items()],
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        "2_Dense/config.json": {"in_features": 1, "out_features": 1},
+        "sentence_bert_config.json": {"max_seq_length": 256},
+        "config_sentence_transformers.json": {"prompts": {}, "similarity_fn_name": "cosine"},
+        "tokenizer_config.json": {"model_max_length": 512},
+    }
+    for name, written in files.items():
+        Path(folder, name).write_text(json.dumps(written))
+    Path(folder, "2_Dense", "model.safetensors").write_bytes(b"weights")
+    return Path(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("modules.json", "1_Pooling/config.json", "2_Dense/config.json"),
+        *("2_Dense/model.safetensors", "sentence_bert_config.json"),
+        *("config_sentence_transformers.json", "tokenizer_config.json"),
+    ],
+)
+def test_whatever_changes_an_embedding_belongs_to_the_identity(
+    name: str, checkpoint: Write, recipe: Recipes
+) -> None:
+    weights = {"w": torch.zeros(1)}
+    folders = [embedder(checkpoint(weights)) for _ in range(2)]
+    assert model_identity(str(folders[0])) == model_identity(str(folders[1]))
+    before = model_identity(str(folders[0])), digest(recipe("linear", None, [*map(str, folders)]))
+    (folders[0] / name).write_text((folders[0] / name).read_text().replace("e", "f"))
+    if name == "modules.json":  # the same modules in another order
+        listed = json.loads((folders[1] / name).read_text())
+        (folders[0] / name).write_text(json.dumps([listed[0], *reversed(listed[1:])]))
+    assert model_identity(str(folders[0])) != before[0]
+    assert digest(recipe("linear", None, [*map(str, folders)])) != before[1]
+
+
+def test_without_modules_only_the_transformer_is_the_model(checkpoint: Write) -> None:
+    folder = checkpoint({"w": torch.zeros(1)})
+    before = model_identity(folder)
+    (embedder(folder) / "modules.json").unlink()
+    assert model_identity(folder) == before
+
+
+def test_a_file_below_is_not_the_file_of_that_name_above(checkpoint: Write) -> None:
+    """Two modules that swap their configs are another model."""
+    first, second = (embedder(checkpoint({"w": torch.zeros(1)})) for _ in range(2))
+    texts = [(first / path / "config.json").read_text() for path in ("2_Dense", "1_Pooling")]
+    for path, text in zip(("1_Pooling", "2_Dense"), texts, strict=True):
+        (first / path / "config.json").write_text(text)
+    assert model_identity(str(first)) != model_identity(str(second))
+
+
+def test_an_adapter_trained_with_sentence_transformers_has_a_pooling_of_its_own(
+    checkpoint: Write, tmp_path: Path
+) -> None:
+    model, adapter = checkpoint({"w": torch.zeros(1)}), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    before = model_identity(Lora(model, str(adapter)))
+    embedder(str(adapter))
+    pooled = model_identity(Lora(model, str(adapter)))
+    (adapter / "1_Pooling" / "config.json").write_text("{}")
+    assert len({before, pooled, model_identity(Lora(model, str(adapter)))}) == 3
