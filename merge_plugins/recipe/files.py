@@ -87,7 +87,7 @@ def read(path: Path) -> Documents:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    text = _text(path)
+    text = read_text(path)
     documents = [from_json(text)] if path.suffix == ".json" else list(each_from_yaml(text))
     for document in documents or [None]:
         if not isinstance(document, dict):
@@ -108,7 +108,8 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of text that is no longer than a recipe may be, or raise `RecipeError`."""
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(LONGEST + 1)  # one more is refused
