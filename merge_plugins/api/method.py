@@ -52,7 +52,12 @@ def granularity_of(kernel: Any) -> Granularity:
 
 
 Kernel: TypeAlias = Callable[[Slot], Tensor]
-"""Pure: no input or output, no globals, inputs untouched. The engine rounds the result once."""
+"""Pure: no input or output, no globals, inputs untouched. The engine rounds the result once.
+
+NaN and infinity are refused in the inputs before a kernel sees them. One whose result is NaN or
+infinite wherever an input is, as a sum's is, may say ``shows_damage = True``: its inputs are then
+looked at only if its result is not finite, which saves a pass over each.
+"""
 Statistic: TypeAlias = Callable[[nn.Module, Iterable[Batch]], Iterable[Mapping[str, Tensor]]]
 """From one live model and calibration batches to one tensor per weight, by the module's own
 parameter names, in pieces: each is on disk before the next is asked for. Batches may be walked

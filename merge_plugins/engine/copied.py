@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region
+from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import WeightReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.parallel import BLOCK, parallel
@@ -34,7 +35,7 @@ def copied(reader: WeightReader, region: Region, into: Tensor | None = None) -> 
             if mergeable and not _is_finite(source, region):
                 refuse_damage(source)
             return cast(StoredTensor, source).private()
-        into = torch.empty(region.sizes, dtype=planned.dtype, device=place.device)
+        into = new_memory(region.sizes, planned.dtype, place.device)
 
     def copy(block: Region) -> None:
         (found,) = reader.bring([source], block)

@@ -22,6 +22,7 @@ from merge_plugins.api import (
     holds_matrices,
 )
 from merge_plugins.engine.copied import is_finite, placed
+from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.planning import PlannedTensor
@@ -75,19 +76,25 @@ class Work:
 
     def block(self, block: Region) -> Tensor:
         """Merge a box that may be merged at once."""
+        return self._merged(block).to(self.planned.dtype)
+
+    def _merged(self, block: Region) -> Tensor:
         slot = self.reader.read(block)
-        self._check_inputs(slot)
+        if not getattr(self.kernel, "shows_damage", False):
+            self._check_inputs(slot)
         result = self.kernel(slot)
         self._check(result, block)
-        return result.to(self.planned.dtype)
+        return result
 
     def _by_blocks(self, region: Region, merged: Tensor, *, whole_rows: bool) -> Tensor:
         place = self.reader.place
 
         def merge(block: Region) -> None:
             wanted = block.shared(region)
-            result = self.block(block)
-            merged[wanted.within(region)] = result[wanted.within(block)]
+            result = self._merged(block)[wanted.within(block)]
+            if (merged.dtype, merged.device) != (self.planned.dtype, result.device):
+                result = result.to(self.planned.dtype)
+            merged[wanted.within(region)] = result
             self.reader.release(block)
 
         read = region.rows() if whole_rows else region
@@ -130,7 +137,7 @@ class Work:
     def _room(self, region: Region, into: Tensor | None) -> Tensor:
         if into is not None:
             return into
-        return torch.empty(region.sizes, dtype=self.planned.dtype, device=self.reader.place.device)
+        return new_memory(region.sizes, self.planned.dtype, self.reader.place.device)
 
     def _check_inputs(self, slot: Slot) -> None:
         """Refuse NaN and infinity in the inputs, even where the method would drop them."""

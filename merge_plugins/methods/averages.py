@@ -21,6 +21,7 @@ class Linear:
     weight: PerExpert = parameter(doc="weight of each model")
     normalize: bool = parameter(True, doc="divide by the sum of the weights")
     granularity = ELEMENT
+    shows_damage = True
 
     def __post_init__(self) -> None:
         if self.normalize and isinstance(self.weight, tuple) and abs(sum(self.weight)) < 1e-8:
@@ -41,6 +42,7 @@ class Average:
     """Plain mean of the models; the base is not used [WIDEN, DARE: average_merging]."""
 
     granularity = ELEMENT
+    shows_damage = True
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return the mean of the models: float32 [*shape]."""
@@ -53,6 +55,7 @@ class Passthrough:
 
     scale: PerExpert = parameter(1.0, doc="factor on every weight")
     granularity = ELEMENT
+    shows_damage = True
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return scale * x: float32 [*shape]."""

@@ -30,6 +30,7 @@ class NearSwap:
 
     t: float = parameter(doc="distance up to which entries are swapped, 0 or more")
     granularity = ELEMENT
+    shows_damage = True
 
     def __post_init__(self) -> None:
         if self.t < 0:

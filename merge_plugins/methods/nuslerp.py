@@ -44,6 +44,7 @@ class NuSlerp:
     )
 
     measured_by = ("nuslerp_flatten", "nuslerp_row_wise")
+    shows_damage = True
 
     @property
     def granularity(self) -> Granularity:

@@ -40,6 +40,7 @@ class Slerp:
 
     t: float = parameter(doc="position between base (0) and the other model (1)")
     granularity = ELEMENT
+    shows_damage = True
     measured_by = ()
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
@@ -59,6 +60,7 @@ class SlerpMerging:
     slerp_t: float = parameter(0.5, doc="position between the first model (0) and the second (1)")
     dot_threshold: float = parameter(0.9995, doc="cosine beyond which lerp is used, in (0, 1]")
     granularity = ELEMENT
+    shows_damage = True
     measured_by = ()
 
     def __post_init__(self) -> None:

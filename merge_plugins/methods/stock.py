@@ -47,6 +47,7 @@ class ModelStock:
     """Base plus a share of the mean task vector; the share follows from the mean cosine."""
 
     filter_wise: bool = parameter(False, doc="one share per row instead of one per weight")
+    shows_damage = True
 
     @property
     def granularity(self) -> Granularity:
@@ -80,6 +81,7 @@ class StockMerging:
         "which moves the merge away from them",
     )
     granularity = ELEMENT
+    shows_damage = True
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Compute this weight's share of the mean: float32 []."""

@@ -92,6 +92,7 @@ class TaskArithmetic:
     normalize: bool = normalize_field(False)
     int8_mask: bool = int8_mask_field()
     granularity = ELEMENT
+    shows_damage = True
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * sum(w delta): float32 [*shape]."""
