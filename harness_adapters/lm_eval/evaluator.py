@@ -10,32 +10,26 @@ written over the last where that is possible.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import simple_parse_args_string
 
-from harness_adapters.lm_eval.arguments import outputs_depend_on
+from harness_adapters.lm_eval.depends import identity
 from harness_adapters.lm_eval.goals import Scored
 from harness_adapters.lm_eval.live import LiveLM
-from harness_adapters.lm_eval.model import MergedLM
-from harness_adapters.lm_eval.prepared import Prompting, Tasks
+from harness_adapters.lm_eval.prepared import Tasks
+from harness_adapters.lm_eval.prompting import Prompting
 from merge_plugins import shared_sources
 from merge_plugins.errors import MergeError, did_you_mean
 from merge_plugins.recipe import Recipe
 from merge_plugins.search.objective import Goal, Score
-
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Evaluator:
@@ -44,8 +38,9 @@ class Evaluator:
     ``tasks``: names of tasks or groups, separated by commas or in a list; or a mapping from names
     to ``metric`` (lm-eval's, with its filter: ``exact_match,strict-match``; by default the task's
     first), ``weight`` and ``higher_is_better``. ``model_args``: as of ``--model merged``, without
-    the recipe. The others are lm-eval's, with the names and defaults of its command line.
-    ``prompting``: the fields of `Prompting`.
+    the recipe. ``resident``: a device in whose memory sources stay, as of `shared_sources`. The
+    others are lm-eval's, with the names and defaults of its command line; ``prompting``: the fields
+    of `Prompting`.
 
     Raises `MergeError` for what is wrong with these before a model is loaded.
     """
@@ -59,6 +54,7 @@ class Evaluator:
         max_batch_size: int | None = None,
         device: str | None = None,
         use_cache: str | None = None,
+        resident: str | None = None,
         include_path: str | Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         bootstrap_iters: int = 100000,
@@ -66,6 +62,7 @@ class Evaluator:
         **prompting: Any,
     ) -> None:
         wanted = _by_name(tasks)
+        self._open = ExitStack()
         given = _parsed(model_args)
         own = {"batch_size": batch_size, "max_batch_size": max_batch_size, "device": device}
         self._options = given | {name: value for name, value in own.items() if value is not None}
@@ -82,8 +79,7 @@ class Evaluator:
             for name, settings in wanted.items()
         }
         self._lm: LiveLM | None = None
-        self._open = ExitStack()
-        self._open.enter_context(shared_sources())
+        self._open.enter_context(shared_sources(resident=resident))
 
     @classmethod
     def from_settings(cls, tasks: Any, settings: Mapping[str, Any]) -> Evaluator:
@@ -113,18 +109,7 @@ class Evaluator:
         Tasks, their versions and documents; few-shot examples, chat template, seeds; arguments that
         may change a model's answers; releases of lm-eval, transformers and torch.
         """
-        tasks = {
-            name: [task.VERSION, _config(task), [_hash(doc) for doc in task.eval_docs]]
-            for name, task in self._tasks.tasks.items()
-        }
-        content = {
-            "tasks": tasks,
-            "metrics": {name: [s.metric, s.filter] for name, s in self._scored.items()},
-            "prompting": asdict(self._prompting),
-            "options": outputs_depend_on(self._options, MergedLM),
-            "versions": {name: version(name) for name in ("lm_eval", "torch", "transformers")},
-        }
-        return _hash(content)
+        return identity(self._tasks, self._scored.values(), self._prompting, self._options)
 
     def score(
         self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
@@ -243,14 +228,3 @@ def _parsed(arguments: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(arguments, str):
         return dict(simple_parse_args_string(arguments))
     return dict(arguments or {})
-
-
-def _config(task: Any) -> Any:
-    """Return a task's settings without those of this process."""
-    return ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
-
-
-def _hash(content: Any) -> str:
-    """Hash JSON; of a value that has no JSON, only its type counts."""
-    text = json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

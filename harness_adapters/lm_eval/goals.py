@@ -10,9 +10,8 @@ from lm_eval.api.metrics import mean
 
 from harness_adapters.lm_eval.prepared import Tasks, size
 from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.search.goals import read_goal
 from merge_plugins.search.objective import Goal, Score
-
-SETTINGS = ("metric", "weight", "higher_is_better")
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,10 @@ class Scored:
     @classmethod
     def read(cls, name: str, settings: Mapping[str, Any], tasks: Tasks) -> Scored:
         """Read what a user wrote of a task."""
-        for key in settings:
-            if key not in SETTINGS:
-                hint = did_you_mean(key, SETTINGS)
-                raise MergeError(f"{name}: a task has no setting {key!r}{hint}")
         leaves = _leaves(name, tasks)
         metric, filter_ = _chosen(name, settings.get("metric"), tasks, leaves)
-        higher = settings.get("higher_is_better", _higher_is_better(metric, leaves, tasks))
-        goal = Goal(bool(higher), _weight(name, settings.get("weight", 1)))
+        rest = {key: value for key, value in settings.items() if key != "metric"}
+        goal = read_goal(name, rest, _higher_is_better(metric, leaves, tasks), ("metric",))
         means = (tasks.tasks[leaf].aggregation().get(metric, mean) is mean for leaf in leaves)
         return cls(name, goal, metric, filter_, leaves, (*_documents(leaves, tasks),), all(means))
 
@@ -120,12 +115,6 @@ def _of_group(group: Any, tasks: Tasks, leaves: Sequence[str]) -> Iterator[tuple
 def _higher_is_better(metric: str, leaves: Sequence[str], tasks: Tasks) -> bool:
     said = (tasks.tasks[leaf].higher_is_better() or {} for leaf in leaves)
     return next((bool(each[metric]) for each in said if each.get(metric) is not None), True)
-
-
-def _weight(name: str, given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1e9:
-        raise MergeError(f"{name}: weight is a number, 0 or more; got {given!r}")
-    return float(given)
 
 
 def _documents(leaves: Sequence[str], tasks: Tasks) -> Iterator[str]:

@@ -6,14 +6,10 @@ import copy
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from harness_adapters.lm_eval.model import MergedLM
-from merge_plugins.errors import MismatchError
-from merge_plugins.hf.versions import DTYPE
-from merge_plugins.outputs.load import Loading, open_loading
-from merge_plugins.outputs.overwrite import in_place
+from merge_plugins.outputs.live import become
 from merge_plugins.recipe import Recipe
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import tokenizer_folder
@@ -44,18 +40,12 @@ class LiveLM(MergedLM):
         model, merging = self._model, self._merging
         if not isinstance(model, PreTrainedModel) or _files(recipe) != _files(self.recipe):
             return False
-        options, config = dict(merging.kwargs), copy.deepcopy(merging.config)
-        trust = options.pop("trust_remote_code", None)
-        loading = open_loading(recipe, merging.auto_class, options, config, trust)
-        if not isinstance(model, loading.model_class) or _dtype(loading, options) != model.dtype:
-            return False
-        try:
-            reason = in_place(model, loading, options)
-        except MismatchError:  # told by who loads it, unless another model fits it
+        config = copy.deepcopy(merging.config)
+        if not become(model, recipe, merging.auto_class, merging.kwargs, config):
             return False
         self.recipe = merging.recipe = recipe
         self.batch_sizes: dict[int, int] = {}
-        return not reason
+        return True
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Tokenise a text, or remember what came of it."""
@@ -75,13 +65,3 @@ class LiveLM(MergedLM):
 def _files(recipe: Recipe) -> tuple[Hashable, ...]:
     """Return where a merge has its config and tokenizer from, which are read once for each."""
     return model_folder(recipe.donor), tokenizer_folder(recipe)
-
-
-def _dtype(loading: Loading, options: Mapping[str, Any]) -> Any:
-    """Find the dtype in which a merge would be loaded."""
-    given = options.get(DTYPE, "auto")
-    if given != "auto":
-        return given
-    said = getattr(loading.config, "dtype", None) or getattr(loading.config, "torch_dtype", None)
-    tensors = loading.merge.plan.tensors.values()
-    return said or next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from harness_adapters.lm_eval import Evaluator
 from harness_adapters.lm_eval.live import LiveLM
-from harness_adapters.lm_eval.prepared import Generators
+from harness_adapters.lm_eval.prompting import Generators
 from merge_plugins import Recipe
 from merge_plugins.errors import CheckpointError, MergeError
 
