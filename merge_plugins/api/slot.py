@@ -142,6 +142,9 @@ class Reader(Protocol):
     def read(self, region: Region, /) -> Slot:
         """Read a region."""
 
+    def walk(self, regions: Iterable[Region], /) -> Iterator[Slot]:
+        """Read regions one after another; each is released when the next is asked for."""
+
     def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor, /) -> Slot:
         """Read what ``pick`` takes of the whole weight: the elements at flat ``positions``."""
 
@@ -207,10 +210,8 @@ class Weight:
         return self.reader.sample(pick, positions.view(-1))
 
     def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
-        """Read regions one after another, each while the caller works on it."""
-        for region in regions:
-            yield self.part(region)
-            self.reader.release(region)
+        """Read regions one after another; on another device, one ahead of the caller."""
+        return self.reader.walk(regions)
 
     def map_blocks(
         self, function: Callable[[Slot], T], regions: Sequence[Region] | None = None
@@ -220,12 +221,15 @@ class Weight:
         Runs on every core, or on the device of the parts, and reads each source once, in bounded
         memory. ``regions``: walk these instead of all `blocks`, when the results are large.
         """
+        regions = self.blocks() if regions is None else regions
+        if not self.place.by_threads:
+            return list(map(function, self.walk(regions)))
 
         def apply(region: Region) -> T:
-            [result] = [function(part) for part in self.walk([region])]
+            [result] = map(function, self.walk([region]))
             return result
 
-        return self.place.map(apply, self.blocks() if regions is None else regions)
+        return self.place.map(apply, regions)
 
     def blocks(self, *, whole_rows: bool = False) -> list[Region]:
         """List the regions that `map_blocks` walks, in order; see `Region.blocks`."""
@@ -249,6 +253,9 @@ class _InMemory:
     def read(self, region: Region) -> Slot:
         at = region.within(self.slot.box)
         return self._part(lambda tensor: tensor[at], region=region)
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        return map(self.read, regions)
 
     def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
         return self._part(pick, positions=positions, region=self.slot.box)
@@ -277,6 +284,9 @@ class _Changed:
 
     def read(self, region: Region) -> Slot:
         return self.change(self.reader.read(region))
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        return map(self.change, self.reader.walk(regions))
 
     def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
         return self.change(self.reader.sample(pick, positions))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import SimpleQueue
 from typing import Any
@@ -43,6 +44,7 @@ class Carrier:
         for _ in range(BUFFERS):
             self._buffers.put(None)  # made when first needed
         self._readers = ThreadPoolExecutor(BUFFERS, "carry")
+        self._ahead = ThreadPoolExecutor(1, "carry-ahead")
         self._merging = threading.Lock()
         self.in_flight = threading.Semaphore(IN_FLIGHT)
         """Held while a weight is on the device."""
@@ -59,9 +61,33 @@ class Carrier:
         Of a weight that stays there it is a view. Copies may still be under way, but what uses them
         on the current stream waits for them. Requires the sources to be held.
         """
+        return self._arrived(self._sent(sources, region))
+
+    def bring_each(
+        self, sources: Sequence[SourceTensor], regions: Iterable[Region]
+    ) -> Generator[list[Tensor], None, None]:
+        """Bring regions of some weights in turn, each while the caller works on the last."""
+        coming: deque[Future[list[Tensor]]] = deque()
+        try:
+            for region in regions:
+                coming.append(self._ahead.submit(self._sent, sources, region))
+                if len(coming) > 1:
+                    yield self._arrived(coming.popleft().result())
+            while coming:
+                yield self._arrived(coming.popleft().result())
+        finally:
+            for future in coming:  # the caller failed: nothing is read any more when it goes on
+                if not future.cancel():
+                    future.exception()
+
+    def _sent(self, sources: Sequence[SourceTensor], region: Region) -> list[Tensor]:
+        """Have copies of a region on their way."""
         if not region.numel:
             return [self._empty(region, source) for source in sources]
-        brought = list(self._readers.map(functools.partial(self._bring, region), sources))
+        return list(self._readers.map(functools.partial(self._bring, region), sources))
+
+    def _arrived(self, brought: list[Tensor]) -> list[Tensor]:
+        """Make what the calling thread does next on the device wait for copies to arrive."""
         if self._stream is not None:
             current = self._module.current_stream(self.device)
             current.wait_stream(self._stream)

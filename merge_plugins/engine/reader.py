@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from typing import TypeAlias
 
@@ -35,6 +36,22 @@ class WeightReader:
     def read(self, region: Region) -> Slot:
         """Read a region: views of the files, or copies on the device."""
         return self._slot(self.bring(self.planned.stored, region), region)
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        """Read regions in turn, and release each when the next is asked for.
+
+        Onto a device, the next is read while the caller works on the last.
+        """
+        if self.place.by_threads:
+            for region in regions:
+                yield self.read(region)
+                self.release(region)
+            return
+        wanted, stored = list(regions), self.planned.stored
+        with closing(carrier_to(self.place.device).bring_each(stored, wanted)) as brought:
+            for region in wanted:
+                yield self._slot(next(brought), region)
+                self.release(region)
 
     def bring(self, sources: Sequence[SourceTensor], region: Region) -> list[Tensor]:
         """Read a region of some weights: views of their files, or copies on the device."""
@@ -138,6 +155,10 @@ class HeldReader:
     def read(self, region: Region) -> Slot:
         """View a region of the box."""
         return dataclasses.replace(self._held.part(region), measured=self.measured)
+
+    def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
+        """View regions of the box in turn."""
+        return map(self.read, regions)
 
     def sample(self, pick: Callable[[Tensor], Tensor], positions: Tensor) -> Slot:
         """View a few elements, if the box is the whole weight; see `merge_plugins.api.Reader`."""

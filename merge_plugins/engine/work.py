@@ -76,30 +76,31 @@ class Work:
 
     def block(self, block: Region) -> Tensor:
         """Merge a box that may be merged at once."""
-        return self._merged(block).to(self.planned.dtype)
+        return self._merged(self.reader.read(block)).to(self.planned.dtype)
 
-    def _merged(self, block: Region) -> Tensor:
-        slot = self.reader.read(block)
+    def _merged(self, slot: Slot) -> Tensor:
         if not getattr(self.kernel, "shows_damage", False):
             self._check_inputs(slot)
         result = self.kernel(slot)
-        self._check(result, block)
+        self._check(result, slot.box)
         return result
 
     def _by_blocks(self, region: Region, merged: Tensor, *, whole_rows: bool) -> Tensor:
         place = self.reader.place
 
-        def merge(block: Region) -> None:
-            wanted = block.shared(region)
-            result = self._merged(block)[wanted.within(block)]
+        def merge(slot: Slot) -> None:
+            wanted = slot.box.shared(region)
+            result = self._merged(slot)[wanted.within(slot.box)]
             if (merged.dtype, merged.device) != (self.planned.dtype, result.device):
                 result = result.to(self.planned.dtype)
             merged[wanted.within(region)] = result
-            self.reader.release(block)
 
         read = region.rows() if whole_rows else region
-        size = place.block_size(len(self.planned.stored))
-        place.map(merge, read.blocks(size, whole_rows=whole_rows))
+        blocks = read.blocks(place.block_size(len(self.planned.stored)), whole_rows=whole_rows)
+        if place.by_threads:
+            place.map(lambda block: [*map(merge, self.reader.walk([block]))], blocks)
+        else:
+            _ = [*map(merge, self.reader.walk(blocks))]
         self.reader.release(read)  # a fault maps neighbours too, also of blocks released before
         return merged
 

@@ -182,7 +182,7 @@ class ComputedTensor:
                 tensor.release(start, stop)
 
     def _by_blocks(self) -> Tensor:
-        whole = torch.empty(self.shape, dtype=self.read_as)
+        whole = torch.empty(self.shape, dtype=self.read_as, device="cpu")  # whatever the default is
 
         def fill(region: Region) -> None:
             assert self.compute is not None

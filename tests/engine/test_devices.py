@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import ELEMENT
+from merge_plugins.api import ELEMENT, Region
 from merge_plugins.engine import Merge, open_merge
+from merge_plugins.engine.carrier import Carrier
 from merge_plugins.engine.there import There
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import Place
@@ -173,3 +174,60 @@ def test_a_lazy_tensor_is_merged_where_it_is_moved_or_copied_to(
         assert type(found) is Tensor
         part = {3: expected[2:5], 1 << 16: expected.T}.get(len(found), expected)
         assert torch.equal(found, part)
+
+
+def test_the_next_part_is_read_while_the_last_is_merged(
+    checkpoint: Callable[..., str], recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [checkpoint({"w": torch.randn(40, 50) + i}) for i in range(2)]
+    started, seen = [threading.Event() for _ in range(4)], []
+    into = StoredTensor.read_into
+
+    def noting(self: StoredTensor, target: Tensor, region: Region) -> None:
+        started[region.bounds[0][0] // 10].set()
+        into(self, target, region)
+
+    monkeypatch.setattr(StoredTensor, "read_into", noting)
+
+    @dataclasses.dataclass(frozen=True)
+    class Patient(Mean):
+        """Merges a part when the next one is being read."""
+
+        def __call__(self, slot: Slot) -> Tensor:
+            ahead = min(slot.box.bounds[0][0] // 10 + 1, 3)
+            seen.append(started[ahead].wait(timeout=20))
+            return super().__call__(slot)
+
+    plan = open_merge(recipe("average_merging", None, paths)).plan
+    tensors = {n: dataclasses.replace(t, kernel=Patient()) for n, t in plan.tensors.items()}
+    merge = Merge(dataclasses.replace(plan, tensors=tensors))
+    merge.places[CPU] = Place(CPU, 500, by_threads=False)
+    found = merge.tensors()["w"][...]
+    assert seen == [True] * 4
+    assert torch.equal(
+        found, open_merge(recipe("average_merging", None, paths)).tensors()["w"][...]
+    )
+
+
+def test_nothing_is_read_any_more_after_an_error(
+    checkpoint: Callable[..., str], recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = open_merge(
+        recipe("average_merging", None, [checkpoint({"w": torch.zeros(80, 50)})])
+    ).plan
+    carrier, stored = Carrier(CPU), plan.tensors["w"].stored
+    reading = threading.Semaphore(0)
+    into = StoredTensor.read_into
+
+    def slowly(self: StoredTensor, target: Tensor, region: Region) -> None:
+        reading.release()
+        into(self, target, region)
+
+    monkeypatch.setattr(StoredTensor, "read_into", slowly)
+    each = carrier.bring_each(stored, Region.whole((80, 50)).blocks(500))
+    next(each)
+    each.close()
+    n_read = reading._value
+    assert n_read <= 2
+    assert torch.equal(carrier.bring(stored, Region.whole((80, 50)))[0], torch.zeros(80, 50))
+    assert reading._value == n_read + 1
