@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from merge_plugins.api import (
 )
 from merge_plugins.engine.carrier import carrier_to, indexed
 from merge_plugins.engine.copied import copied, placed
+from merge_plugins.engine.elsewhere import SMALLEST_BLOCK, brought_back, there_or_here
 from merge_plugins.engine.measured import remember, remembered
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
@@ -40,15 +39,11 @@ from merge_plugins.plugins import registry
 from merge_plugins.weights import held
 from merge_plugins.weights.stored import NAMES
 
-logger = logging.getLogger(__name__)
-
 SHARE = 25
 """On another device, inputs of one weight and what a kernel needs beside a block may each take this
 part of the merge's bytes: with two weights in flight, a tenth."""
 SCRATCH = 32
 """Bytes that a kernel needs for each element of a block, about."""
-SMALLEST_BLOCK = 1 << 18
-"""Elements per block; where even these find no memory, the CPU merges."""
 
 
 class MergedTensor:
@@ -120,18 +115,15 @@ class MergedTensor:
         place = self._merge.place(indexed(device))
         if place.by_threads:
             return self._merged(region, place, into)
-        for attempt in _ever_smaller(place):
-            try:
-                with carrier_to(attempt.device).in_flight:
-                    return self._merged(region, attempt, into)
-            except torch.OutOfMemoryError as exc:
-                reason = _first_line(exc)  # not the error, which keeps what was there alive
-            except (RuntimeError, TypeError) as exc:  # whatever a kernel cannot do on this device
-                reason = _first_line(exc)
-                break
-        merged = self._merged(region, self._merge.here, into)
-        _say_fallback(self._merge.plan.method.name, str(device), reason)
-        return merged.to(device)
+
+        def merged(there: Place) -> Tensor:
+            if there is self._merge.here:
+                return self._merged(region, there, into)
+            with carrier_to(there.device).in_flight:
+                return self._merged(region, there, into)
+
+        method = self._merge.plan.method.name
+        return there_or_here(merged, place, self._merge.here, method).to(device)
 
     def _merged(self, region: Region, place: Place, into: Tensor | None) -> Tensor:
         planned = self.planned
@@ -141,7 +133,7 @@ class MergedTensor:
         with held(planned.stored):
             if planned.kernel is None:
                 return copied(self._merge.reader(planned, place), region, into)
-            kernel = self._merge.kernel(planned)
+            kernel = self._merge.kernel(planned, place)
             if region.numel == 0:
                 return placed(
                     torch.empty(region.sizes, dtype=self.dtype, device=place.device), into
@@ -250,24 +242,6 @@ class MergedTensor:
         return first.view()
 
 
-def _ever_smaller(place: Place) -> Iterator[Place]:
-    """Try a place with ever smaller blocks."""
-    yield place
-    while place.block > SMALLEST_BLOCK:
-        place = place.smaller()
-        yield place
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).partition("\n")[0]
-
-
-@functools.cache
-def _say_fallback(method: str, device: str, reason: str) -> None:
-    """Log, once for each reason, that weights are merged on the CPU."""
-    logger.warning("%s merges on the CPU what goes to %s: %s", method, device, reason)
-
-
 @dataclasses.dataclass
 class Merge:
     """A plan being carried out: its tensors, and what they share."""
@@ -278,6 +252,7 @@ class Merge:
     def __post_init__(self) -> None:
         self.here = dataclasses.replace(CPU, block=self.block)
         self.places = {CPU.device: self.here}
+        self._prepares_at = self.here
         self._prepared: Kernel | None = None
         self._has_prepared = False
         self._lock = threading.Lock()
@@ -290,6 +265,7 @@ class Merge:
             share = sum(math.prod(t.shape) * t.dtype.itemsize for t in weights) // SHARE
             block = min(DEVICE_BLOCK, max(SMALLEST_BLOCK, share // SCRATCH))
             self.places[device] = Place(device, block, by_threads=False, room=share)
+            self.sources.device = self.sources.device or device
         return self.places[device]
 
     def reader(self, planned: PlannedTensor, place: Place = CPU) -> WeightReader:
@@ -300,26 +276,33 @@ class Merge:
         for planned in self.plan.tensors.values():
             if planned.kernel is not None:
                 with held(planned.stored):
-                    yield self.reader(planned).weight(Region.whole(planned.shape))
+                    yield self.reader(planned, self._prepares_at).weight(
+                        Region.whole(planned.shape)
+                    )
 
-    def kernel(self, planned: PlannedTensor) -> Kernel:
-        """Return the kernel of one tensor; a method that prepares does so now, once for all."""
+    def kernel(self, planned: PlannedTensor, place: Place | None = None) -> Kernel:
+        """Return the kernel of one tensor; a method that prepares does so now, once for all.
+
+        ``place``: where it prepares if it reads weights alone (default: on the CPU).
+        """
         kernel: Any = planned.kernel
         if not isinstance(kernel, Prepares):
             return cast(Kernel, kernel)
         with self._lock:
             if not self._has_prepared:
-                self._prepared, self._has_prepared = self._prepare(), True
+                self._prepared, self._has_prepared = self._prepare(place or self.here), True
         return self._prepared or cast(Kernel, kernel)
 
-    def settled(self) -> dict[str, Any]:
+    def settled(self, device: torch.device | None = None) -> dict[str, Any]:
         """Return the method and parameters that a method came down to after it prepared.
 
-        It prepares now, if it has not yet. Empty unless the prepared kernel is itself a registered
-        method, as LM-Cocktail's is ``linear``.
+        It prepares now, if it has not yet; ``device``: where the merge goes to, if that is one.
+        Empty unless the prepared kernel is itself a registered method, as LM-Cocktail's is
+        ``linear``.
         """
         planned = next((t for t in self.plan.tensors.values() if t.kernel is not None), None)
-        kernel = planned and self.kernel(planned)
+        place = None if device is None else self.place(indexed(device))
+        kernel = planned and self.kernel(planned, place)
         if kernel is None or kernel is not self._prepared:
             return {}
         for method in registry().methods.values():
@@ -328,7 +311,7 @@ class Merge:
                 return {"merge_method": method.name, "parameters": values}
         return {}
 
-    def _prepare(self) -> Kernel | None:
+    def _prepare(self, place: Place) -> Kernel | None:
         different: list[Any] = []
         for planned in self.plan.tensors.values():
             if planned.kernel is not None and planned.kernel not in different:
@@ -336,7 +319,7 @@ class Merge:
         for kernel in different:
             try:
                 with held(s for planned in self.plan.tensors.values() for s in planned.stored):
-                    prepared: Kernel | None = kernel.prepare(self.sources)
+                    prepared = self._prepared_by(kernel, place)
             finally:
                 self.sources.drop()
             if prepared is not None and len(different) > 1:
@@ -345,6 +328,23 @@ class Merge:
                     "needs one value for all tensors: no gradients, no filters"
                 )
         return prepared
+
+    def _prepared_by(self, kernel: Any, place: Place) -> Kernel | None:
+        """Let a kernel prepare: on a device, or by the CPU's blocks if live models are run."""
+        if place.by_threads or self.plan.method.reads_data(kernel):
+            return cast(Kernel | None, kernel.prepare(self.sources))
+
+        def prepared(there: Place) -> Kernel | None:
+            self._prepares_at = there
+            if there is self.here:
+                return cast(Kernel | None, kernel.prepare(self.sources))
+            with carrier_to(there.device).merging():
+                return cast(Kernel | None, brought_back(kernel.prepare(self.sources)))
+
+        try:
+            return there_or_here(prepared, place, self.here, self.plan.method.name)
+        finally:
+            self._prepares_at = self.here
 
     def tensors(self) -> dict[str, MergedTensor]:
         """Return every tensor of the merge, not merged yet, in the donor's order."""

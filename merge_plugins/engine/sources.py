@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from merge_plugins.api import Batch, Example, Weight
@@ -37,6 +38,7 @@ class PlannedSources:
         self._plan, self.slots = plan, slots
         self._experts = plan.recipe.models
         self.names, self.seed = tuple(str(model.ref) for model in self._experts), plan.recipe.seed
+        self.device: torch.device | None = None  # that the merge goes to, if not the CPU alone
         self._live: tuple[int, Any] | None = None
         self._lock = threading.RLock()
         self.stored = cache(self._stored)
@@ -48,7 +50,7 @@ class PlannedSources:
                 from merge_plugins.hf.experts import load  # seconds: imports transformers
 
                 self.drop()
-                self._live = expert, load(self._checkpoint(expert))
+                self._live = expert, load(self._checkpoint(expert), self.device)
             return self._live[1]
 
     def drop(self) -> None:

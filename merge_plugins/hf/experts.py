@@ -17,6 +17,7 @@ from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
 from merge_plugins.weights.damage import refuse_damage
+from merge_plugins.weights.resident import free_bytes
 from merge_plugins.weights.spelling import with_or_without
 
 Live = TypeVar("Live", bound=nn.Module)
@@ -29,8 +30,8 @@ def is_classifier(checkpoint: Source) -> bool:
     return "ForSequenceClassification" in str(checkpoint.config.get("architectures"))
 
 
-def load(checkpoint: Source) -> PreTrainedModel:
-    """Load a model in float32 and evaluation mode, on a GPU if it fits.
+def load(checkpoint: Source, device: torch.device | None = None) -> PreTrainedModel:
+    """Load a model in float32 and evaluation mode, on a GPU if it fits, this one if it is named.
 
     Raises `MismatchError` for absent weights, `CheckpointError` for NaN or infinity in one.
     """
@@ -54,14 +55,17 @@ def load(checkpoint: Source) -> PreTrainedModel:
         with held(checkpoint.values()):
             for stored in checkpoint.values():
                 refuse_damage(stored)
-    return placed(model.eval())  # type: ignore[no-any-return]
+    return placed(model.eval(), device)  # type: ignore[no-any-return]
 
 
-def placed(model: Live) -> Live:
-    """Move a model to the GPU if there is one with enough free memory."""
+def placed(model: Live, device: torch.device | None = None) -> Live:
+    """Move a model to the GPU named, or else the current one, if enough of its memory is free."""
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > ROOM * n_bytes:
-        model.to("cuda")
+    if device is None and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+    free = None if device is None else free_bytes(device)
+    if device is not None and free is not None and free > ROOM * n_bytes:
+        model.to(device)
     return model
 
 

@@ -21,6 +21,7 @@ from merge_plugins.hf.classes import absent_weights, class_to_load
 from merge_plugins.hf.fit import refuse_no_type
 from merge_plugins.hf.rehearsal import Rehearsal, for_class, read_config
 from merge_plugins.hf.versions import LAZY, VERSION, adapt
+from merge_plugins.outputs.device_map import only_device
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import pool
@@ -90,7 +91,8 @@ class Loading:
     def load(self, kwargs: Mapping[str, Any]) -> PreTrainedModel:
         """Merge and load."""
         merge = self.merge
-        merge.settled()  # a method that runs its models does so before this one is built
+        # a method that runs its models does so before this one is built
+        merge.settled(only_device(kwargs.get("device_map")) if LAZY else None)
         model = _load(self.model_class, self.config, merge, kwargs)
         if merge.plan.method.is_routed:
             routed.route(model, merge)

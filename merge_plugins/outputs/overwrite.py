@@ -19,6 +19,7 @@ from merge_plugins.engine import MergedTensor
 from merge_plugins.errors import MismatchError
 from merge_plugins.hf.rehearsal import Rehearsal
 from merge_plugins.hf.versions import DTYPE, LAZY
+from merge_plugins.outputs.device_map import only_device
 from merge_plugins.outputs.load import Loading, describe, open_loading
 from merge_plugins.parallel import pool
 from merge_plugins.recipe import Recipe
@@ -74,7 +75,8 @@ def in_place(model: PreTrainedModel, loading: Loading, options: Mapping[str, Any
     reason = _not_in_place(model, loading, found)
     if reason or found is None:
         return reason
-    loading.merge.settled()  # a method that runs its models does so before a weight is written
+    # a method that runs its models does so before a weight is written
+    loading.merge.settled(only_device(options.get("device_map")))
     _write(model, found, loading.merge.tensors())
     model.train(False)
     model.zero_grad(set_to_none=True)

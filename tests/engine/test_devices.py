@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Slot
-from merge_plugins.api import ELEMENT, Region
+from merge_plugins.api import ELEMENT, Kernel, Region, Sources
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.engine.carrier import Carrier
+from merge_plugins.engine.elsewhere import brought_back
 from merge_plugins.engine.there import There
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import Place
@@ -231,3 +232,87 @@ def test_nothing_is_read_any_more_after_an_error(
     assert n_read <= 2
     assert torch.equal(carrier.bring(stored, Region.whole((80, 50)))[0], torch.zeros(80, 50))
     assert reading._value == n_read + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """Divides the mean by the largest weight of the model, found where the parts are read to."""
+
+    most: int = 1 << 60
+    as_dataclass: bool = True
+    granularity = ELEMENT
+
+    def prepare(self, sources: Sources) -> Kernel:
+        def look(block: Slot) -> Tensor:
+            here = threading.current_thread() is threading.main_thread()
+            if here and block.shape.numel() > self.most:
+                raise torch.OutOfMemoryError("no room")
+            (seen if here else seen_by_threads).append(block.shape.numel())
+            return block.stacked().abs().max()
+
+        largest = torch.stack([one for w in sources.slots() for one in w.map_blocks(look)]).max()
+        divided = Divided(largest)
+        return divided if self.as_dataclass else lambda slot: divided(slot)
+
+    def __call__(self, slot: Slot) -> Tensor:
+        raise AssertionError("it is prepared first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Divided:
+    """The mean, divided by a number."""
+
+    largest: Tensor
+    granularity = ELEMENT
+
+    def __call__(self, slot: Slot) -> Tensor:
+        return slot.stacked().mean(0) / self.largest
+
+
+seen: list[int] = []
+seen_by_threads: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "there", "said"),
+    [
+        (Largest(), True, ""),
+        (Largest(most=1 << 18), True, ""),
+        (Largest(most=1 << 10), False, "Largest merges on the CPU what goes to cpu: no room"),
+        (Largest(as_dataclass=False), False, "function, which it prepared, is no dataclass"),
+    ],
+)
+def test_a_method_prepares_where_the_merge_goes(
+    kernel: Largest,
+    there: bool,
+    said: str,
+    merge: Callable[[Any], Merge],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen.clear()
+    seen_by_threads.clear()
+    found = merge(kernel)
+    tensors = found.tensors()
+    merged = {name: tensor[...] for name, tensor in tensors.items()}
+    assert bool(seen_by_threads) is not there
+    assert said in caplog.text
+    assert bool(said) is bool(caplog.text)
+    read = [
+        found.reader(t).read(Region.whole(t.shape)).stacked() for t in found.plan.tensors.values()
+    ]
+    largest = max(float(both.abs().max()) for both in read)
+    for name, both in zip(tensors, read, strict=True):
+        assert torch.equal(merged[name], both.mean(0) / torch.tensor(largest))
+
+
+def test_what_was_prepared_is_brought_back() -> None:
+    inner = Divided(torch.ones(2, device="meta"))
+    held = dataclasses.make_dataclass("Held", ["inner", "by_name", "each", "rest"], frozen=True)
+    kernel = held(inner, {"a": inner.largest}, (inner, 3), "as it is")
+    with pytest.raises(NotImplementedError, match="meta"):  # what is not here cannot come
+        brought_back(kernel)
+    kernel = held(Divided(torch.ones(2)), {"a": torch.zeros(1)}, (Divided(torch.ones(3)), 3), None)
+    found = brought_back(kernel)
+    assert found.by_name == kernel.by_name
+    assert found.each[0].largest.device == CPU
+    assert brought_back(None) is None
