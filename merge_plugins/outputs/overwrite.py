@@ -76,7 +76,7 @@ def in_place(model: PreTrainedModel, loading: Loading, options: Mapping[str, Any
     if reason or found is None:
         return reason
     # a method that runs its models does so before a weight is written
-    loading.merge.settled(only_device(options.get("device_map")))
+    loading.merge.settled(only_device(_places(model)))
     _write(model, found, loading.merge.tensors())
     model.train(False)
     model.zero_grad(set_to_none=True)
@@ -92,12 +92,17 @@ def _as_it_is(model: PreTrainedModel) -> dict[str, Any]:
     attention = getattr(model.config, "_attn_implementation", None)
     if attention is not None:
         found["attn_implementation"] = attention
-    places = getattr(model, "hf_device_map", None) or {"": model.device}
+    places = _places(model)
     if {*map(str, places.values())} != {"cpu"}:
         found["device_map"] = places
     if getattr(model.config, "quantization_config", None):
         found["quantization_config"] = model.config.quantization_config
     return found
+
+
+def _places(model: PreTrainedModel) -> Mapping[str, Any]:
+    """Return the device map that puts a model where a live one is."""
+    return getattr(model, "hf_device_map", None) or {"": model.device}
 
 
 def _own_class(model: PreTrainedModel) -> Any:
