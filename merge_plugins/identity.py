@@ -13,10 +13,12 @@ from pathlib import Path
 from merge_plugins._version import __version__
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.recipe.references import home
 from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
 from merge_plugins.weights import content
 from merge_plugins.weights.files import adapter_files, tokenizer_files, weight_files
 from merge_plugins.weights.hub import resolve
+from merge_plugins.weights.modules import sentence_modules
 from merge_plugins.weights.sentence import sentence_files
 
 IDENTIFYING = ("config.json", "generation_config.json")
@@ -50,6 +52,10 @@ def digest(recipe: Recipe) -> str:
         written["chat_template"] = chat_template(recipe)
     if recipe.generation_config:
         written["generation_config"] = generation_config(recipe)
+    if recipe.pooling or any(sentence_modules(resolve(home(ref))) for ref in recipe.references):
+        written["embedder's tokenizer"] = tokenizer_identity(
+            str(tokenizer_folder(recipe.tokenizer_donor))
+        )
     written["plugin"] = [method.known_as, method.version or __version__]
     text = json.dumps(written, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,8 +7,8 @@ that finds the weights itself is method ``cocktail``.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ from merge_plugins.hf.experts import placed
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.save import save
+from merge_plugins.planning.embedding import known, pooling_of
 from merge_plugins.recipe import Recipe, data
 from merge_plugins.recipe.references import written
 from merge_plugins.tokenizer import tokenizer_folder
@@ -55,6 +56,7 @@ def mix_models(
     weights: Sequence[float],
     output_path: str | os.PathLike[str] | None = None,
     *,
+    pooling: str | Sequence[str] | None = None,
     dtype: torch.dtype | str = torch.float32,
     trust_remote_code: bool | None = None,
     **kwargs: Any,
@@ -64,20 +66,22 @@ def mix_models(
     A model is a folder, a hub id, or anything else a recipe's ``model:`` may be, another `Recipe`
     included; the first gives config and tokenizer. ``model_type`` is decoder, encoder, reranker or
     encoder-decoder. ``weights``: one per model, with sum 1. With ``output_path``, a new folder, the
-    mix is also written there, an encoder as sentence-transformers model too. ``kwargs`` are those
-    of `load_merged` (device_map, ...).
+    mix is also written there, an encoder as sentence-transformers model that embeds as its models
+    do. If they have no ``modules.json``, ``pooling`` is needed, as in a recipe: LM-Cocktail's own
+    encoders have ``pooling=["cls", "normalize"]``. ``kwargs`` are those of `load_merged`
+    (device_map, ...).
 
     Raises `MergeError` before any weight is read if models, weights and type do not fit together.
     """
     auto_class = _auto_class(model_type)
-    recipe = _mix(model_names_or_paths, weights, dtype)
+    recipe = _mix(model_names_or_paths, weights, dtype, pooling)
     target = None if output_path is None else new_folder(output_path)
+    if target is not None and model_type == "encoder":
+        known(open_merge(recipe).plan.embedding)
     kwargs = {DTYPE: "auto", "trust_remote_code": trust_remote_code, **kwargs}
     model = load_merged(recipe, auto_class, **kwargs)
     if target is not None:
-        is_encoder = model_type == "encoder"
-        extra = sentence_transformers_files(model.config.hidden_size) if is_encoder else {}
-        save(recipe, target, extra=extra)
+        save(recipe, target)
     return model
 
 
@@ -96,6 +100,7 @@ def mix_models_with_data(
     output_path: str | os.PathLike[str] | None = None,
     *,
     seed: int = 0,
+    pooling: str | Sequence[str] | None = None,
     dtype: torch.dtype | str = torch.float32,
     trust_remote_code: bool | None = None,
     **kwargs: Any,
@@ -112,6 +117,7 @@ def mix_models_with_data(
         max_input_length,
         neg_number,
         seed=seed,
+        pooling=pooling,
         trust_remote_code=trust_remote_code,
     )
     return mix_models(
@@ -119,6 +125,7 @@ def mix_models_with_data(
         model_type,
         weights,
         output_path,
+        pooling=pooling,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         **kwargs,
@@ -135,25 +142,29 @@ def compute_weights(
     neg_number: int = 7,
     *,
     seed: int = 0,
+    pooling: str | Sequence[str] | None = None,
     trust_remote_code: bool | None = None,
 ) -> list[float]:
     """Compute softmax(-loss / temperature) of models on examples: one weight each, with sum 1.
 
     An example is ``{"input", "output"}`` for a decoder or an encoder-decoder, ``{"query", "pos":
     [...], "neg": [...]}`` for an encoder or a reranker; ``seed`` decides which ``neg_number`` of
-    the negatives are drawn. For the losses, see `merge_plugins.calibration.losses`. One model at
-    a time is loaded, in float32, onto the GPU if there is one. Logs every loss and weight.
+    the negatives are drawn. ``pooling``: how encoders embed, if they do not say so themselves. For
+    the losses, see `merge_plugins.calibration.losses`. One model at a time is loaded, in float32,
+    onto the GPU if there is one. Logs every loss and weight.
 
     Raises `MergeError` before any weight is read if models, examples and type do not fit together.
     """
     auto_class = _auto_class(model_type)
+    models = model_names_or_paths
     kind = cast(ModelType, model_type)
     loss = ExampleLoss(kind, batch_size, max_input_length, neg_number, seed)
     examples = [data.example(row, f"example {n}") for n, row in enumerate(example_data, 1)]
     loss.check(examples)
-    models = model_names_or_paths
-    mix = _mix(models, [1 / (len(models) or 1)] * len(models), "float32")
-    open_merge(mix)
+    mix = _mix(models, [1 / (len(models) or 1)] * len(models), "float32", pooling)
+    plan = open_merge(mix).plan
+    if kind == "encoder":
+        loss = dataclasses.replace(loss, pooling=pooling_of(plan.embedding))
 
     def live(index: int) -> Any:
         gc.collect()  # the last one refers to itself
@@ -178,7 +189,12 @@ def _auto_class(model_type: str) -> Any:
     return AUTO_CLASSES[model_type]
 
 
-def _mix(models: Sequence[Any], weights: Sequence[float], dtype: torch.dtype | str) -> Recipe:
+def _mix(
+    models: Sequence[Any],
+    weights: Sequence[float],
+    dtype: torch.dtype | str,
+    pooling: str | Sequence[str] | None = None,
+) -> Recipe:
     """Build the recipe of a weighted sum that is rounded once, to ``dtype``."""
     if len(weights) != len(models):
         raise ParameterError(
@@ -199,6 +215,7 @@ def _mix(models: Sequence[Any], weights: Sequence[float], dtype: torch.dtype | s
             ],
             "parameters": {"normalize": False},
             "out_dtype": str(dtype),
+            "pooling": pooling,
         }
     )
 
@@ -208,27 +225,3 @@ def _named(model: Any) -> Any:
     if isinstance(model, Recipe):
         return model.as_dict()
     return os.fspath(model) if isinstance(model, os.PathLike) else model
-
-
-def sentence_transformers_files(width: int) -> dict[str, str]:
-    """Write the files that make an encoder a sentence-transformers model: texts by path.
-
-    A text's embedding is the state of its first token, ``width`` numbers, L2-normalised: what
-    LM-Cocktail's loss and its encoders use.
-    """
-    pooling = {
-        "word_embedding_dimension": width,
-        "pooling_mode_cls_token": True,
-        "pooling_mode_mean_tokens": False,
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-    }
-    steps = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
-        for i, (step, path) in enumerate(steps)
-    ]
-    return {
-        "modules.json": json.dumps(modules, indent=2) + "\n",
-        "1_Pooling/config.json": json.dumps(pooling, indent=2) + "\n",
-    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import logging
 import subprocess
@@ -38,6 +37,7 @@ from transformers import (
 )
 
 from merge_plugins import Recipe, load_merged, save
+from merge_plugins.api import Pooling
 from merge_plugins.calibration.losses import ExampleLoss, shares
 from merge_plugins.errors import MergeError, MismatchError, ParameterError, RecipeError
 from merge_plugins.lm_cocktail import (
@@ -72,6 +72,8 @@ RETRIEVAL = [
     {"query": "2 3 4", "pos": ["5"], "neg": ["1", "2 2", "9 9 9 9"]},
     {"query": "30 31", "pos": ["30", "31"], "neg": ["40", "41 42", "43"]},
 ]
+POOLING: dict[str, list[str]] = {"encoder": ["cls", "normalize"]}
+"""What LM-Cocktail's encoders do, and these without modules.json do not say."""
 DATA = {
     "decoder": DIALOGUES,
     "encoder": RETRIEVAL,
@@ -170,7 +172,8 @@ def test_what_is_written_is_the_live_model(
     families: dict[str, list[str]], model_type: str, tmp_path: Path
 ) -> None:
     weights, folder = [0.7, 0.3], tmp_path / "mix"
-    model = mix_models(families[model_type][:2], model_type, weights, folder)
+    pooling = POOLING.get(model_type)
+    model = mix_models(families[model_type][:2], model_type, weights, folder, pooling=pooling)
     written = AUTO[model_type].from_pretrained(folder)
     assert written.dtype == torch.float32
     assert same(written, model.state_dict())
@@ -185,7 +188,8 @@ def test_what_is_written_is_the_live_model(
 def test_an_encoder_is_written_as_a_sentence_transformers_model(
     families: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    mix_models(families["encoder"], "encoder", [0.5, 0.3, 0.2], tmp_path / "mix")
+    given: dict[str, Any] = {"pooling": POOLING["encoder"]}
+    mix_models(families["encoder"], "encoder", [0.5, 0.3, 0.2], tmp_path / "mix", **given)
     steps = json.loads((tmp_path / "mix" / "modules.json").read_text())
     kinds = [step["type"].rpartition(".")[2] for step in steps]
     assert kinds == ["Transformer", "Pooling", "Normalize"]
@@ -193,21 +197,6 @@ def test_an_encoder_is_written_as_a_sentence_transformers_model(
     pooling = json.loads((tmp_path / "mix" / steps[1]["path"] / "config.json").read_text())
     assert pooling.pop("word_embedding_dimension") == SMALL["hidden_size"]
     assert [name for name, is_used in pooling.items() if is_used] == ["pooling_mode_cls_token"]
-
-
-def test_sentence_transformers_embeds_by_the_first_token(
-    families: dict[str, list[str]], tmp_path: Path
-) -> None:
-    pytest.importorskip("sentence_transformers")
-    sentence_transformers = importlib.import_module("sentence_transformers")
-    model = mix_models(families["encoder"], "encoder", [0.5, 0.3, 0.2], tmp_path / "mix")
-    embedder = sentence_transformers.SentenceTransformer(str(tmp_path / "mix"), device="cpu")
-    found = embedder.encode(["1 2 3", "4"], convert_to_tensor=True)
-    inputs = tokenizer_of("encoder")(["1 2 3", "4"], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        first = model(**inputs).last_hidden_state[:, 0]
-    expected = torch.nn.functional.normalize(first, dim=-1)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_a_mix_of_the_originals_example_has_its_tensors(
@@ -236,7 +225,8 @@ def test_a_mix_of_the_originals_example_has_its_tensors(
 
 
 def losses(family: list[str], model_type: Any, **given: Any) -> list[float]:
-    loss = ExampleLoss(model_type, **given)
+    pooling = Pooling(tuple(POOLING["encoder"])) if model_type == "encoder" else None
+    loss = ExampleLoss(model_type, pooling=pooling, **given)
     examples = [example(row, "") for row in DATA[model_type]]
     auto, tokenizer = AUTO[model_type], AutoTokenizer.from_pretrained(family[0])
     return [
@@ -248,7 +238,8 @@ def losses(family: list[str], model_type: Any, **given: Any) -> list[float]:
 @every_type
 def test_weights_are_found_on_examples(families: dict[str, list[str]], model_type: str) -> None:
     family = families[model_type]
-    found = compute_weights(family, model_type, DATA[model_type], 0.5, 2, 64, 2, seed=3)
+    how: dict[str, Any] = {"seed": 3, "pooling": POOLING.get(model_type)}
+    found = compute_weights(family, model_type, DATA[model_type], 0.5, 2, 64, 2, **how)
     alone = losses(family, model_type, batch_size=2, max_input_length=64, neg_number=2, seed=3)
     assert found == pytest.approx(shares(alone, 0.5), rel=1e-6)
     assert max(found) - min(found) > 0.01  # they do differ
@@ -266,7 +257,7 @@ def test_a_mix_with_data_is_the_mix_of_the_weights_found(
     families: dict[str, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = families["encoder"]
-    given: dict[str, Any] = {"temperature": 0.5, "neg_number": 2, "seed": 1}
+    given: dict[str, Any] = {"temperature": 0.5, "neg_number": 2, "seed": 1, "pooling": "mean"}
     with caplog.at_level(logging.INFO, "merge_plugins"):
         model = mix_models_with_data(
             family, "encoder", RETRIEVAL, output_path=tmp_path / "mix", **given
@@ -283,7 +274,7 @@ def test_a_mix_with_data_is_the_mix_of_the_weights_found(
 
 def test_negatives_depend_on_the_seed_alone(families: dict[str, list[str]]) -> None:
     def weights(seed: int) -> tuple[float, ...]:
-        given = {"temperature": 0.1, "neg_number": 1, "seed": seed}
+        given = {"temperature": 0.1, "neg_number": 1, "seed": seed, "pooling": "cls"}
         return tuple(compute_weights(families["encoder"][:2], "encoder", RETRIEVAL, **given))
 
     assert weights(0) == weights(0) != weights(1)
@@ -305,7 +296,13 @@ def test_a_mix_may_hold_another_merge(families: dict[str, list[str]]) -> None:
         assert same(mix_models([inner, own], "decoder", [0.6, 0.4]), expected)
 
 
-def cocktail(family: list[str], rows: list[dict[str, Any]], file: Path, **given: Any) -> Recipe:
+def cocktail(
+    family: list[str],
+    rows: list[dict[str, Any]],
+    file: Path,
+    pooling: list[str] | None = None,
+    **given: Any,
+) -> Recipe:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Recipe.from_mapping(
         {
@@ -314,6 +311,7 @@ def cocktail(family: list[str], rows: list[dict[str, Any]], file: Path, **given:
             "parameters": given,
             "data": str(file),
             "out_dtype": "float32",
+            "pooling": pooling,
         }
     )
 
@@ -323,11 +321,11 @@ def test_the_method_is_the_function(
     families: dict[str, list[str]], model_type: str, tmp_path: Path
 ) -> None:
     family, rows = families[model_type], DATA[model_type]
-    recipe = cocktail(
-        family, rows, tmp_path / "x.jsonl", model_type=model_type, temperature=0.5, neg_number=2
-    )
+    given: dict[str, Any] = {"temperature": 0.5, "neg_number": 2}
+    given["pooling"] = POOLING.get(model_type)
+    recipe = cocktail(family, rows, tmp_path / "x.jsonl", model_type=model_type, **given)
     model = load_merged(recipe, AUTO[model_type])
-    function = mix_models_with_data(family, model_type, rows, temperature=0.5, neg_number=2)
+    function = mix_models_with_data(family, model_type, rows, **given)
     assert same(model, function.state_dict())
 
 

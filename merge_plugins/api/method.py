@@ -78,6 +78,16 @@ class Example:
     negatives: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """How embedders turn the states of a text's tokens into one vector."""
+
+    modes: tuple[str, ...]
+    """Modes of sentence-transformers (cls, mean, ...), and ``normalize`` for length 1."""
+    max_length: int | None = None
+    """Tokens that are read of a text."""
+
+
 class Sources(Protocol):
     """A lazy, read-only view of the models; at most one live model is resident."""
 
@@ -97,6 +107,9 @@ class Sources(Protocol):
 
     def tokenizer(self, expert: int) -> Any:
         """Load an expert's own tokenizer."""
+
+    def pooling(self) -> Pooling:
+        """Find how the models embed a text, on which all agree, or raise an error that asks."""
 
     def examples(self, expert: int) -> tuple[Example, ...]:
         """Read an expert's calibration data, or raise an error that shows how to name some."""

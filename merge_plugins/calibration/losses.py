@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from merge_plugins.api import Example
+from merge_plugins.api import Example, Pooling
 from merge_plugins.calibration.batches import UNSCORED, Row, padded, pair_row, text_row
+from merge_plugins.calibration.pooling import pooled
 from merge_plugins.errors import ParameterError, RecipeError
 
 ModelType: TypeAlias = Literal["decoder", "encoder", "reranker", "encoder-decoder"]
@@ -47,6 +48,8 @@ class ExampleLoss:
     """Negatives per query, drawn without replacement."""
     seed: int = 0
     """Seed of the draw of negatives, which are the same for every model."""
+    pooling: Pooling | None = None
+    """How encoders embed a text; other models need none."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_input_length", "neg_number"):
@@ -84,13 +87,21 @@ class ExampleLoss:
         self.check(examples)
         positions = getattr(model.config, "max_position_embeddings", None) or self.max_input_length
         limit = min(self.max_input_length, tokenizer.model_max_length, positions)
-        loss, batches = LOSSES[self.model_type], self._batches(examples)
+        batches = self._batches(examples)
         with torch.no_grad():
-            losses = [float(loss(model, tokenizer, batch, limit)) for batch in batches]
+            losses = [float(self._of(model, tokenizer, batch, limit)) for batch in batches]
         mean = math.fsum(losses) / len(losses)
         if not math.isfinite(mean):
             raise RecipeError(f"the loss of {model.name_or_path} on the examples is {mean}")
         return mean
+
+    def _of(self, model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
+        if self.model_type != "encoder":
+            return LOSSES[self.model_type](model, tokenizer, batch, limit)
+        if self.pooling is None:
+            raise RecipeError("the loss of an encoder needs to know how it pools: pooling: mean")
+        limit = min(limit, self.pooling.max_length or limit)
+        return contrastive_loss(model, tokenizer, batch, limit, self.pooling.modes)
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
         if self.model_type in ("encoder", "reranker"):
@@ -157,16 +168,19 @@ def causal_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNSCORED)
 
 
-def contrastive_loss(model: Any, tokenizer: Any, batch: Sequence[Example], limit: int) -> Tensor:
+def contrastive_loss(
+    model: Any, tokenizer: Any, batch: Sequence[Example], limit: int, modes: Sequence[str]
+) -> Tensor:
     """Compute the mean cross-entropy of each query's positive among the batch's passages.
 
-    Texts are embedded by their first token, L2-normalised; similarities are divided by 0.05.
+    Texts are embedded by pooling in these ``modes``, whatever their length; cosines are divided by
+    0.05.
     """
 
     def embed(texts: Sequence[str]) -> Tensor:
         inputs = on_device(model, [pair_row(tokenizer, Example(text), limit) for text in texts])
         states: Tensor = model.base_model(**inputs).last_hidden_state
-        return functional.normalize(states[:, 0].float(), dim=-1)
+        return functional.normalize(pooled(states, inputs["attention_mask"], modes), dim=-1)
 
     queries = embed([example.prompt for example in batch])
     passages = embed([passage for example in batch for passage in passages_of(example)])
@@ -220,7 +234,7 @@ def on_device(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
 
 LOSSES: Mapping[ModelType, Callable[[Any, Any, Sequence[Example], int], Tensor]] = {
     "decoder": causal_loss,
-    "encoder": contrastive_loss,
     "reranker": reranking_loss,
     "encoder-decoder": seq2seq_loss,
 }
+"""Losses of models that embed nothing."""

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from merge_plugins.api import Batch, Example, Weight
+from merge_plugins.api import Batch, Example, Pooling, Weight
 from merge_plugins.calibration import store
 from merge_plugins.calibration.batches import batches
 from merge_plugins.errors import RecipeError
 from merge_plugins.planning import Plan
+from merge_plugins.planning.embedding import pooling_of
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Data, Reference
 from merge_plugins.sources import Source
@@ -64,6 +65,10 @@ class PlannedSources:
         from merge_plugins.hf.experts import load_tokenizer
 
         return load_tokenizer(self._tokenizer(expert))
+
+    def pooling(self) -> Pooling:
+        """Find how the models embed a text, or raise an error that shows how to say it."""
+        return pooling_of(self._plan.embedding)
 
     def examples(self, expert: int) -> tuple[Example, ...]:
         """Read an expert's calibration data, or raise an error that shows how to name it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ class Cocktail:
                 "move data: from the models' entries to the top of the recipe"
             )
         loss = self._loss(seed=sources.seed)
+        if self.model_type == "encoder":
+            loss = dataclasses.replace(loss, pooling=sources.pooling())
         tokenizer, live = sources.tokenizer(0), sources.module
         weights = weigh(loss, self.temperature, sources.names, live, tokenizer, examples)
         return Linear(weight=weights, normalize=False)

@@ -19,6 +19,7 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.identity import digest
 from merge_plugins.planning import parameters
 from merge_plugins.planning.config import merged_config
+from merge_plugins.planning.embedding import embedding_of
 from merge_plugins.planning.names import DERIVED, Names, Origin
 from merge_plugins.planning.warn import warn_of_functions, warn_of_stops
 from merge_plugins.plugins import Method
@@ -27,6 +28,7 @@ from merge_plugins.sources import Source
 from merge_plugins.tokenizer import Alignment, aligned
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import SourceTensor, opened_files
+from merge_plugins.weights.sentence import SentenceModel
 from merge_plugins.weights.spelling import NUMBER
 
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -69,6 +71,8 @@ class Plan:
     """The merge's ``config.json``."""
     alignment: Alignment | None = None
     """Match of embedding rows by token; None: rows are merged by position."""
+    embedding: SentenceModel | None = None
+    """How the merge embeds a text; None, if its models are none of sentence-transformers."""
 
     @property
     def donor(self) -> Source:
@@ -151,6 +155,7 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     ``sources``: the models of ``recipe.references``, opened.
     """
     alignment = aligned(recipe, {ref: source.config for ref, source in sources.items()})
+    embedding = embedding_of(recipe, {ref: source.path for ref, source in sources.items()})
     sources, needless = _in_one_layout(recipe, sources)
     names = Names(sources, recipe, alignment, needless)
     unmatched = parameters.unmatched_filters(recipe, names.spellings)
@@ -166,7 +171,7 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     config = merged_config(recipe, sources, names, alignment)
     warn_of_functions(recipe, sources)
     warn_of_stops(recipe, config)
-    return Plan(recipe, method, sources, tensors, config, alignment)
+    return Plan(recipe, method, sources, tensors, config, alignment, embedding)
 
 
 def _in_one_layout(

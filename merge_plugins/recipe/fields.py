@@ -9,7 +9,7 @@ from typing import Any
 
 from merge_plugins.errors import MergeWarning, RecipeError, did_you_mean
 from merge_plugins.plugins import Method, registry
-from merge_plugins.recipe import data, keys, tokenizer
+from merge_plugins.recipe import data, keys, pooling, tokenizer
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, reference
 from merge_plugins.recipe.settings import Settings, combined, read_settings
@@ -37,6 +37,7 @@ def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         "exclude": _exclude(given.get("exclude", ())),
         "seed": _seed(given.get("seed", 0)),
         "data": data.from_setting(given.get("data"), reading.folder),
+        "pooling": pooling.from_setting(given.get("pooling"), reading),
     }
 
 

@@ -19,6 +19,7 @@ from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.normalize import normal_slices, shared_data
 from merge_plugins.recipe.parsing import bounded
 from merge_plugins.recipe.parts import WHOLE
+from merge_plugins.recipe.pooling import Modes
 from merge_plugins.recipe.references import Reading, Reference, written
 from merge_plugins.recipe.settings import Settings, as_yaml
 from merge_plugins.recipe.short_form import ShortForm, from_file
@@ -52,6 +53,8 @@ class Recipe:
     seed: int = 0
     data: Data | None = None
     """Calibration data of every model without its own."""
+    pooling: Modes | Reference | None = None
+    """How an embedder pools, see `merge_plugins.recipe.pooling`; None: as its models do."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -172,6 +175,7 @@ class Recipe:
             "exclude": list(self.exclude),
             "seed": self.seed,
             "data": self.data and write(self.data),
+            "pooling": self._written_pooling(write),
         }
         return {key: value for key, value in mapping.items() if value}
 
@@ -185,6 +189,10 @@ class Recipe:
     def _written_template(self, shown: Callable[[str], str]) -> Any:
         given = self.chat_template
         return given and (given if is_template(given) else written(given, shown))
+
+    def _written_pooling(self, write: Write) -> Any:
+        given = self.pooling
+        return list(given) if isinstance(given, tuple) else given and write(given)
 
     def normal(self, method: Method) -> Recipe:
         """Normalise the recipe, so that all its spellings are equal, or raise `RecipeError`."""

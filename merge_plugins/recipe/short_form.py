@@ -13,7 +13,7 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     params={…}                      the recipe's parameters as in YAML: gradients and filters
     data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
     exclude=head+bias               parts of tensor names that are not merged
-    seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=
+    seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
 
 A list for a per-model parameter is always one value per model; a gradient of one needs params= or
@@ -35,12 +35,13 @@ from merge_plugins.recipe import fields, files
 from merge_plugins.recipe import short_form_values as values
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.parsing import bounded
+from merge_plugins.recipe.pooling import modes_in
 from merge_plugins.recipe.references import Reading
 from merge_plugins.recipe.settings import read_setting
 from merge_plugins.recipe.slices import Entry
 from merge_plugins.recipe.tokenizer import is_template
 
-CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor")
+CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor", "pooling")
 """Keys whose value is a model or a keyword."""
 KEYS = {
     "method": "merge_method",
@@ -158,6 +159,7 @@ def _settings(
         recipe["base_model"] = values.reference(given["base_model"], reading)
     for key in (key for key in CHOSEN if key in given):
         is_word = given[key] in ("base", "union") or is_template(given[key])
+        is_word = is_word or (key == "pooling" and modes_in(given[key]) is not None)
         recipe[key] = given[key] if is_word else values.reference(given[key], reading)
     if "exclude" in given:
         parts = values.parsed(given["exclude"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from merge_plugins.api import Example
+from merge_plugins.api import Example, Pooling
 from merge_plugins.calibration.losses import ExampleLoss, shares
 from merge_plugins.errors import ParameterError, RecipeError
 
@@ -181,17 +181,34 @@ def test_a_text_of_one_token_has_no_loss(llama: LlamaForCausalLM) -> None:
         ExampleLoss()(llama, words(), [Example("7")])
 
 
+FIRST = Pooling(("cls", "normalize"))
+MODES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cls": lambda states: states[0],
+    "max": lambda states: states.max(0).values,
+    "mean": lambda states: states.mean(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / math.sqrt(len(states)),
+    "weightedmean": lambda states: (
+        torch.arange(1.0, len(states) + 1).to(states) @ states / math.comb(len(states) + 1, 2)
+    ),
+    "lasttoken": lambda states: states[-1],
+}
+"""Poolings of one text's states [tokens, width], as sentence-transformers defines them."""
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("modes", [*MODES, "cls+mean"])
 def test_an_encoder_loses_by_how_little_the_positive_stands_out(
-    bert: BertModel, batch_size: int
+    bert: BertModel, batch_size: int, modes: str
 ) -> None:
-    loss = ExampleLoss("encoder", batch_size, neg_number=3)
+    pooling = Pooling((*modes.split("+"), "normalize"))
+    loss = ExampleLoss("encoder", batch_size, neg_number=3, pooling=pooling)
     found = loss(bert, ENCODER, RETRIEVAL)
     expected = []
     with InFloat64(bert) as exact, torch.no_grad():
 
         def embed(sample: str) -> Tensor:
-            state = exact(**one(ENCODER, sample)).last_hidden_state[0, 0]
+            states = exact(**one(ENCODER, sample)).last_hidden_state[0]
+            state = torch.cat([MODES[mode](states) for mode in modes.split("+")])
             return state / math.sqrt(float((state * state).sum()))
 
         for batch in batches(drawn(loss, RETRIEVAL), batch_size):
@@ -271,7 +288,7 @@ def test_an_input_is_no_longer_than_the_model_has_positions(bert: BertModel) -> 
 
 def test_negatives_are_the_same_for_one_seed_and_other_for_another() -> None:
     def negatives(seed: int, batch_size: int = 2) -> list[tuple[str, ...]]:
-        loss = ExampleLoss("encoder", batch_size, neg_number=3, seed=seed)
+        loss = ExampleLoss("encoder", batch_size, neg_number=3, seed=seed, pooling=FIRST)
         return [example.negatives for example in drawn(loss, RETRIEVAL)]
 
     assert negatives(0) == negatives(0) == negatives(0, batch_size=4)
@@ -337,4 +354,4 @@ def test_a_loss_that_is_no_number_is_an_error(bert: BertModel) -> None:
     broken = BertModel(bert.config).eval()
     torch.nn.init.constant_(broken.embeddings.word_embeddings.weight, math.nan)
     with pytest.raises(RecipeError, match="is nan"):
-        ExampleLoss("encoder", neg_number=2)(broken, ENCODER, RETRIEVAL)
+        ExampleLoss("encoder", neg_number=2, pooling=FIRST)(broken, ENCODER, RETRIEVAL)
