@@ -132,7 +132,7 @@ class Carrier:
 
             parallel(read, chunk.blocks(PART))
             with self._on_stream():
-                target.copy_(staged, non_blocking=True)
+                target.copy_(staged, non_blocking=self._stream is not None)
             buffer.leaves(self._stream)
         finally:
             self._buffers.put(buffer)

@@ -27,6 +27,7 @@ from merge_plugins.api import (
 )
 from merge_plugins.engine.carrier import carrier_to, indexed
 from merge_plugins.engine.copied import copied, placed
+from merge_plugins.engine.defaults import own_defaults
 from merge_plugins.engine.elsewhere import SMALLEST_BLOCK, brought_back, there_or_here
 from merge_plugins.engine.measured import remember, remembered
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
@@ -111,6 +112,7 @@ class MergedTensor:
         self._on(target.device, region, target.detach())
         return target
 
+    @own_defaults()
     def _on(self, device: torch.device, region: Region, into: Tensor | None = None) -> Tensor:
         place = self._merge.place(indexed(device))
         if place.by_threads:
@@ -196,6 +198,7 @@ class MergedTensor:
         """Merge a small box of a weight that another merge reads, from inside its threads."""
         return self._work(self._merge.kernel(self.planned), self._reader).block(region)
 
+    @own_defaults()
     def branches(self, device: torch.device) -> Sequence[Branch]:
         """Compute each expert's branch of this weight, on ``device``, from the whole weight."""
         prepared = self._merge.kernel(self.planned)
@@ -311,6 +314,7 @@ class Merge:
                 return {"merge_method": method.name, "parameters": values}
         return {}
 
+    @own_defaults()
     def _prepare(self, place: Place) -> Kernel | None:
         different: list[Any] = []
         for planned in self.plan.tensors.values():
