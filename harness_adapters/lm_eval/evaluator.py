@@ -38,9 +38,11 @@ class Evaluator:
     ``tasks``: names of tasks or groups, separated by commas or in a list; or a mapping from names
     to ``metric`` (lm-eval's, with its filter: ``exact_match,strict-match``; by default the task's
     first), ``weight`` and ``higher_is_better``. ``model_args``: as of ``--model merged``, without
-    the recipe. ``resident``: a device in whose memory sources stay, as of `shared_sources`. The
-    others are lm-eval's, with the names and defaults of its command line; ``prompting``: the fields
-    of `Prompting`.
+    the recipe. ``resident``: a device in whose memory sources stay, as of `shared_sources`.
+    ``progress``: whether lm-eval shows a progress bar for each candidate.
+
+    The others are lm-eval's, with the names and defaults of its command line; ``prompting``: the
+    fields of `Prompting`.
 
     Raises `MergeError` for what is wrong with these before a model is loaded.
     """
@@ -55,6 +57,7 @@ class Evaluator:
         device: str | None = None,
         use_cache: str | None = None,
         resident: str | None = None,
+        progress: bool = True,
         include_path: str | Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         bootstrap_iters: int = 100000,
@@ -66,7 +69,7 @@ class Evaluator:
         given = _parsed(model_args)
         own = {"batch_size": batch_size, "max_batch_size": max_batch_size, "device": device}
         self._options = given | {name: value for name, value in own.items() if value is not None}
-        self._use_cache = use_cache
+        self._use_cache, self._progress = use_cache, progress
         self._evaluate = {
             "bootstrap_iters": bootstrap_iters,
             "confirm_run_unsafe_code": confirm_run_unsafe_code,
@@ -156,7 +159,7 @@ class Evaluator:
         lm, self._lm = self._lm, None  # dropped after an error, as it may be neither merge
         if lm is None or not lm.become(recipe):
             del lm  # before another takes as much memory
-            lm = LiveLM.of(recipe, self._options)
+            lm = LiveLM.of(recipe, self._options, self._progress)
             if lm.world_size > 1:
                 raise MergeError("an evaluator is one process; start it without a launcher")
         self._lm = lm

@@ -22,14 +22,19 @@ class LiveLM(MergedLM):
     """
 
     @classmethod
-    def of(cls, recipe: Recipe, options: Mapping[str, Any]) -> LiveLM:
-        """Build the model of a recipe, with arguments as of ``--model merged`` beside it."""
+    def of(cls, recipe: Recipe, options: Mapping[str, Any], progress: bool = True) -> LiveLM:
+        """Build the model of a recipe, with arguments as of ``--model merged`` beside it.
+
+        ``progress``: whether requests show lm-eval's progress bars.
+        """
         lm = cls.__new__(cls)
         lm._tokenised = {}
+        lm._shown = {} if progress else {"disable_tqdm": True}
         lm._build(recipe, dict(options))
         return lm
 
     _tokenised: dict[Hashable, Any]
+    _shown: dict[str, Any]
 
     def become(self, recipe: Recipe) -> bool:
         """Turn into the merge of another recipe; False if only a new model can be that.
@@ -46,6 +51,21 @@ class LiveLM(MergedLM):
         self.recipe = merging.recipe = recipe
         self.batch_sizes: dict[int, int] = {}
         return True
+
+    def loglikelihood(self, requests: list[Any], **options: Any) -> list[Any]:
+        """Score requests, with a progress bar if one is wanted."""
+        return super().loglikelihood(requests, **{**self._shown, **options})
+
+    def loglikelihood_rolling(self, requests: list[Any], **options: Any) -> list[Any]:
+        """Score texts, with a progress bar if one is wanted."""
+        return super().loglikelihood_rolling(requests, **{**self._shown, **options})
+
+    def generate_until(self, requests: list[Any], **options: Any) -> list[Any]:
+        """Answer prompts, with a progress bar if one is wanted."""
+        return super().generate_until(requests, **{**self._shown, **options})
+
+    def _loglikelihood_tokens(self, requests: Any, **options: Any) -> list[Any]:
+        return super()._loglikelihood_tokens(requests, **{**options, **self._shown})
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Tokenise a text, or remember what came of it."""

@@ -303,3 +303,11 @@ def test_settings_are_arguments_of_lm_eval_or_of_the_model(tasks):
     with Evaluator.from_settings("tiny_choice", {**settings, "device": "cpu"}) as ours:
         assert ours._options == {"dtype": "float16", "batch_size": 3, "device": "cpu"}
         assert len(ours.documents["tiny_choice"]) == 2
+
+
+def test_progress_bars_can_be_left_out(evaluator, family, capfd):
+    shown = []
+    for progress in (True, False):
+        evaluator(limit=1, progress=progress).score(recipe(family))
+        shown.append("Running loglikelihood requests" in capfd.readouterr().err)
+    assert shown == [True, False]
