@@ -15,16 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lm_eval.api.model import CacheHook, CachingLM
-from lm_eval.evaluator import evaluate
+from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.utils import simple_parse_args_string
 
 from harness_adapters.lm_eval.depends import identity
 from harness_adapters.lm_eval.goals import Scored
 from harness_adapters.lm_eval.live import LiveLM
-from harness_adapters.lm_eval.prepared import Tasks
+from harness_adapters.lm_eval.prepared import Tasks, manager_of
 from harness_adapters.lm_eval.prompting import Prompting
 from merge_plugins import shared_sources
 from merge_plugins.errors import MergeError, did_you_mean
@@ -76,7 +78,8 @@ class Evaluator:
         }
         prompting["gen_kwargs"] = _parsed(prompting.get("gen_kwargs"))
         self._prompting = Prompting(**prompting)
-        self._tasks = Tasks([*wanted], self._prompting, include_path, dict(metadata or {}))
+        self._where = (include_path, dict(metadata or {}))
+        self._tasks = Tasks([*wanted], self._prompting, *self._where)
         self._scored = {
             name: Scored.read(name, settings or {}, self._tasks)
             for name, settings in wanted.items()
@@ -140,6 +143,35 @@ class Evaluator:
             **asdict(self._prompting),
         }
         return found
+
+    @property
+    def test_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are scored on their test split, in lm-eval's order."""
+        return tuple(name for name, task in self._tasks.tasks.items() if task.has_test_docs())
+
+    def separately(self, recipe: Recipe) -> Mapping[str, Score]:
+        """Score a recipe by lm-eval's own `simple_evaluate` and ``--model merged``, all anew.
+
+        The live model is dropped before; tasks are loaded and requests made again.
+        """
+        self._lm = None
+        options, names = dict(self._options), [*self._scored]
+        given = {key: options.pop(key, None) for key in ("batch_size", "max_batch_size", "device")}
+        prompting = {**asdict(self._prompting), **self._prompting.for_requests}
+        with TemporaryDirectory() as folder, self._prompting.seeded():
+            config = Path(folder) / "merge.yaml"
+            config.write_text(recipe.to_yaml(), encoding="utf-8")
+            found = simple_evaluate(
+                "merged",
+                {"config": str(config), **options},
+                names,
+                task_manager=manager_of(names, *self._where),
+                log_samples=True,
+                **given,
+                **prompting,
+                **self._evaluate,
+            )
+        return {name: scored.score(found) for name, scored in self._scored.items()}
 
     def close(self) -> None:
         """Free the model and the sources."""

@@ -123,15 +123,7 @@ def _load(names: Sequence[str], include_path: Any, metadata: Any) -> Any:
         )
     if not names:
         raise MergeError("no task named; tasks are lm-eval's: gsm8k, or {gsm8k: {metric: …}}")
-    for manager in _managers(include_path, metadata):
-        if all(name in manager.all_tasks for name in names):
-            break
-    else:
-        name = next(name for name in names if name not in manager.all_tasks)
-        raise MergeError(
-            f"lm-eval has no task {name!r}{did_you_mean(name, manager.all_tasks)}. "
-            "'lm_eval ls tasks' lists them"
-        )
+    manager = manager_of(names, include_path, metadata)
     for name in names:
         if name in manager.all_tags:
             tagged = manager.load(name)["tasks"]
@@ -143,6 +135,18 @@ def _load(names: Sequence[str], include_path: Any, metadata: Any) -> Any:
         return manager.load(list(names))
     except ValueError as exc:  # a task both by itself and in a group
         raise MergeError(f"lm-eval does not load {', '.join(names)}: {exc}") from exc
+
+
+def manager_of(names: Sequence[str], include_path: Any, metadata: Any) -> TaskManager:
+    """Find a manager that has tasks of these names, or raise `MergeError`."""
+    for manager in _managers(include_path, metadata):
+        if all(name in manager.all_tasks for name in names):
+            return manager
+    name = next(name for name in names if name not in manager.all_tasks)
+    raise MergeError(
+        f"lm-eval has no task {name!r}{did_you_mean(name, manager.all_tasks)}. "
+        "'lm_eval ls tasks' lists them"
+    )
 
 
 def _managers(include_path: Any, metadata: Any) -> Iterable[TaskManager]:

@@ -58,7 +58,7 @@ class Range:
         if self.integer:
             return int(min(max(round(value), self.low), self.high))
         scale = abs(value) if self.log else self.high - self.low
-        places = DIGITS - math.floor(math.log10(scale or 1))
+        places = DIGITS - math.ceil(math.log10(scale or 1))
         if self.step:
             value = self.low + self.step * round((value - self.low) / self.step)
             places += 6  # 0.1 + 0.2 is 0.3

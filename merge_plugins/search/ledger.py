@@ -19,6 +19,8 @@ from merge_plugins.search.locks import locked
 from merge_plugins.search.objective import Score
 
 NAME = "search.jsonl"
+FOLDER = "folder"
+"""Key of the header that may change: where relative paths of the recipe start."""
 State = Literal["complete", "stopped", "failed", "repeat", "rerun"]
 
 
@@ -168,7 +170,7 @@ def _last_line_end(file: BinaryIO, end: int) -> int:
 
 
 def _same_search(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key in {**ours, **theirs}:
+    for key in {**ours, **theirs}.keys() - {FOLDER}:
         if ours.get(key) != theirs.get(key):
             changes = "; ".join(_changes(key, theirs.get(key), ours.get(key)))
             raise MergeError(

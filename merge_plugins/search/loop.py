@@ -7,7 +7,7 @@ lock, so no merge is scored twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,13 @@ PAUSE = 0.2
 """Seconds between two looks at what others are doing."""
 
 
-def run(study: Study) -> Iterator[Trial]:
+def run(study: Study, stop: Callable[[], bool] = lambda: False) -> Iterator[Trial]:
     """Score candidates until the budget is spent; yield each when it is in the ledger.
 
-    To stop between two candidates leaves nothing half done.
+    ``stop``: asked between two candidates, where to stop leaves nothing half done.
     """
     scorer = Scorer(study.objective, study.ranking, study.trust_remote_code)
-    while True:
+    while not stop():
         with study.ledger.lock():
             study.ledger.read()
             running = study.claims.running()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from merge_plugins.recipe import Recipe
 
@@ -56,3 +56,15 @@ class Objective(Protocol):
 
     def close(self) -> None:
         """Free the model, and whatever else is held from one recipe to the next."""
+
+
+@runtime_checkable
+class Benchmarks(Protocol):
+    """What an `Objective` of a harness has besides."""
+
+    @property
+    def test_tasks(self) -> Sequence[str]:
+        """Names of the tasks that are scored on their test split."""
+
+    def separately(self, recipe: Recipe) -> Mapping[str, Score]:
+        """Score a recipe on all documents by the harness's ordinary path, all anew."""

@@ -100,6 +100,8 @@ def _differences(own: Scores, best: Scores, ranking: Ranking) -> list[float]:
     """List what each document adds to the difference of the totals, up to a common factor."""
     found = []
     for name, goal in ranking.goals.items():
+        if name not in own:  # few documents, of which none are in the first part
+            continue
         mine, theirs = own[name].documents, best[name].documents
         both = [one for one in mine if one in theirs]
         factor = goal.weight * ranking.sign(name) / max(len(both), 1)

@@ -129,10 +129,7 @@ def _tasks(given: Any) -> Mapping[str, Any]:
         raise MergeError(
             f"search.tasks is a list of names, or {{name: {{metric: …, weight: …}}}}; got {given!r}"
         )
-    return {
-        name: _mapping(task or {}, f"search.tasks.{name}", ("metric", "weight"))
-        for name, task in given.items()
-    }
+    return dict(given)
 
 
 def _whole(given: Mapping[str, Any], key: str, where: str, low: int) -> int | None:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError
+from merge_plugins.recipe import Recipe
 from merge_plugins.search import racing
 from merge_plugins.search.history import Sampler
-from merge_plugins.search.ledger import Ledger, Trial
-from merge_plugins.search.objective import Objective
+from merge_plugins.search.ledger import FOLDER, Ledger, Trial
+from merge_plugins.search.objective import Goal, Objective, Score
 from merge_plugins.search.ranking import Ranking, Scores, on
-from merge_plugins.search.samplers import sampler
+from merge_plugins.search.samplers import Random, sampler
 from merge_plugins.search.settings import SearchFile, Settings
 from merge_plugins.search.space import Space
 from merge_plugins.search.starts import Start, starts
 from merge_plugins.search.workers import Claims
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The objective of a search that is over, as far as its ledger has it."""
+
+    goals: Mapping[str, Goal]
+    identity: str
+    documents: Mapping[str, Sequence[str]]
+
+    def score(
+        self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, Score]:
+        """Refuse to score."""
+        raise MergeError("this search is only looked at; run 'merge-plugins search' to go on")
+
+    def close(self) -> None:
+        """Free nothing."""
 
 
 @dataclass
@@ -41,20 +60,48 @@ class Study:
         folder: Path,
         objective: Objective,
         trust_remote_code: bool | None = None,
+        notes: Sequence[str] = (),
     ) -> Study:
-        """Open a search, or raise `MergeError`; reads headers of models, scores nothing."""
+        """Open a search, or raise `MergeError`; reads headers of models, scores nothing.
+
+        ``notes``: what a reader of its report must know of the scores.
+        """
         space, settings = Space.parse(file.recipe, file.folder), file.settings
         open_merge(space.check().trusting(None))
         ranking = Ranking(objective.goals, settings.pareto)
         chosen = sampler(settings.sampler, space, ranking, settings.seed)
-        documents = objective.documents
-        if (settings.racing or settings.subset) and not any(documents.values()):
-            raise MergeError("search: racing and subset need scores that are means of documents")
+        documents = {goal: list(objective.documents.get(goal, ())) for goal in objective.goals}
+        _check_documents(settings, documents)
         split = racing.Split.of(documents, settings.tune, settings.seed)
-        goals = {name: asdict(goal) for name, goal in objective.goals.items()}
-        header = {"search": file.identity, "scores": objective.identity, "goals": goals}
+        header = {
+            "search": file.identity,
+            "scores": objective.identity,
+            "goals": {name: asdict(goal) for name, goal in objective.goals.items()},
+            "documents": documents,
+            "sources": sum(start.is_source for start in starts(space)),
+            "notes": list(notes),
+            FOLDER: str(file.folder),
+        }
         ledger = Ledger.open(folder, header)
         return cls(space, objective, ranking, settings, ledger, chosen, split, trust_remote_code)
+
+    @classmethod
+    def recorded(cls, folder: Path) -> Study:
+        """Open the search of a folder to look at it; it can score nothing."""
+        ledger = Ledger.existing(folder)
+        header = ledger.header
+        content = {**header["search"]}
+        content["search"] = {**content["search"], "budget": {"trials": len(ledger.trials)}}
+        file = SearchFile.parse(content, Path(header[FOLDER]))
+        space, settings = Space.parse(file.recipe, file.folder), file.settings
+        objective = Recorded(
+            {name: Goal(**goal) for name, goal in header["goals"].items()},
+            header["scores"],
+            header["documents"],
+        )
+        ranking = Ranking(objective.goals, settings.pareto)
+        split = racing.Split.of(objective.documents, settings.tune, settings.seed)
+        return cls(space, objective, ranking, settings, ledger, Random(space), split)
 
     @cached_property
     def claims(self) -> Claims:
@@ -91,9 +138,9 @@ class Study:
         """The documents that tuning looks at: a subset, once the models were scored for it."""
         if self.settings.subset is None:
             return self.split.tune
-        numbers = [i for i, start in enumerate(self.starts) if start.is_source]
-        scores = [t.scores for t in self.scored if t.number in numbers and t.state == "complete"]
-        if len(scores) < len(numbers):
+        found = [t for t in self.scored if not t.params]
+        scores = [trial.scores for trial in found if trial.state == "complete"]
+        if len(found) < self.ledger.header["sources"]:
             return self.split.tune
         return racing.on_which_they_differ(scores, self.split.tune)
 
@@ -105,3 +152,13 @@ class Study:
             total += max(end - max(start, until), 0.0)
             until = max(until, end)
         return total
+
+
+def _check_documents(settings: Settings, documents: Mapping[str, Sequence[str]]) -> None:
+    bare = [goal for goal, ids in documents.items() if not ids]
+    if settings.racing and bare:
+        raise MergeError(
+            f"search: racing needs scores that are means of documents; {bare[0]} is none"
+        )
+    if (settings.subset or settings.tune is not None) and len(bare) == len(documents):
+        raise MergeError("search: split and subset need scores that are means of documents")

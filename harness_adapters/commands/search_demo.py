@@ -1,0 +1,6 @@
+"""The demo of a search."""
+
+
+def run() -> int:
+    """Search."""
+    return 0
