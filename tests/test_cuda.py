@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from families import write_zeros
 
 from merge_plugins import Recipe, load_merged, merged_tensors, overwrite, shared_sources
 from merge_plugins.api import Region, Slot
 from merge_plugins.demo import family
 from merge_plugins.engine import open_merge
+from merge_plugins.errors import MergeError
 from merge_plugins.hf import experts
 from merge_plugins.ops.random import drop_at_random
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import Place
+from merge_plugins.weights import StoredTensor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -105,6 +109,114 @@ def test_a_live_model_on_the_gpu_is_overwritten_there() -> None:
             for name, weight in live.state_dict().items():
                 assert torch.equal(weight.cpu(), wanted[name]), name
     assert homes == [weight.data_ptr() for weight in live.parameters()]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Elements of every read of a stored weight by a carrier."""
+    sizes: list[int] = []
+    into = StoredTensor.read_into
+
+    def noting(self: StoredTensor, target: torch.Tensor, region: Region) -> None:
+        sizes.append(region.numel)
+        into(self, target, region)
+
+    monkeypatch.setattr(StoredTensor, "read_into", noting)
+    return sizes
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "ties_merging", "passthrough", "tsv"])
+def test_sources_that_stay_on_the_gpu_cross_the_bus_once(method: str, read: list[int]) -> None:
+    given: dict[str, dict[str, object]] = {
+        "linear": {"weights": 0.5},
+        "ties": {"weights": 0.5, "density": 0.5},
+        "ties_merging": {"trim_scope": "model"},
+    }
+    alone = Recipe.from_model_args({"method": "passthrough", "models": [str(family()["base"])]})
+    recipe = alone if method == "passthrough" else merge(method, **given.get(method, {}))
+    wanted = load_merged(recipe).state_dict()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    with shared_sources(resident="cuda"):
+        live = load_merged(recipe, device_map="cuda")
+        assert read
+        read.clear()
+        assert overwrite(live, recipe) is live
+        assert not read
+        found = live.state_dict()
+        assert all(torch.equal(weight.cpu(), wanted[name]) for name, weight in found.items())
+        for weight in found.values():
+            weight.fill_(7.0)  # nothing is the memory of a source
+        again = load_merged(recipe, device_map="cuda").state_dict()
+        assert all(torch.equal(weight.cpu(), wanted[name]) for name, weight in again.items())
+        assert not read
+    del live, found, again
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+
+
+def test_computed_sources_are_measured_and_kept_there(
+    checkpoint: Callable[..., str], recipe: Callable[..., Recipe], read: list[int]
+) -> None:
+    models = [checkpoint({"w": torch.randn(700, 900).bfloat16()}) for _ in range(3)]
+    delta = {"model": models[1], "delta": models[2]}
+    device = torch.empty(0, device="cuda").device
+    given = {"weight": 0.5, "density": 0.4}
+    top = {"merge_method": "ties", "base_model": models[0], "models": [{"model": delta}]}
+    spelled = Recipe.from_mapping({**top, "parameters": given})
+    expected = open_merge(spelled).tensors()["w"][...]
+    for room in (0, 1 << 30):
+        for resident in (None, "cuda"):
+            with shared_sources(resident=resident):
+                for _ in range(2):
+                    found = open_merge(spelled)
+                    found.places[device] = Place(device, 1 << 17, by_threads=False, room=room)
+                    assert torch.equal(found.tensors()["w"].on(device).cpu(), expected)
+                    assert torch.equal(found.tensors()["w"][...], expected)
+
+
+def test_more_than_the_gpu_has_is_refused(
+    tmp_path: Path, recipe: Callable[..., Recipe], read: list[int]
+) -> None:
+    n_rows = int(0.3 * torch.cuda.mem_get_info()[1]) >> 12
+    folders = [tmp_path / name for name in "abcd"]  # four: the CPU too may have less memory
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        write_zeros(folder, {"w": (n_rows, 2048)})
+    spelled = recipe("linear", None, list(map(str, folders)), weight=0.5)
+    refused = pytest.raises(MergeError, match=r"GB of sources in memory, and cuda:0 has .* free")
+    with shared_sources(resident="cuda:0"), refused:
+        open_merge(spelled)
+    assert not read
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("method", ["ties", "slerp", "ties_merging"])
+def test_two_gpus_each_make_their_own(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, dict[str, object]] = {
+        "ties": {"weights": 1, "density": 0.5},
+        "slerp": {"t": 0.4},
+        "ties_merging": {"trim_scope": "model"},
+    }
+    recipe = merge(method, **given[method])
+    wanted = load_merged(recipe).state_dict()
+    layers = {name.split(".")[2] for name in wanted if name.startswith("model.layers.")}
+    split = {"model.embed_tokens": 0, "lm_head": 0, "model.norm": 1, "model.rotary_emb": 0}
+    split |= {f"model.layers.{i}": int(i) % 2 for i in layers}
+    with shared_sources(resident="cuda:0"), shared_sources(resident="cuda:1"):
+        live = load_merged(recipe, device_map=split)
+        for _ in range(2):
+            found = live.state_dict()
+            assert {weight.device.index for weight in found.values()} == {0, 1}
+            assert all(torch.equal(weight.cpu(), wanted[name]) for name, weight in found.items())
+            live = overwrite(live, recipe)
+    for name, tensor in merged_tensors(recipe).items():
+        for device in ("cuda:1", "cuda:0"):
+            merged = tensor.on(torch.device(device))
+            assert merged.device == torch.device(device)
+            assert torch.equal(merged.cpu(), tensor[...]), name
+    assert "on the CPU" not in caplog.text
 
 
 def test_a_nearly_full_gpu_takes_smaller_blocks(
