@@ -28,6 +28,7 @@ from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import RECIPE_FILES, home
 from merge_plugins.weights.hub import resolve
+from merge_plugins.weights.modules import of_transformer
 
 SHAPING = ("num_hidden_layers", "vocab_size", "tie_word_embeddings")
 """Keys of a config that a recipe can change and that decide the model's weights."""
@@ -76,7 +77,7 @@ class MergedModelLoader(DefaultModelLoader):
         shown = self.load_config.use_tqdm_on_load and not (
             in_group and torch.distributed.get_rank()
         )
-        tensors = Merge(plan).tensors().items()
+        tensors = of_transformer(Merge(plan).tensors()).items()
         for name, tensor in tqdm(tensors, "Merging", disable=not shown, unit=" weights"):
             if not should_skip_weight(name, self.local_expert_ids):
                 yield name, LazyTensor(tensor)

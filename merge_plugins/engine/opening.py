@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from dataclasses import replace
 
 from merge_plugins.engine.merge import Merge, MergedTensor
 from merge_plugins.parallel import BLOCK
@@ -15,7 +16,13 @@ from merge_plugins.recipe.references import home
 from merge_plugins.sources import ComputedCheckpoint, Source
 from merge_plugins.sources.differences import rebased, recovered
 from merge_plugins.sources.lora import with_adapter
-from merge_plugins.weights import ComputedTensor, SourceTensor, open_checkpoint, signature
+from merge_plugins.weights import (
+    ComputedTensor,
+    SourceTensor,
+    module_tensors,
+    open_checkpoint,
+    signature,
+)
 from merge_plugins.weights.computed import stored_inputs
 from merge_plugins.weights.hub import resolve
 from merge_plugins.weights.resident import residents
@@ -77,7 +84,9 @@ def _open(
     if isinstance(ref, str):
         return open_checkpoint(ref)
     if isinstance(ref, Lora):
-        return with_adapter(ref, open_source(ref.model, base, opened), resolve(ref.adapter))
+        folder = resolve(ref.adapter)
+        adapted = with_adapter(ref, open_source(ref.model, base, opened), folder)
+        return replace(adapted, tensors={**adapted.tensors, **module_tensors(folder)})
     if isinstance(ref, Delta):
         return recovered(ref, open_source(ref.model, base, opened), open_checkpoint(ref.delta))
     if isinstance(ref, Rebased):

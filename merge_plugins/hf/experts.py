@@ -17,6 +17,7 @@ from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
 from merge_plugins.weights.damage import refuse_damage
+from merge_plugins.weights.modules import of_transformer
 from merge_plugins.weights.resident import free_bytes
 from merge_plugins.weights.spelling import with_or_without
 
@@ -41,7 +42,7 @@ def load(checkpoint: Source, device: torch.device | None = None) -> PreTrainedMo
     model, info = model_class.from_pretrained(
         None,
         config=config,
-        state_dict={name: stored.view() for name, stored in checkpoint.items()},
+        state_dict={name: stored.view() for name, stored in of_transformer(checkpoint).items()},
         output_loading_info=True,
         **{DTYPE: torch.float32},
     )

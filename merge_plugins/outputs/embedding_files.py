@@ -10,7 +10,7 @@ from merge_plugins.errors import CheckpointError
 from merge_plugins.hf.rehearsal import read_config
 from merge_plugins.planning import Plan
 from merge_plugins.weights.companions import copy_files
-from merge_plugins.weights.modules import NAME
+from merge_plugins.weights.modules import NAME, WEIGHTS
 from merge_plugins.weights.sentence import (
     LEGACY_POOLING,
     OF_TRANSFORMER,
@@ -31,12 +31,12 @@ def write_embedding(plan: Plan, model: SentenceModel, folder: Path, *, code: boo
     if model.folder is None:
         _write_pooling(plan, model, folder)
         return
-    names = sentence_files(model.folder)
-    weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
-    if weights:
+    names = [name for name in sentence_files(model.folder) if Path(name).name not in WEIGHTS]
+    others = [name for name in names if name.endswith((".safetensors", ".bin"))]
+    if others:
         raise CheckpointError(
-            f"{model.folder / weights[0]} holds weights of a module that is no part of the merge; "
-            f"remove {model.folder / NAME} to use the transformer alone"
+            f"{model.folder / others[0]} holds weights that are no part of the merge, because "
+            f"sentence-transformers reads {' or '.join(WEIGHTS)}; remove it"
         )
     copy_files(model.folder, (name for name in names if code or not name.endswith(".py")), folder)
     written = sentence_model(folder)

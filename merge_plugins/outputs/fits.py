@@ -15,6 +15,7 @@ from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import held
 from merge_plugins.weights.files import tokenizer_files
+from merge_plugins.weights.modules import of_transformer
 
 
 def fits(plan: Plan, model_class: Any = None, config: Any = None) -> Rehearsal | None:
@@ -26,7 +27,7 @@ def fits(plan: Plan, model_class: Any = None, config: Any = None) -> Rehearsal |
     """
     if plan.donor.path.is_file():
         return None
-    shapes = {name: tensor.shape for name, tensor in plan.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in of_transformer(plan.tensors).items()}
     found = rehearse_merge(plan.config, shapes, plan.donor.path, model_class, config)
     if found is not None:
         _refuse_two_heads(plan, found)

@@ -30,6 +30,7 @@ from merge_plugins.recipe.references import home
 from merge_plugins.routing import model as routed
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import generation_config
+from merge_plugins.weights.modules import of_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def _load(
     pool()  # the loader's threads start next
     tensors = {
         name: LazyTensor(tensor) if LAZY else tensor[...]
-        for name, tensor in merge.tensors().items()
+        for name, tensor in of_transformer(merge.tensors()).items()
     }
     if Version("4.49") > VERSION and arguments.get("device_map") is not None:
         model, info = _load_then_dispatch(model_class, arguments, tensors)

@@ -18,7 +18,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from merge_plugins.engine import open_merge
+from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MergeWarning
 from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.outputs.card import model_card, portable
@@ -41,6 +41,7 @@ from merge_plugins.outputs.recipe_folder import (
     signature,
     trusts_code,
 )
+from merge_plugins.outputs.save import write_modules
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, files
@@ -60,6 +61,9 @@ def mount(
 ) -> Path:
     """Write a recipe folder and return it; reads weights only to hash their files.
 
+    The one exception is a sentence-transformers model whose modules behind the transformer have
+    weights, a few MB as a rule: these are merged and written.
+
     ``trust_remote_code``: whether code that came with the models or the calibration data's task
     runs where the folder is loaded. Raises `MergeError` when the folder is not empty or the recipe
     does not fit its models.
@@ -70,10 +74,11 @@ def mount(
     classes = auto_classes(plan.config, plan.donor.path, trust_remote_code)
     fits(plan)
     if not trust_remote_code:
-        refuse_needed_code(plan.donor.path, tokenizer_folder(recipe))
+        refuse_needed_code(plan.embedding, tokenizer_folder(recipe))
     with complete_or_nothing(target) as unfinished:
         write_configs(recipe, _config(plan, classes, trust_remote_code), unfinished)
         copy_companions(plan, unfinished, code=trust_remote_code)
+        write_modules(Merge(plan), unfinished)  # small, and no Auto class loads them
         if not trust_remote_code:
             _remove_code(unfinished / "tokenizer_config.json")
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")

@@ -17,7 +17,8 @@ from transformers.models.auto import modeling_auto
 
 from merge_plugins.errors import RecipeError, UntrustedCodeError
 from merge_plugins.weights.files import read_json
-from merge_plugins.weights.modules import OWN, sentence_modules
+from merge_plugins.weights.modules import OWN
+from merge_plugins.weights.sentence import SentenceModel
 
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
@@ -89,7 +90,7 @@ def without_code(contents: Any) -> Any:
     return [without_code(each) for each in contents] if isinstance(contents, list) else contents
 
 
-def refuse_needed_code(donor: Path, tokenizer: Path) -> None:
+def refuse_needed_code(embedding: SentenceModel | None, tokenizer: Path) -> None:
     """Raise `UntrustedCodeError` where tokenizer or pooling would differ without their own code."""
     settings = [tokenizer / name for name in ("config.json", "tokenizer_config.json")]
     if any("auto_map" in read_json(file) for file in settings if file.is_file()):
@@ -99,8 +100,9 @@ def refuse_needed_code(donor: Path, tokenizer: Path) -> None:
             raise UntrustedCodeError(
                 f"{tokenizer}: the tokenizer cannot be loaded without code of its own. {ALLOW}"
             ) from exc
-    for module in sentence_modules(donor):
-        if module.type and not module.type.startswith(OWN):
+    for kind in (module.type for module in embedding.modules) if embedding else ():
+        if kind and not kind.startswith(OWN):
             raise UntrustedCodeError(
-                f"{donor}: modules.json names {module.type!r}, Python code of its own. {ALLOW}"
+                f"{embedding and embedding.folder}: modules.json names {kind!r}, Python code of "
+                f"its own. {ALLOW}"
             )

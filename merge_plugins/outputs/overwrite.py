@@ -24,6 +24,7 @@ from merge_plugins.outputs.load import Loading, describe, open_loading
 from merge_plugins.parallel import pool
 from merge_plugins.recipe import Recipe
 from merge_plugins.routing.model import Routed
+from merge_plugins.weights.modules import of_transformer
 from merge_plugins.weights.pieces import Piece, covers
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def in_place(model: PreTrainedModel, loading: Loading, options: Mapping[str, Any
         return reason
     # a method that runs its models does so before a weight is written
     loading.merge.settled(only_device(_places(model)))
-    _write(model, found, loading.merge.tensors())
+    _write(model, found, of_transformer(loading.merge.tensors()))
     model.train(False)
     model.zero_grad(set_to_none=True)
     if model.can_generate():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe, files
+from merge_plugins.weights.modules import WEIGHTS, of_modules, of_transformer
 from merge_plugins.weights.stored import write_header
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def save(
         copy_companions(plan, unfinished)  # what cannot be copied stops the merge before it starts
         merge = Merge(plan)
         _write_weights(merge, unfinished, max_shard_size)
+        write_modules(merge, unfinished)
         for name, text in (extra or {}).items():
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
@@ -65,7 +67,7 @@ def save(
 
 
 def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> None:
-    tensors = merge.tensors()
+    tensors = of_transformer(merge.tensors())
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.numel() * tensor.dtype.itemsize,
@@ -74,23 +76,37 @@ def _write_weights(merge: Merge, folder: Path, max_shard_size: int | str) -> Non
     )
     with tqdm(total=merge.plan.bytes_merged, unit="B", unit_scale=True, desc="Merging") as progress:
         for file, names in split.filename_to_tensors.items():
-            _write_shard(folder / file, [tensors[name] for name in names], progress)
+            _write_shard(folder / file, {name: tensors[name] for name in names}, progress)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def _write_shard(file: Path, tensors: Sequence[MergedTensor], progress: tqdm[Any]) -> None:
+def write_modules(merge: Merge, folder: Path) -> None:
+    """Write the weights of a sentence-transformers model's modules, each into its own folder."""
+    by_folder: dict[str, dict[str, MergedTensor]] = {}
+    for name, tensor in of_modules(merge.tensors()).items():
+        path, _, own = name.rpartition("/")
+        by_folder.setdefault(path, {})[own] = tensor
+    for path, tensors in by_folder.items():
+        if (folder / path).is_dir():  # else the recipe follows a model without this module
+            _write_shard(folder / path / WEIGHTS[0], tensors)
+
+
+def _write_shard(
+    file: Path, tensors: Mapping[str, MergedTensor], progress: tqdm[Any] | None = None
+) -> None:
     """Write one safetensors file, merging tensors one by one after the header."""
-    tensors = sorted(
-        tensors, key=lambda t: (-t.dtype.itemsize, t.name)
+    named = sorted(
+        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
     )  # keeps each aligned to its dtype
     with naming_file(file), file.open("wb") as handle:
-        handle.write(write_header((t.name, t.dtype, t.shape) for t in tensors))
-        for tensor in tensors:
+        handle.write(write_header((name, t.dtype, t.shape) for name, t in named))
+        for _, tensor in named:
             raw = tensor[...].contiguous().reshape(-1).view(torch.uint8)
             handle.write(raw.numpy().data)
-            progress.update(raw.numel())
+            if progress is not None:
+                progress.update(raw.numel())
         handle.flush()
         os.fsync(handle.fileno())

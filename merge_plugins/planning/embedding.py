@@ -6,17 +6,18 @@ have other prompts, would silently be a third model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from merge_plugins.api import Pooling
 from merge_plugins.errors import MismatchError, RecipeError
+from merge_plugins.plugins import Method
 from merge_plugins.recipe import Lora, Recipe, Reference
 from merge_plugins.recipe.pooling import MODES, NORMALIZE
 from merge_plugins.recipe.references import home, written
 from merge_plugins.weights.hub import resolve
-from merge_plugins.weights.modules import OWN, Module
+from merge_plugins.weights.modules import OWN, Module, in_module, weight_files_below
 from merge_plugins.weights.sentence import SentenceModel, sentence_files, sentence_model
 
 POOLS = ("Transformer", "Pooling", "Normalize")
@@ -72,6 +73,26 @@ def pooling_of(model: SentenceModel | None) -> Pooling:
             "give the weights yourself"
         )
     return Pooling(model.pooling, model.max_seq_length)
+
+
+def check_modules(model: SentenceModel | None, names: Iterable[str], method: Method) -> None:
+    """Raise `MergeError` for modules with weights that the merge cannot have.
+
+    ``names``: the merge's tensors.
+    """
+    merged = {name.rpartition("/")[0]: name for name in names if in_module(name)}
+    if merged and method.is_routed:
+        raise RecipeError(
+            f"{method.name} weighs experts inside a transformer, and {next(iter(merged.values()))} "
+            "is of a module behind it; choose a method that is not routed"
+        )
+    for path in weight_files_below(model.folder) if model and model.folder else ():
+        if path not in merged:
+            assert model is not None
+            raise MismatchError(
+                f"{model.folder} has weights in {path} that are excluded, and the donor has none. "
+                f"Write donor: {model.folder} to take them from there"
+            )
 
 
 def pooled_by(pooling: tuple[str, ...]) -> SentenceModel:

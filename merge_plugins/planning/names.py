@@ -24,6 +24,7 @@ from merge_plugins.sources import Source, tied_to
 from merge_plugins.tokenizer import Alignment
 from merge_plugins.tokenizer.vocabulary import is_vocabulary
 from merge_plugins.weights import SourceTensor
+from merge_plugins.weights.modules import in_module
 from merge_plugins.weights.spelling import NUMBER
 
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", "position_ids")
@@ -313,10 +314,12 @@ class Names(Mapping[str, Origin]):
             embedding = tied_to(name, stored.shape, self._checkpoints[ref])
             if embedding is not None and torch.equal(embedding.view(), stored.view()):
                 continue  # old files store a tied head twice
+            hint = "If it is an output head of its own, set base_model to a model that has one too"
+            if in_module(name):
+                hint = f"It is of a module behind the transformer: write donor: {ref} to take it"
             raise MismatchError(
                 f"{name} {list(stored.shape)} is in {ref} ({stored.file.name}) but not in "
-                f"{self.donor.ref}, which names the merge's tensors. If it is an output head of "
-                "its own, set base_model to a model that has one too, or exclude: it."
+                f"{self.donor.ref}, which names the merge's tensors. {hint}, or exclude: it."
             )
 
     def _takes(self, ref: Reference, name: str) -> bool:

@@ -19,15 +19,16 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.identity import digest
 from merge_plugins.planning import parameters
 from merge_plugins.planning.config import merged_config
-from merge_plugins.planning.embedding import embedding_of
+from merge_plugins.planning.embedding import check_modules, embedding_of
 from merge_plugins.planning.names import DERIVED, Names, Origin
 from merge_plugins.planning.warn import warn_of_functions, warn_of_stops
 from merge_plugins.plugins import Method
 from merge_plugins.recipe import Recipe, Reference
-from merge_plugins.sources import Source
+from merge_plugins.sources import ComputedCheckpoint, Source
 from merge_plugins.tokenizer import Alignment, aligned
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import SourceTensor, opened_files
+from merge_plugins.weights.modules import in_module, of_modules, of_transformer
 from merge_plugins.weights.sentence import SentenceModel
 from merge_plugins.weights.spelling import NUMBER
 
@@ -167,6 +168,7 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     tensors = {name: _planned(recipe, method, names, origin) for name, origin in names.items()}
     if alignment is not None:
         alignment.warn({ref: vocabulary_size(s.config) for ref, s in sources.items()})
+    check_modules(embedding, tensors, method)
     tensors.update(_laid_out(tensors, method, sources[recipe.donor].path))
     config = merged_config(recipe, sources, names, alignment)
     warn_of_functions(recipe, sources)
@@ -186,17 +188,37 @@ def _in_one_layout(
         own = (name for name in source if not name.endswith(DERIVED))
         return {NUMBER.sub("", name) for name in own} if recipe.is_stack else {*own}
 
-    donor = recipe.donor
+    donor, whole = recipe.donor, sources
+    sources = {ref: _transformer_of(source) for ref, source in sources.items()}
     differ = len({frozenset(spelt(source)) for source in sources.values()}) > 1
     if recipe.is_stack and any("model_type" in source.config for source in sources.values()):
         from merge_plugins.hf.layout import without_ignored
 
         sources = {ref: without_ignored(source) for ref, source in sources.items()}
-    if not differ:
-        return sources, ()
-    from merge_plugins.hf.layout import one_layout  # seconds: imports transformers
+    needless: Collection[str] = ()
+    if differ:
+        from merge_plugins.hf.layout import one_layout  # seconds: imports transformers
 
-    return one_layout(sources, donor)
+        sources, needless = one_layout(sources, donor)
+    return {ref: _with_modules(source, whole[ref]) for ref, source in sources.items()}, needless
+
+
+def _transformer_of(source: Source) -> Source:
+    """Leave out the modules of a sentence-transformers model, which transformers does not know."""
+    if not any(map(in_module, source)):
+        return source
+    return ComputedCheckpoint(source.ref, source.path, source.config, of_transformer(source))
+
+
+def _with_modules(source: Source, whole: Source) -> Source:
+    """Add the modules of a model to its transformer, read in the donor's layout."""
+    modules = of_modules(whole)
+    if not modules:
+        return source
+    if dict(source) == of_transformer(whole):
+        return whole
+    tensors = {**source, **modules}
+    return ComputedCheckpoint(source.ref, source.path, source.config, tensors)
 
 
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:
@@ -240,7 +262,9 @@ def _laid_out(
     }
     if not asking:
         return {}
-    from merge_plugins.hf.input_dims import input_dims  # seconds: imports transformers
+    from merge_plugins.hf.input_dims import LINEAR, input_dims  # seconds: imports transformers
 
-    dims = input_dims(donor, {name: tensor.shape for name, tensor in asking.items()})
+    modules = {name: LINEAR if t.shape[1:] else None for name, t in of_modules(asking).items()}
+    shapes = {name: tensor.shape for name, tensor in of_transformer(asking).items()}
+    dims = {**input_dims(donor, shapes), **modules}
     return {name: replace(tensor, input_dim=dims[name]) for name, tensor in asking.items()}

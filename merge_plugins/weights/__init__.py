@@ -1,6 +1,6 @@
 """Read tensors lazily: stored in files, or computed from stored ones while they are read."""
 
-from merge_plugins.weights.checkpoint import Checkpoint, open_checkpoint
+from merge_plugins.weights.checkpoint import Checkpoint, module_tensors, open_checkpoint
 from merge_plugins.weights.computed import (
     ComputedTensor,
     SourceTensor,
@@ -17,6 +17,7 @@ __all__ = [
     "SourceTensor",
     "StoredTensor",
     "held",
+    "module_tensors",
     "open_checkpoint",
     "opened_files",
     "shared_sources",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from merge_plugins.errors import CheckpointError
 from merge_plugins.weights.files import index_file, read_json, weight_files, weight_map
 from merge_plugins.weights.headers import read_header
+from merge_plugins.weights.modules import weight_files_below
 from merge_plugins.weights.stored import StoredTensor
 
 
@@ -39,6 +41,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
                     other = self._tensors[name].file.name
                     raise CheckpointError(f"{path}: {name} is both in {other} and in {file.name}")
                 self._tensors[name] = tensor
+        self._tensors |= module_tensors(path)
         missing = [name for name in wanted if name not in self._tensors]
         if missing:
             raise CheckpointError(
@@ -68,6 +71,18 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def module_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Open the weights of a sentence-transformers model behind its transformer.
+
+    Their names begin with the module's folder: ``2_Dense/linear.weight``.
+    """
+    return {
+        f"{path}/{name}": replace(tensor, name=f"{path}/{name}")
+        for path, file in weight_files_below(folder).items()
+        for name, tensor in read_header(file).items()
+    }
 
 
 def open_checkpoint(ref: str) -> Checkpoint:

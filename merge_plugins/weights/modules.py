@@ -6,15 +6,20 @@ projection, normalisation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from merge_plugins.errors import CheckpointError
 from merge_plugins.weights.files import parsed_json
 
+T = TypeVar("T")
 NAME = "modules.json"
 OWN = "sentence_transformers."
 """Beginning of the types of modules that sentence-transformers has itself."""
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Names of a module's file of weights; the first that exists is read."""
 LOADED_FROM_NOTHING = ("Dropout", "Normalize")
 """Own modules that need no file: git keeps no empty folder, so a clone lacks ``2_Normalize``."""
 
@@ -61,6 +66,34 @@ def sentence_modules(folder: Path) -> tuple[Module, ...]:
                 f"{folder}: modules.json names {module.path!r}, which is no folder in this one"
             )
     return found
+
+
+def weight_files_below(folder: Path) -> dict[str, Path]:
+    """Find the weights of a model's modules: one file for each folder, by its path in the model.
+
+    A module may have folders of its own, as a router has for its routes.
+    """
+    found: dict[str, Path] = {}
+    for module in sentence_modules(folder):
+        for name in WEIGHTS if module.path else ():
+            for file in sorted((folder / module.path).rglob(name)):
+                found.setdefault(file.parent.relative_to(folder).as_posix(), file)
+    return dict(sorted(found.items()))
+
+
+def in_module(name: str) -> bool:
+    """Whether a tensor is a module's: its name is like ``2_Dense/linear.weight``."""
+    return "/" in name
+
+
+def of_transformer(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Select the tensors of the transformer itself."""
+    return {name: tensor for name, tensor in tensors.items() if not in_module(name)}
+
+
+def of_modules(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Select the tensors of the modules behind the transformer."""
+    return {name: tensor for name, tensor in tensors.items() if in_module(name)}
 
 
 def _is_below(name: str) -> bool:

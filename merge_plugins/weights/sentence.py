@@ -13,8 +13,6 @@ from merge_plugins.weights.companions import model_file, model_path
 from merge_plugins.weights.files import read_json, text_config
 from merge_plugins.weights.modules import NAME, Module, sentence_modules
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Names of a module's file of weights; the first that exists is read."""
 CONFIG = "config_sentence_transformers.json"
 OF_TRANSFORMER = tuple(
     f"sentence_{kind}_config.json"

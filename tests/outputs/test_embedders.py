@@ -10,12 +10,21 @@ from typing import Any
 import pytest
 import torch
 from embedders import embedder
-from families import word_tokenizer, write_family
+from families import rewrite, word_tokenizer, write_family
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import processors
-from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5EncoderModel,
+)
 
-from merge_plugins import Recipe, mount, save
+from merge_plugins import Recipe, load_merged, merged_tensors, mount, overwrite, save
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.lm_cocktail import compute_weights, mix_models, mix_models_with_data
 
@@ -52,7 +61,13 @@ def family(tmp_path: Path) -> Family:
         written = write_family(
             FAMILIES[kind](), tmp_path, names, spread=0.1, tokenizer=tokenizer
         ).values()
-        return [*written] if raw else [embedder(folder, **given) for folder in written]
+        if raw:
+            return [*written]
+        dense = given.pop("dense", False)
+        return [
+            embedder(folder, dense=i if dense else None, **given)
+            for i, folder in enumerate(written)
+        ]
 
     return write
 
@@ -168,3 +183,98 @@ def test_a_base_that_says_nothing_takes_the_limits_of_the_experts_along(
     assert torch.equal(
         embeddings(tmp_path / "save"), embeddings(tmp_path / "mount", trust_remote_code=True)
     )
+
+
+def live(folder: Path) -> torch.Tensor:
+    return embeddings(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_a_projection_is_merged_like_any_weight(family: Family, kind: str, tmp_path: Path) -> None:
+    folders = family(kind, dense=True)
+    recipe = linear(folders, WEIGHTS)
+    expected = embeddings(by_hand(folders, WEIGHTS))
+    saved, mounted = save(recipe, tmp_path / "saved"), mount(recipe, tmp_path / "mounted")
+    assert expected.shape == (len(TEXTS), 8)
+    assert torch.allclose(live(saved), expected, atol=1e-5)
+    assert torch.equal(live(mounted), live(saved))
+    weight = merged_tensors(recipe)["2_Dense/linear.weight"][...]
+    assert torch.equal(load_file(saved / "2_Dense" / "model.safetensors")["linear.weight"], weight)
+
+
+def test_a_projection_is_read_from_an_old_file_too(family: Family, tmp_path: Path) -> None:
+    folders = family(dense=True)
+    before = live(save(linear(folders, WEIGHTS), tmp_path / "before"))
+    file = Path(folders[1], "2_Dense", "model.safetensors")
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    assert torch.equal(live(save(linear(folders, WEIGHTS), tmp_path / "after")), before)
+
+
+@pytest.mark.parametrize(
+    "method", ["task_arithmetic", "ties_merging", "widen_merging", "mask_merging", "tsv"]
+)
+def test_a_projection_takes_part_in_every_method(family: Family, method: str) -> None:
+    base, *experts = family(dense=True)
+    recipe = Recipe.from_mapping(
+        {"merge_method": method, "base_model": base, "models": experts, "out_dtype": "float32"}
+    )
+    found = merged_tensors(recipe)["2_Dense/linear.weight"][...]
+    stored = [load_file(Path(model, "2_Dense", "model.safetensors")) for model in (base, *experts)]
+    assert not any(torch.equal(found, one["linear.weight"]) for one in stored)
+
+
+def test_a_projection_survives_another_layout(family: Family, tmp_path: Path) -> None:
+    """A model that was saved with a head has other names for the same weights."""
+    first, second, _ = family(dense=True)
+    expected = live(save(linear([first, second], [0.5, 0.5]), tmp_path / "expected"))
+    rewrite(second, lambda tensors: {f"bert.{name}": w for name, w in tensors.items()})
+    found = live(save(linear([first, second], [0.5, 0.5]), tmp_path / "found"))
+    assert torch.equal(found, expected)
+
+
+def test_a_projection_that_only_one_model_has_is_a_choice(family: Family, tmp_path: Path) -> None:
+    first, second, third = family(raw=True)
+    plain, projected = embedder(first), embedder(second, dense=1)
+    with pytest.raises(MismatchError, match=r"modules is .*Pooling, Dense, Normalize'"):
+        merged_tensors(linear([plain, projected], [0.5, 0.5]))
+    follows = {"pooling": projected}
+    with pytest.raises(MismatchError, match=rf"2_Dense/.* is in {second} .* donor: {second}"):
+        merged_tensors(linear([plain, projected], [0.5, 0.5], **follows))
+    chosen = {**follows, "exclude": ["2_Dense"]}
+    with pytest.raises(MismatchError, match=rf"{second} has weights in 2_Dense .* donor: {second}"):
+        merged_tensors(linear([plain, projected], [0.5, 0.5], **chosen))
+    recipe = linear([third, projected], [0.5, 0.5], donor=projected, exclude=["2_Dense"])
+    saved = save(recipe, tmp_path / "saved")
+    for path in ("saved", second):
+        assert load_file(tmp_path / path / "2_Dense" / "model.safetensors").keys()
+    kept, own = (load_file(Path(f, "2_Dense/model.safetensors")) for f in (saved, second))
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+    without = save(
+        linear([plain, projected], [0.5, 0.5], pooling=plain, exclude=["2_Dense"]),
+        tmp_path / "without",
+    )
+    assert not (without / "2_Dense").exists()
+    assert live(without).shape == (len(TEXTS), 16)
+
+
+def test_the_transformer_alone_still_loads(family: Family) -> None:
+    recipe = linear(family(dense=True), WEIGHTS)
+    model = load_merged(recipe, AutoModel)
+    names = {name for name in merged_tensors(recipe) if "/" not in name}
+    assert names <= {*model.state_dict()}
+    assert overwrite(model, recipe) is model
+
+
+def test_an_inner_merge_brings_its_projection_along(family: Family, tmp_path: Path) -> None:
+    first, second, third = family(dense=True)
+    inner = linear([first, second], [0.5, 0.5]).as_dict()
+    entries: list[Any] = [
+        {"model": inner, "parameters": {"weight": 0.5}},
+        {"model": third, "parameters": {"weight": 0.5}},
+    ]
+    recipe = Recipe.from_mapping(
+        {"merge_method": "linear", "models": entries, "out_dtype": "float32"}
+    )
+    expected = embeddings(by_hand([first, second, third], [0.25, 0.25, 0.5]))
+    assert torch.allclose(live(save(recipe, tmp_path / "saved")), expected, atol=1e-5)

@@ -183,7 +183,7 @@ def test_a_tokenizer_that_needs_its_code_is_refused(tmp_path: Path, canary: Path
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
     (tmp_path / "evil.py").write_text(EVIL.format(canary=str(canary)))
     with pytest.raises(UntrustedCodeError, match=r"tokenizer cannot be loaded.*--trust-remote-cod"):
-        refuse_needed_code(tmp_path, tmp_path)
+        refuse_needed_code(None, tmp_path)
     assert not canary.exists()
 
 
