@@ -86,14 +86,18 @@ def dot_products(
 
 def _exact_gram(rows: Sequence[Tensor]) -> Tensor:
     """Compute dot products in float64, on a core in pieces that stay in its cache: [N, N]."""
-    size = PIECE if rows[0].device.type == "cpu" else len(rows[0]) or 1
-    dots = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for pieces in zip(*(torch.split(row, size) for row in rows), strict=True):
-        exact = [piece.double() for piece in pieces]
-        for i, row in enumerate(exact):
-            for j in range(i + 1):
-                dots[i, j] += torch.dot(row, exact[j])
-    return dots.tril(-1).mT + dots
+    n, device = len(rows), rows[0].device
+    size = min(PIECE, len(rows[0])) if device.type == "cpu" else len(rows[0])
+    room = torch.empty(n, size, dtype=torch.float64, device=device)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1)]
+    total = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+    for pieces in zip(*(torch.split(row, size or 1) for row in rows), strict=True):
+        exact = [to[: len(piece)].copy_(piece) for to, piece in zip(room, pieces, strict=True)]
+        total += torch.stack([torch.dot(exact[i], exact[j]) for i, j in pairs])
+    dots = torch.empty(n, n, dtype=torch.float64, device=device)
+    for (i, j), dot in zip(pairs, total, strict=True):
+        dots[i, j] = dots[j, i] = dot
+    return dots
 
 
 def vector_norms(
