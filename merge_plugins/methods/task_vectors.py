@@ -44,20 +44,22 @@ def l1_factors(
 ) -> Tensor:
     """Compute the factors that restore each task vector's L1 norm after ``sparsify``: float32 [N].
 
-    A factor is 1 where either norm vanishes [mergekit]. ``regions``: the regions that ``sparsify``
+    A factor is 1 where either norm vanishes [mergekit], and not finite where ``sparsify`` dropped
+    what is not. ``regions``: the regions that ``sparsify``
     accepts, if it does not accept any block.
     """
 
     def norms(block: Slot) -> Tensor:
         deltas = task_vectors(block)
         before = block_sums([delta.abs() for delta in deltas])
-        return torch.stack([before, block_sums([d.abs() for d in sparsify(block, deltas)])])
+        return torch.stack([before, block_sums([d.abs_() for d in sparsify(block, deltas)])])
 
     before, after = (
         rounded(norm.float(), weight.dtype)
         for norm in torch.stack(weight.map_blocks(norms, regions)).sum(0)
     )
-    factor = torch.where((before < 1e-7) | (after < 1e-7), 1.0, before / after)
+    vanished = ((before < 1e-7) | (after < 1e-7)) & before.isfinite()
+    factor = torch.where(vanished, 1.0, before / after)
     return rounded(factor, weight.dtype)
 
 
@@ -77,8 +79,8 @@ def rescale_factors(
 
 
 def rescaled(deltas: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """Multiply each task vector by its factor: N of [*shape]."""
-    return [d if f == 1 else d * f for d, f in zip(deltas, factor.tolist(), strict=True)]
+    """Multiply each task vector by its factor, in place: N of [*shape]."""
+    return [d if f == 1 else d.mul_(f) for d, f in zip(deltas, factor.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,11 @@ class DareLinear:
         """Compute the rescaling factor of each task vector: float32 [N]."""
         mode = rescaling(self.rescale, self.rescales)
         return {"factor": rescale_factors(weight, mode, self.density, self.drop)}
+
+    @property
+    def shows_damage(self) -> bool:
+        """Whether NaN in an entry that is dropped shows in the factor on all others."""
+        return rescaling(self.rescale, self.rescales) == "l1" and min(self.density) < 1
 
     def drop(self, slot: Slot, deltas: Sequence[Tensor]) -> list[Tensor]:
         """Zero each entry with probability 1 - density, in place."""

@@ -18,6 +18,8 @@ from merge_plugins.api import Slot, Weight
 
 PIECE = 1 << 16
 """Elements that are taken to float64 at a time."""
+SIGN, ONE = -(1 << 31), 0x3F800000
+"""Bits of the float32 numbers -0 and 1, as a signed integer."""
 WAVE = 64
 """Blocks whose sums over one dimension are held at a time; each sum is as long as a row."""
 
@@ -187,7 +189,7 @@ def combine(
     """
     dtype = deltas[0].dtype
     weights = [float(torch.tensor(w, dtype=dtype)) for w in weight]
-    terms = [(d if w == 1 else d * w).float() for d, w in zip(deltas, weights, strict=True)]
+    terms = [(d if w == 1 else d.mul_(w)).float() for d, w in zip(deltas, weights, strict=True)]
     if elect:
         summed, share = elected(terms, weights if normalize else None, tie=1.0)
     else:
@@ -196,9 +198,9 @@ def combine(
         share = torch.where(share.abs() < 1e-8, 1.0, share)
     total = summed.to(dtype)
     if normalize:
-        total = total / share.to(total)
+        total.div_(share.to(total))
     if scale != 1:
-        total = total * scale
+        total.mul_(scale)
     return total + slot.base
 
 
@@ -216,8 +218,7 @@ def elected(
     """
     if leaning is None:
         leaning = added(terms)
-    sign = leaning.sign_()
-    sign.add_(tie / 2).sign_()
+    sign = _signs(leaning, tie)
     total, *others = (term.mul_(sign).relu_() for term in terms)
     if weights is None:
         share = torch.ones(())
@@ -231,6 +232,15 @@ def elected(
             share.add_(share.sign().abs_().neg_().add_(1))
     total = functools.reduce(Tensor.add_, others, total)
     return total.mul_(sign), share
+
+
+def _signs(x: Tensor, tie: float) -> Tensor:
+    """Replace each entry by its sign, and zeros by ``tie``, in place: float32 [*shape]."""
+    if tie != 1:
+        return x.sign_().add_(tie / 2).sign_()
+    bits = x.add_(0.0).view(torch.int32)  # -0 + 0 is 0
+    bits.bitwise_and_(SIGN).bitwise_or_(ONE)
+    return x
 
 
 def keep_largest(x: Tensor, slot: Slot, threshold: Tensor, last: Tensor) -> Tensor:

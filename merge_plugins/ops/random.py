@@ -86,10 +86,15 @@ def _hash(counter: Tensor, high: Tensor | int, words: Sequence[int]) -> Tensor:
     (mean squared z of 2.0 over 500 lags and keys), three do not (1.03).
     """
     counter.bitwise_xor_(high * words[2] if isinstance(high, Tensor) else _wrapped(high * words[2]))
+    shifted = torch.empty_like(counter)
+
+    def fold(by: int) -> Tensor:
+        return counter.bitwise_xor_(torch.bitwise_right_shift(counter, by, out=shifted))
+
     counter.mul_(0x7FEB352D)
-    counter.bitwise_xor_(counter >> 15).add_(words[1]).mul_(-0x7B935975)
-    counter.bitwise_xor_(counter >> 14).mul_(0x2C1B3C6D)
-    return counter.bitwise_xor_(counter >> 16)
+    fold(15).add_(words[1]).mul_(-0x7B935975)
+    fold(14).mul_(0x2C1B3C6D)
+    return fold(16)
 
 
 def _wrapped(value: int) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from merge_plugins.api import Slot, Weight
 
-SAMPLE = 1 << 14
+SAMPLE, LARGEST_SAMPLE = 1 << 14, 1 << 16
+"""Entries in a sample: the more, the fewer entries of the whole lie in its brackets."""
 ALL = 1 << 62
 """As ``last``: keep every entry at the threshold."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -189,7 +190,9 @@ class _Search:
 
     def samples(self) -> list[Keys]:
         """Keys of a strided sample of each row, sorted downwards."""
-        size = SAMPLE if len(self.weights) == 1 else 16 * SAMPLE  # one long row: narrower brackets
+        size = min(max(SAMPLE, self.total // 64), LARGEST_SAMPLE)
+        if len(self.weights) > 1:
+            size = 16 * SAMPLE  # one long row: narrower brackets
         step = max(1, self.total // size)
 
         rows = zip(*(self.vectors(weight.sample(step)) for weight in self.weights), strict=True)
