@@ -31,6 +31,8 @@ os.environ["TQDM_DISABLE"] = "1"
 import torch
 import yaml
 from steps import create
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from harness_adapters.lm_eval import Evaluator
@@ -73,14 +75,17 @@ class Bench:
         self.args, self.workdir = args, workdir
         workdir.mkdir(parents=True, exist_ok=True)
         if args.layers is None:
-            models = family()
-            self.base, self.experts = models["base"], [models["math"], models["code"]]
+            shipped = family()
+            self.base = shipped["base"]
+            self.experts = [shipped["math"], shipped["code"]]
             self.tasks = ["merge_demo_math", "merge_demo_code"]
         else:
             self.base = workdir / "base"
             self.experts = [workdir / f"expert_{i}" for i in range(2)]
             if not self.base.exists():
                 create(str(workdir), str(args.layers), "2")
+                for model in (self.base, *self.experts):
+                    write_tokenizer(model)
             self.tasks = [write_task(workdir / "tasks")]
         self.evaluator = Evaluator(
             self.tasks,
@@ -172,6 +177,15 @@ class Bench:
         )
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer that parts words, in place of one that only has their names."""
+    vocabulary = {f"token{i}": i for i in range(96_000)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="token0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "token0", "eos_token": "token1", "pad_token": "token1"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
 def write_task(folder: Path) -> str:
     """Write a task in the words of the random family's tokenizer."""
     folder.mkdir(exist_ok=True)
@@ -185,7 +199,7 @@ def write_task(folder: Path) -> str:
     (folder / f"{TASK}.yaml").write_text(
         f"task: {TASK}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{text}}'\n"
-        "doc_to_choice: [token1, token2]\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n"
+        "doc_to_choice: [token2, token3]\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n"
     )
     return TASK
 

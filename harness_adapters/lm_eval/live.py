@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -69,17 +71,26 @@ class LiveLM(MergedLM):
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Tokenise a text, or remember what came of it."""
-        key = (string, args, tuple(options.items()))
+        key = _key([string], args, options)
         if key not in self._tokenised:
-            self._tokenised[key] = super().tok_encode(string, *args, **options)
+            self._tokenised[key] = array("i", super().tok_encode(string, *args, **options))
         return list(self._tokenised[key])
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> Any:
         """Tokenise and pad a batch of texts, or remember what came of it."""
-        key = (tuple(strings), args, tuple(options.items()))
+        key = _key(strings, args, options)
         if key not in self._tokenised:
             self._tokenised[key] = super().tok_batch_encode(strings, *args, **options)
         return tuple(rows.clone() for rows in self._tokenised[key])
+
+
+def _key(texts: Sequence[str], args: tuple[Any, ...], options: Mapping[str, Any]) -> Hashable:
+    """Return a key of texts that is shorter than they are: there may be many, and long ones."""
+    hashed = blake2b(digest_size=16)
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hashed.digest(), args, tuple(sorted(options.items()))
 
 
 def _files(recipe: Recipe) -> tuple[Hashable, ...]:
