@@ -40,21 +40,30 @@ class MultiSlerp:
                 "change a weight or set normalize_weights: false"
             )
 
+    @property
+    def shows_damage(self) -> bool:
+        """Whether all inputs are used: a single model is, without its base."""
+        return len(self.weight) > 1
+
     def shares(self, dtype: torch.dtype) -> list[float]:
         """Round the weights to a dtype, after dividing by their sum for ``normalize_weights``."""
-        weight = torch.tensor(self.weight, dtype=dtype)
+        weight = torch.tensor(self.weight, dtype=dtype, device="cpu")
         return (weight / weight.sum() if self.normalize_weights else weight).tolist()
 
     def directions(self, slot: Slot, norms: Tensor) -> list[Tensor]:
         """Divide each vector by its length: N of [*shape]."""
         lengths = (norms + self.eps).clamp(min=least(0, norms.dtype))
-        return [v / length for v, length in zip(vectors(slot), lengths, strict=True)]
+        pairs = zip(vectors(slot), lengths, strict=True)
+        return [v / length if slot.maybe_base is None else v.div_(length) for v, length in pairs]
 
     def weighed(self, vectors: Sequence[Tensor]) -> Tensor:
         """Compute the weighted sum, rounding after each product and at the end: [*shape]."""
         dtype = vectors[0].dtype
         pairs = zip(vectors, self.shares(dtype), strict=True)
-        return added(vector * share for vector, share in pairs).to(dtype)
+        terms = [vector * share for vector, share in pairs]
+        if len(terms) == 2 and all(term.dtype.itemsize == 2 for term in terms):
+            return (terms[0] + terms[1]).to(dtype)  # sums in float32 too, in half the time
+        return added(terms).to(dtype)
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Compute the norms [N], the mean's length [] and the directions' cosines with it [N].
@@ -74,7 +83,7 @@ class MultiSlerp:
 
         def products(block: Slot) -> Sequence[Tensor]:
             directions = self.directions(block, norms)
-            middle = self.weighed(directions) / length
+            middle = self.weighed(directions).div_(length)
             return [(direction * middle).float() for direction in directions]
 
         return {"norms": norms, "length": length, "cosines": sums(weight, products).to(dtype)}
@@ -85,9 +94,9 @@ class MultiSlerp:
             return slot.experts[0].clone()
         norms, length, cosines = (slot.measured[k] for k in ("norms", "length", "cosines"))
         directions = self.directions(slot, norms)
-        middle = self.weighed(directions) / length
+        middle = self.weighed(directions).div_(length)
         tangents = [u - cosine * middle for u, cosine in zip(directions, cosines, strict=True)]
-        mean = (middle + self.weighed(tangents)) * self.weighed(list(norms))
+        mean = middle.add_(self.weighed(tangents)).mul_(self.weighed(list(norms)))
         return mean if slot.maybe_base is None else slot.base + mean
 
 
