@@ -96,15 +96,11 @@ class StockMerging:
 
 def between(slot: Slot, share: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute share * mean(experts) + (1 - share) * base, rounded to ``dtype`` at every step."""
-    add = functools.partial(_add, dtype=dtype)
-    total = functools.reduce(add, (expert.float() for expert in slot.experts))
-    mean = rounded(total / len(slot.experts), dtype)
-    kept = rounded(slot.base.float() * rounded(1 - share, dtype), dtype)
-    return rounded(mean.mul_(share), dtype).add_(kept)
-
-
-def _add(total: Tensor, expert: Tensor, dtype: torch.dtype) -> Tensor:
-    return rounded(total + expert, dtype)
+    held = dtype if dtype.itemsize == 2 else torch.float32  # torch rounds to that, after each step
+    base, share = slot.base.to(held), share.to(held)
+    total = functools.reduce(Tensor.add, (expert.to(held) for expert in slot.experts))
+    mean = total / len(slot.experts)
+    return mean.mul_(share).float().add_(base * (1 - share))
 
 
 @hookimpl
