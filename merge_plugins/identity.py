@@ -13,6 +13,7 @@ from pathlib import Path
 from merge_plugins._version import __version__
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.recipe.recipe import NONE
 from merge_plugins.recipe.references import home
 from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
 from merge_plugins.weights import content
@@ -56,6 +57,8 @@ def digest(recipe: Recipe) -> str:
         written["embedder's tokenizer"] = tokenizer_identity(
             str(tokenizer_folder(recipe.tokenizer_donor))
         )
+    if recipe.exclude == (NONE,):
+        del written["exclude"]  # the same merge
     written["plugin"] = [method.known_as, method.version or __version__]
     text = json.dumps(written, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -19,6 +19,7 @@ import torch
 from merge_plugins.errors import MergeWarning, MismatchError, RecipeError
 from merge_plugins.recipe import Entry, Recipe, Reference, Slice, parts
 from merge_plugins.recipe.parts import WHOLE
+from merge_plugins.recipe.recipe import HEADS, NONE
 from merge_plugins.recipe.slices import is_stack
 from merge_plugins.sources import Source, tied_to
 from merge_plugins.tokenizer import Alignment
@@ -79,6 +80,7 @@ class Names(Mapping[str, Origin]):
     """Every tensor of a merge by name, checked against the headers of all models when built.
 
     ``needless``: names of the donor that other models need not have; these tensors are copied.
+    ``heads``: names that the recipe excludes besides those it spells out.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class Names(Mapping[str, Origin]):
         recipe: Recipe,
         alignment: Alignment | None = None,
         needless: Collection[str] = (),
+        heads: Collection[str] = (),
     ) -> None:
         self._checkpoints, self._recipe, self._alignment = checkpoints, recipe, alignment
-        self._needless = needless
+        self._needless, self._heads = needless, heads
         self.donor = checkpoints[recipe.donor]
         self._aligned: dict[tuple[str, Reference], SourceTensor] = {}
         self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
@@ -119,7 +122,7 @@ class Names(Mapping[str, Origin]):
 
     def is_kept(self, name: str) -> bool:
         """Whether a tensor is the donor's: excluded by the recipe, or needless in other models."""
-        return name in self._needless or self._recipe.is_excluded(name)
+        return name in self._needless or self._is_excluded(name)
 
     @property
     def spellings(self) -> set[str]:
@@ -295,10 +298,13 @@ class Names(Mapping[str, Origin]):
             "Models to merge must be fine-tunes of one base with equal shapes."
         )
 
+    def _is_excluded(self, name: str) -> bool:
+        return name in self._heads or self._recipe.is_excluded(name)
+
     def _check_exclude(self) -> None:
         names = {name for checkpoint in self._checkpoints.values() for name in checkpoint}
         for part in self._recipe.exclude:
-            if not any(part in name for name in names):
+            if part not in (HEADS, NONE) and not any(part in name for name in names):
                 raise RecipeError(
                     f"exclude: {part!r} is part of no tensor's name. Names look like "
                     f"{next(iter(self))!r}"
@@ -307,7 +313,7 @@ class Names(Mapping[str, Origin]):
     def _check_extra(self, ref: Reference, used: set[str]) -> None:
         """Refuse tensors of a model that the merge would leave out."""
         for name, stored in self._checkpoints[ref].items():
-            if name in used or name.endswith(DERIVED) or self._recipe.is_excluded(name):
+            if name in used or name.endswith(DERIVED) or self._is_excluded(name):
                 continue
             if not self._takes(ref, name):
                 continue

@@ -20,6 +20,7 @@ from merge_plugins.identity import digest
 from merge_plugins.planning import parameters
 from merge_plugins.planning.config import merged_config
 from merge_plugins.planning.embedding import check_modules, embedding_of
+from merge_plugins.planning.heads import excluded_heads
 from merge_plugins.planning.names import DERIVED, Names, Origin
 from merge_plugins.planning.warn import warn_of_functions, warn_of_stops
 from merge_plugins.plugins import Method
@@ -157,8 +158,9 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     """
     alignment = aligned(recipe, {ref: source.config for ref, source in sources.items()})
     embedding = embedding_of(recipe, {ref: source.path for ref, source in sources.items()})
+    heads = excluded_heads(recipe, sources)
     sources, needless = _in_one_layout(recipe, sources)
-    names = Names(sources, recipe, alignment, needless)
+    names = Names(sources, recipe, alignment, needless, heads)
     unmatched = parameters.unmatched_filters(recipe, names.spellings)
     if unmatched:
         raise RecipeError(

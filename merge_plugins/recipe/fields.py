@@ -77,6 +77,8 @@ def _exclude(given: Any) -> tuple[str, ...]:
     parts = [given] if isinstance(given, str) else given
     if not isinstance(parts, Sequence) or not all(p and isinstance(p, str) for p in parts):
         raise RecipeError(f"exclude is a list of parts of tensor names; got {given!r}")
+    if "none" in parts and len(parts) > 1:
+        raise RecipeError(f"exclude: none stands alone; got {given!r}")
     return tuple(sorted(set(parts)))
 
 

@@ -27,6 +27,9 @@ from merge_plugins.recipe.slices import Entry, Slice, Write, is_stack, part_as_d
 from merge_plugins.recipe.tokenizer import Tokenizer, is_template
 from merge_plugins.recipe.trust import trusting
 
+HEADS, NONE = "heads", "none"
+"""Words under ``exclude`` that are no parts of tensor names."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -49,7 +52,8 @@ class Recipe:
     donor_model: Reference | None = None
     """The `donor`, if it is neither the base nor the first model."""
     exclude: tuple[str, ...] = ()
-    """Substrings of tensor names; matching tensors are copied from the `donor`, not merged."""
+    """Substrings of tensor names; matching tensors are copied from the `donor`, not merged.
+    ``heads``: all that is outside the base model; ``none``: not even heads of unknown tasks."""
     seed: int = 0
     data: Data | None = None
     """Calibration data of every model without its own."""
@@ -119,7 +123,7 @@ class Recipe:
 
     def is_excluded(self, name: str) -> bool:
         """Check whether a tensor is copied from the `donor` instead of merged."""
-        return any(part in name for part in self.exclude)
+        return any(part in name for part in self.exclude if part not in (HEADS, NONE))
 
     @property
     def tokenizer_donor(self) -> Reference:

@@ -31,6 +31,7 @@ from merge_plugins.plugins.method import RegisteredStatistic
 transformers = pytest.importorskip("transformers")
 SIZE = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 BERT = {**SIZE, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
+LABELS = {0: "no", 1: "maybe", 2: "yes"}  # so that heads are of one task, and are merged
 LLAMA = {**SIZE, "hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,8 +39,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "mixtral": ("MixtralForCausalLM", {**LLAMA, "num_local_experts": 3}),
-    "bert": ("BertForSequenceClassification", {**BERT, "num_labels": 3}),
-    "roberta": ("RobertaForSequenceClassification", {**BERT, "num_labels": 3}),
+    "bert": ("BertForSequenceClassification", {**BERT, "id2label": LABELS}),
+    "roberta": ("RobertaForSequenceClassification", {**BERT, "id2label": LABELS}),
     "regression": ("BertForSequenceClassification", {**BERT, "num_labels": 1}),
     "masked": ("BertForMaskedLM", BERT),
 }

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from embedders import embedder
 from families import drift
 
 from merge_plugins import Recipe, load_merged
@@ -205,6 +206,7 @@ def write_models() -> None:
     model = BertModel(BertConfig(**size))
     for name in EMBEDDERS:
         save(drift(model, 0.02), name)
+        embedder(name, ("cls", "normalize"))
     model = BertForSequenceClassification(BertConfig(**size, num_labels=1))
     for name in RERANKERS:
         save(drift(model, 0.02), name)
