@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import finalize
 
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.evaluator import evaluate, simple_evaluate
@@ -68,6 +69,7 @@ class Evaluator:
     ) -> None:
         wanted = _by_name(tasks)
         self._open = ExitStack()
+        self._closed = finalize(self, self._open.close)  # at the latest when Python ends
         given = _parsed(model_args)
         own = {"batch_size": batch_size, "max_batch_size": max_batch_size, "device": device}
         self._options = given | {name: value for name, value in own.items() if value is not None}
@@ -176,7 +178,7 @@ class Evaluator:
     def close(self) -> None:
         """Free the model and the sources."""
         self._lm = None
-        self._open.close()
+        self._closed()
 
     def __enter__(self) -> Evaluator:
         """Close at the end of a block."""

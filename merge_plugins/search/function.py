@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import torch
 
@@ -49,6 +50,7 @@ class FunctionObjective:
         self._identity = _hash(identity, repr(sorted(counted.items())))
         self._live = LiveMerge(**_placed(device), **options)
         self._open = ExitStack()
+        self._closed = finalize(self, self._open.close)  # at the latest when Python ends
         self._open.enter_context(shared_sources())
 
     @classmethod
@@ -94,7 +96,7 @@ class FunctionObjective:
     def close(self) -> None:
         """Free the model and the sources."""
         self._live.close()
-        self._open.close()
+        self._closed()
 
 
 def example_loss(data: Data, **options: Any) -> FunctionObjective:
