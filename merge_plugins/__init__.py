@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from merge_plugins.engine import merged_tensors, open_merge
     from merge_plugins.errors import MergeError
     from merge_plugins.identity import digest
+    from merge_plugins.outputs.embedder import load_embedder, load_reranker
     from merge_plugins.outputs.load import load_merged
     from merge_plugins.outputs.mount import Mounted as Mounted
     from merge_plugins.outputs.mount import mount
@@ -32,7 +33,9 @@ __all__ = [
     "__version__",
     "digest",
     "hookimpl",
+    "load_embedder",
     "load_merged",
+    "load_reranker",
     "merged_tensors",
     "mount",
     "open_merge",
@@ -52,7 +55,9 @@ LAZY = {
     "digest": "merge_plugins.identity",
     "merged_tensors": "merge_plugins.engine",
     "open_merge": "merge_plugins.engine",
+    "load_embedder": "merge_plugins.outputs.embedder",
     "load_merged": "merge_plugins.outputs.load",
+    "load_reranker": "merge_plugins.outputs.embedder",
     "overwrite": "merge_plugins.outputs.overwrite",
     "save": "merge_plugins.outputs.save",
     "shared_sources": "merge_plugins.weights",

@@ -44,6 +44,12 @@ def class_to_load(
     """
     if isinstance(auto_class, type) and issubclass(auto_class, PreTrainedModel):
         return auto_class
+    if not hasattr(auto_class, "_model_mapping"):
+        name = getattr(auto_class, "__name__", auto_class)
+        raise RecipeError(
+            f"{name} is neither a model class nor an Auto class of transformers. For models of "
+            "sentence-transformers, call load_embedder(recipe) or load_reranker(recipe)"
+        )
     remote = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
     if remote and trust_remote_code:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module

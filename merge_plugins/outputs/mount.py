@@ -27,9 +27,12 @@ from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.outputs.mounted_code import (
     CODE,
+    ENCODER_CODE,
     auto_classes,
     auto_map,
     code,
+    encoder_code,
+    encoder_type,
     refuse_needed_code,
     without_code,
 )
@@ -47,7 +50,8 @@ from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import tokenizer_folder
-from merge_plugins.weights.files import read_json
+from merge_plugins.weights.files import parsed_json, read_json
+from merge_plugins.weights.modules import NAME as MODULES
 
 DOWNLOAD = (
     *("cache_dir", "force_download", "local_files_only", "proxies"),
@@ -82,6 +86,7 @@ def mount(
         if not trust_remote_code:
             _remove_code(unfinished / "tokenizer_config.json")
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
+        _name_encoder(plan, unfinished)
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
         card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -98,6 +103,19 @@ def _config(plan: Plan, classes: list[str], trust_remote_code: bool) -> dict[str
     ours = {name: f"{CODE}.{name}" for name in classes}
     made = {**signature(plan.recipe), "trust_remote_code": trust_remote_code}
     return {**given, "auto_map": {**auto_map(given), **ours}, KEY: made}
+
+
+def _name_encoder(plan: Plan, folder: Path) -> None:
+    """Let modules.json name our code where sentence-transformers asks no Auto class."""
+    kind = encoder_type(plan.config)
+    if plan.embedding is None or kind is None:
+        return
+    modules = parsed_json(folder / MODULES)
+    for module in modules:
+        if module["type"].endswith(".Transformer"):
+            module["type"] = kind
+    (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{ENCODER_CODE}.py").write_text(encoder_code(), encoding="utf-8")
 
 
 def _remove_code(file: Path) -> None:

@@ -22,6 +22,8 @@ from merge_plugins.weights.sentence import SentenceModel
 
 CODE = "modeling_merge"
 """Module that the folder's ``auto_map`` names."""
+ENCODER_CODE = "modeling_merge_encoder"
+"""Module that the folder's ``modules.json`` names for some encoders."""
 NAMING_CODE = ("auto_map", "custom_pipelines")
 """Keys of a model's JSON files under which transformers finds code, here or on the hub."""
 ALLOW = "If you trust it, mount with --trust-remote-code (trust_remote_code=True)"
@@ -79,6 +81,22 @@ def code(classes: list[str]) -> str:
     return (
         '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
         f"from merge_plugins import Mounted\n{defined}"
+    )
+
+
+def encoder_type(config: Mapping[str, Any]) -> str | None:
+    """Name the module of our code for an encoder that sentence-transformers loads by its class."""
+    names = modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    found = str(names.get(str(config.get("model_type")), ""))
+    return f"{ENCODER_CODE}.MergedTransformer" if found.endswith("EncoderModel") else None
+
+
+def encoder_code() -> str:
+    """Compose the Python module that `encoder_type` names."""
+    return (
+        '"""No weights are here: merge-plugins makes the merge of merge.yaml as it loads."""\n\n'
+        "from merge_plugins.outputs.mounted_encoder import MergedTransformer as Merged\n\n\n"
+        "class MergedTransformer(Merged):\n    pass\n"
     )
 
 

