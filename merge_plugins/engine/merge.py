@@ -148,7 +148,8 @@ class MergedTensor:
                 return self._work(kernel, reader).merge(region, into)
 
     def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
-        return Work(self.planned, kernel, reader, self._merge.plan.method.name)
+        compiles = self._merge.plan.recipe.compile and reader.place.by_threads
+        return Work(self.planned, kernel, reader, self._merge.plan.method.name, compiles)
 
     def _near(self, kernel: Kernel, region: Region, place: Place) -> AnyReader:
         """Read all that is needed onto the device if there is room for it, else read it in parts.

@@ -21,8 +21,15 @@ def drop_at_random(x: Tensor, slot: Slot, expert: int, density: float) -> Tensor
     """
     if density >= 1:
         return x
+    cut = round(density * (1 << 15))
+    pairs = _pairs(slot, expert, x.device) if x.dtype.itemsize == 2 else None
+    if pairs is not None:  # both halves of a word at once: at or above 0x8000 are those that stay
+        keep = torch.sub(_wrapped((cut + 0x7FFF) * 0x10001), pairs.bitwise_and_(0x7FFF7FFF))
+        keep.bitwise_right_shift_(15).bitwise_and_(0x10001).mul_(0xFFFF)
+        x.view(-1).view(torch.int32).bitwise_and_(keep)
+        return x
     keep = _bits(slot, expert, x.device).bitwise_and_(0x7FFF)
-    keep.sub_(round(density * (1 << 15))).bitwise_right_shift_(15)  # -1 or 0
+    keep.sub_(cut).bitwise_right_shift_(15)  # -1 or 0
     integer = INTEGERS[x.dtype.itemsize]
     x.view(integer).bitwise_and_(keep.to(integer))
     return x
@@ -63,18 +70,31 @@ def _key(slot: Slot, expert: int) -> list[int]:
 def _bits(slot: Slot, expert: int, device: torch.device) -> Tensor:
     """Draw 16 random bits per entry: int16 [*shape]; two neighbours share one hash."""
     words = _key(slot, expert)
-    region = slot.box
-    if region.span is not None and slot.positions is None:
-        start, stop = region.span
-        first, last = start // 2, (stop + 1) // 2
-        if first >> 32 == last >> 32:  # else the high word differs within the region
-            pairs = _ramp(last - first, device) + _wrapped(first + words[0])
-            halves = _hash(pairs, first >> 32, words).view(torch.int16)[start % 2 :]
-            return halves[: stop - start].reshape(region.sizes)
+    found = _hashed(slot, words, device)
+    if found is not None:
+        start, stop = slot.span
+        return found.view(torch.int16)[start % 2 :][: stop - start].reshape(slot.shape)
     index = slot.index().to(device)
     pairs, shift = index >> 1, (index & 1).mul_(16).to(torch.int32)
     low = pairs.to(torch.int32).add_(words[0])
     return (_hash(low, (pairs >> 32).to(torch.int32), words) >> shift).to(torch.int16)
+
+
+def _pairs(slot: Slot, expert: int, device: torch.device) -> Tensor | None:
+    """Draw 16 random bits per entry: int32 [numel / 2], if they are whole pairs in order."""
+    start, stop = slot.span
+    return None if start % 2 or stop % 2 else _hashed(slot, _key(slot, expert), device)
+
+
+def _hashed(slot: Slot, words: Sequence[int], device: torch.device) -> Tensor | None:
+    """Hash the pairs of a run of neighbours: int32 [n]; None for other regions."""
+    if slot.box.span is None or slot.positions is not None:
+        return None
+    start, stop = slot.span
+    first, last = start // 2, (stop + 1) // 2
+    if first >> 32 != last >> 32:
+        return None  # the high word differs within the region
+    return _hash(_ramp(last - first, device) + _wrapped(first + words[0]), first >> 32, words)
 
 
 def _hash(counter: Tensor, high: Tensor | int, words: Sequence[int]) -> Tensor:

@@ -38,6 +38,7 @@ def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         "seed": _seed(given.get("seed", 0)),
         "data": data.from_setting(given.get("data"), reading.folder),
         "pooling": pooling.from_setting(given.get("pooling"), reading),
+        "compile": _compile(given.get("compile", False)),
     }
 
 
@@ -89,6 +90,13 @@ def _seed(given: Any) -> int:
     except (OverflowError, TypeError, ValueError):
         pass
     raise RecipeError(f"seed is a whole number, 0 or more; got {given!r}")
+
+
+def _compile(given: Any) -> bool:
+    known = {"true": True, "false": False}
+    if str(given).lower() not in known:
+        raise RecipeError(f"compile is true or false; got {given!r}")
+    return known[str(given).lower()]
 
 
 def slices(given: Mapping[str, Any], method: Method, reading: Reading) -> tuple[Slice, ...]:

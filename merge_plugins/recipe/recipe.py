@@ -6,7 +6,7 @@ Recipes of the same merge compare equal and have one digest, however they were w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Recipe:
     """Calibration data of every model without its own."""
     pooling: Modes | Reference | None = None
     """How an embedder pools, see `merge_plugins.recipe.pooling`; None: as its models do."""
+    compile: bool = field(default=False, compare=False)
+    """Whether blocks are merged by compiled code: the same merge, sooner if it is large."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -151,6 +153,10 @@ class Recipe:
         copied: Recipe = trusting(self, trust_remote_code)
         return copied
 
+    def compiling(self, by_code: bool = True) -> Recipe:
+        """Copy the recipe such that blocks are merged by compiled code, or not."""
+        return replace(self, compile=by_code)
+
     def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
         """Convert the recipe to its YAML mapping, without unset keys.
 
@@ -160,10 +166,14 @@ class Recipe:
         def write(value: Reference | Data) -> Any:
             return value.as_setting(shown) if isinstance(value, Data) else written(value, shown)
 
-        return self.written_with(write, shown)
+        mapping = self.written_with(write, shown)
+        return {**mapping, "compile": True} if self.compile else mapping
 
     def written_with(self, write: Write, shown: Callable[[str], str]) -> dict[str, Any]:
-        """Convert to a YAML mapping; ``write`` converts models and data, ``shown`` paths."""
+        """Convert what the merge is to a YAML mapping.
+
+        ``write`` converts models and data, ``shown`` paths.
+        """
         shared = self.parameters
         mapping = {
             "merge_method": self.merge_method,

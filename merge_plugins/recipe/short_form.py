@@ -13,6 +13,7 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     params={…}                      the recipe's parameters as in YAML: gradients and filters
     data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
     exclude=head+bias               parts of tensor names that are not merged
+    compile=true                    merge by compiled code: the same merge, sooner if it is large
     seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
 
@@ -50,7 +51,7 @@ KEYS = {
     "base_model": "base_model",
     "weights": "weight",
     **{key: key for key in ("models", "params", "config", "data")},
-    **{key: key for key in ("seed", "out_dtype", "exclude", *CHOSEN)},
+    **{key: key for key in ("seed", "out_dtype", "exclude", "compile", *CHOSEN)},
 }
 MISTAKEN = {
     "model": "name the models that are merged with models=MODEL:WEIGHT+MODEL:WEIGHT",
@@ -154,7 +155,8 @@ def _settings(
     given: Mapping[str, Any], written: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
     """Convert arguments to recipe keys, with models resolved against the cwd."""
-    recipe = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
+    plain = ("merge_method", "seed", "out_dtype", "compile")
+    recipe = {key: given[key] for key in plain if key in given}
     if "base_model" in given:
         recipe["base_model"] = values.reference(given["base_model"], reading)
     for key in (key for key in CHOSEN if key in given):
