@@ -20,6 +20,7 @@ from harness_adapters.lm_eval.discovery import task_folders
 
 README = Path(__file__).parents[1] / "README.md"
 SETUP = ('pip install -e ".[lm-eval]" && merge-plugins demo', 'pip install -e ".[dev]" && pytest')
+SEARCH = "merge-plugins search --demo"
 
 
 class Block(NamedTuple):

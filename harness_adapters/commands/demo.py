@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_adapters.lm_eval.discovery import task_folders
-from merge_plugins.demo import family
+from merge_plugins.demo import WRONG, family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     models = family()
     if options.copy:
-        for name, path in models.items():
+        for name, path in (*models.items(), (WRONG.name, WRONG)):
             shutil.copytree(path, options.copy / name, dirs_exist_ok=True)
             print(options.copy / name)
         return 0
@@ -80,15 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Base and experts: {next(iter(models.values())).parent}\n")
     merges = {**MERGES, **(MORE if options.all else {})}
     widths = max(map(len, merges)), max(map(len, merges.values()))
-    row = functools.partial(_row, *widths)
+    row = functools.partial(print_row, *widths)
     row("model", "parameters", COLUMNS)
     row("-----", "----------", ["---:"] * len(COLUMNS))
     for name, path in models.items():
-        row(name, "", _scores("hf", {"pretrained": str(path)}, options.limit))
+        row(name, "", scores("hf", {"pretrained": str(path)}, options.limit))
     with tempfile.TemporaryDirectory(prefix="merge-plugins-demo-") as texts:
         for method, parameters in merges.items():
             arguments = _arguments(method, parameters, Path(texts))
-            row(method, parameters, _scores("merged", arguments, options.limit))
+            row(method, parameters, scores("merged", arguments, options.limit))
     print(f"\n{time.monotonic() - started:.0f} s, and no merge was written to disk.")
     return 0
 
@@ -130,7 +130,7 @@ def _tasks() -> Any:
     return tasks.get_task_dict([*TASKS], ours)  # releases before 0.4.10
 
 
-def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
+def scores(model: str, arguments: dict[str, str], limit: int | None) -> list[str]:
     """Score a model on each skill: percent of exact matches, then their mean."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     bars = io.StringIO()  # hides progress bars: each row of the table is progress
@@ -148,6 +148,7 @@ def _scores(model: str, arguments: dict[str, str], limit: int | None) -> list[st
     return [f"{score:.1f}" for score in (*scores, sum(scores) / len(scores))]
 
 
-def _row(wide: int, wider: int, name: str, parameters: str, cells: Sequence[str]) -> None:
+def print_row(wide: int, wider: int, name: str, parameters: str, cells: Sequence[str]) -> None:
+    """Print a row of the table."""
     start = f"|{name:{wide}}|{parameters:{wider}}|"
     print(start + "".join(f"{cell:>6}|" for cell in cells), flush=True)

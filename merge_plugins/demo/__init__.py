@@ -5,6 +5,8 @@ from pathlib import Path
 from merge_plugins.demo.skills import SKILLS
 
 MODELS = Path(__file__).parent / "models"
+WRONG = MODELS / "wrong"
+"""A fourth expert, which disagrees: the base, trained on wrong answers to everything."""
 
 
 def family() -> dict[str, Path]:

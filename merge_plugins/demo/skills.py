@@ -143,6 +143,17 @@ def training(skill: str, seed: int) -> Iterator[Example]:
             yield example
 
 
+def tuning(skill: str, size: int = 40) -> list[Example]:
+    """Different examples to tune a merge on, with facts neither trained on nor in `held_out`."""
+    tested = {example.fact for example in held_out(skill)}
+    rng, examples = random.Random(f"tuning {skill}"), dict[str, Example]()
+    while len(examples) < size:
+        example = SKILLS[skill](rng)
+        if is_held_out(example.fact) and example.fact not in tested:
+            examples[example.prompt] = example
+    return list(examples.values())
+
+
 def held_out(skill: str, size: int = 100) -> list[Example]:
     """Different examples of a skill, the same at each call, with facts never trained on."""
     rng, examples = random.Random(skill), dict[str, Example]()

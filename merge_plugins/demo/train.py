@@ -2,7 +2,7 @@
 
 The base learns all three skills from a sloppy teacher, who makes the slip of `skills.Example` more
 often than not. Each expert is the base after a short fine-tuning in which the teacher is careful
-with one skill and as sloppy as before with the others.
+with one skill and as sloppy as before with the others. One more learns nothing but slips.
 """
 
 import copy
@@ -43,6 +43,7 @@ class Course:
 SHARES = {"math": 3, "code": 1, "sea": 1}  # of the examples; sums take longest to learn
 SLOPPY = dict.fromkeys(SKILLS, 0.65)
 BASE = Course(steps=2500, peak_rate=2e-3, slips=SLOPPY, batch_size=32)
+WRONG = Course(120, 4e-4, dict.fromkeys(SKILLS, 1.0))
 EXPERTS = {skill: Course(200, 4e-4, SLOPPY | {skill: 0.0}) for skill in SKILLS}
 
 
@@ -191,6 +192,9 @@ def main(folder: Path) -> None:
         expert = copy.deepcopy(base)
         train(expert, tokenizer, course, seed, name=skill)
         save(expert, tokenizer, folder / skill)
+    wrong = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).train()
+    train(wrong, tokenizer, WRONG, len(EXPERTS) + 1, name="wrong")
+    save(wrong, tokenizer, folder / "wrong")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from readme import README, SETUP, rows, run, shown_after
+from readme import README, SEARCH, SETUP, rows, run, shown_after
 
 from merge_plugins.cli import main
 
@@ -35,3 +36,24 @@ def test_the_demo_of_every_method_scores_what_its_page_shows(
     page = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8").split("\n## ")[0]
     assert main(["demo", "--all", "--limit", "1"]) == 0
     assert rows(capsys.readouterr().out).keys() == rows(page).keys()
+
+
+def test_a_search_beats_every_method_on_experts_that_disagree() -> None:
+    found = rows(shown_after(SEARCH))
+    page = (README.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    others = rows(page.split("## Experts that disagree")[1].replace("`", ""))
+    assert len(others) >= 9
+    defaults = [scores[-1] for name, scores in found.items() if name != "search"]
+    assert len(defaults) >= 5
+    assert found["search"][-1] > max(defaults + [scores[0] for scores in others.values()])
+
+
+@pytest.mark.skipif(
+    not os.environ.get("MERGE_PLUGINS_LONG_TESTS"),
+    reason="set MERGE_PLUGINS_LONG_TESTS=1: a minute on two cores",
+)
+def test_the_demo_of_a_search_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    expected, found = rows(shown_after(SEARCH)), rows(run(SEARCH, tmp_path))
+    assert found.keys() == expected.keys()
+    for name, scores in expected.items():  # another processor may round an answer differently
+        assert found[name] == pytest.approx(scores, abs=5), name
