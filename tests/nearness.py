@@ -93,14 +93,20 @@ def content(root: Path, **search: Any) -> dict[str, Any]:
     }
 
 
-def study(root: Path, folder: Path, objective: Nearness | None = None, **search: Any) -> Study:
+def study(
+    root: Path,
+    folder: Path,
+    objective: Nearness | None = None,
+    storage: str | None = None,
+    **search: Any,
+) -> Study:
     """Open a search in a folder."""
     file = SearchFile.parse(content(root, **search), root)
-    return Study.open(file, folder, objective or Nearness(root))
+    return Study.open(file, folder, objective or Nearness(root), storage=storage)
 
 
-def work(root: Path, folder: Path, seconds: float, n: int) -> None:
+def work(root: Path, folder: Path, seconds: float, n: int, storage: str | None = None) -> None:
     """Search as one of several processes do."""
     objective = Nearness(root, root / "log", seconds)
-    for _ in run(study(root, folder, objective, budget={"trials": n})):
+    for _ in run(study(root, folder, objective, storage, budget={"trials": n})):
         pass

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--objective", default="lm-eval", metavar="WHAT",
         help="lm-eval (the default), loss=DATA, entropy=DATA, file.py:function, or a command with "
         "{folder}; the last two run that code")  # fmt: skip
+    add("--storage", metavar="URL", help="postgresql://…, for hosts that share no folder")
     add("--on-test", action="store_true", help="tune on a benchmark's test split all the same")
     add("--trust-remote-code", action="store_true", help="run code that came with a model or task")
     add("--show", type=Path, metavar="DIR", help="write the report of a search again")
@@ -67,7 +68,7 @@ def _search(options: argparse.Namespace, words: Sequence[str]) -> int:
     with closing(_objective(options, file)) as objective, interrupts_once() as stop:
         notes = _notes(objective, options.on_test)
         trust = options.trust_remote_code or None
-        study = Study.open(file, options.folder, objective, trust, notes)
+        study = Study.open(file, options.folder, objective, trust, notes, options.storage)
         if options.as_worker:
             for _ in loop.run(study, stop):
                 pass

@@ -11,6 +11,7 @@ from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError
 from merge_plugins.recipe import Recipe
 from merge_plugins.search import racing
+from merge_plugins.search.database import DatabaseClaims, DatabaseLedger
 from merge_plugins.search.history import Sampler
 from merge_plugins.search.ledger import FOLDER, Ledger, Trial
 from merge_plugins.search.objective import Goal, Objective, Score
@@ -61,10 +62,12 @@ class Study:
         objective: Objective,
         trust_remote_code: bool | None = None,
         notes: Sequence[str] = (),
+        storage: str | None = None,
     ) -> Study:
         """Open a search, or raise `MergeError`; reads headers of models, scores nothing.
 
-        ``notes``: what a reader of its report must know of the scores.
+        ``notes``: what a reader of its report must know of the scores. ``storage``: URL of a
+        PostgreSQL database, for hosts that share no folder.
         """
         space, settings = Space.parse(file.recipe, file.folder), file.settings
         open_merge(space.check().trusting(None))
@@ -82,7 +85,10 @@ class Study:
             "notes": list(notes),
             FOLDER: str(file.folder),
         }
-        ledger = Ledger.open(folder, header)
+        if storage is None:
+            ledger = Ledger.open(folder, header)
+        else:
+            ledger = DatabaseLedger.shared(folder, header, storage)
         return cls(space, objective, ranking, settings, ledger, chosen, split, trust_remote_code)
 
     @classmethod
@@ -104,8 +110,10 @@ class Study:
         return cls(space, objective, ranking, settings, ledger, Random(space), split)
 
     @cached_property
-    def claims(self) -> Claims:
-        """The claims of all processes that share the folder."""
+    def claims(self) -> Claims | DatabaseClaims:
+        """The claims of all processes that share the search."""
+        if isinstance(self.ledger, DatabaseLedger):
+            return DatabaseClaims(self.ledger.database)
         return Claims(self.ledger.folder / "running")
 
     @cached_property

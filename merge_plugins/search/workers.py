@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,14 @@ class Claim:
     """A candidate of this process, with the lock that says so."""
 
     candidate: Candidate
-    file: Path
-    handle: int
+    remove: Callable[[], None]
+    drop: Callable[[], None]
+    """Leaves the candidate to whoever takes it up."""
 
     def release(self) -> None:
         """Give the claim up when its trial is in the ledger, whose lock must be held."""
-        self.file.unlink(missing_ok=True)
+        self.remove()
         self.drop()
-
-    def drop(self) -> None:
-        """Leave the candidate to whoever takes it up."""
-        os.close(self.handle)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Claims:
         file.write_text(json.dumps(asdict(candidate)), encoding="utf-8")
         handle = try_lock(file)
         assert handle is not None, "whoever makes a claim holds the ledger's lock"
-        return Claim(candidate, file, handle)
+        return _claim(candidate, file, handle)
 
     def running(self) -> list[Candidate]:
         """List what living processes are scoring, this one included."""
@@ -88,13 +86,17 @@ class Claims:
             if candidate:
                 again = replace(candidate, attempts=candidate.attempts + 1)
                 file.write_text(json.dumps(asdict(again)), encoding="utf-8")
-                return Claim(again, file, handle)
+                return _claim(again, file, handle)
             file.unlink()  # killed while it wrote the claim: nothing was begun
             os.close(handle)
         return None
 
     def _files(self) -> Iterator[Path]:
         yield from sorted(self.folder.glob("*.json"))
+
+
+def _claim(candidate: Candidate, file: Path, handle: int) -> Claim:
+    return Claim(candidate, partial(file.unlink, missing_ok=True), partial(os.close, handle))
 
 
 def _read(file: Path) -> Candidate | None:
