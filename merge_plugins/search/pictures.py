@@ -21,6 +21,8 @@ from merge_plugins.search.study import Study
 
 FEWEST = 8
 """Points of the space below which importances and contours say nothing."""
+MOST_NAMED = 3
+"""Candidates named at one place of the Pareto front."""
 ACROSS = 3
 """Panels in a row."""
 
@@ -151,7 +153,7 @@ def _contour(study: Study) -> Figure | None:
     figure = Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     if _is_spread(xs, ys) and len({*values}) > 1:
-        areas = axes.tricontourf(xs, ys, values, levels=12, cmap="viridis")
+        areas = axes.tricontourf(xs, ys, values, levels=12, cmap="viridis", extend="both")
         figure.colorbar(areas, label=_label(study))
     axes.plot(xs, ys, ".", color="black", ms=4)
     axes.set_xlabel(ranges[0])
@@ -183,10 +185,15 @@ def _front(study: Study) -> Figure | None:
         axes.plot(
             [s[names[0]].value for s in some], [s[names[1]].value for s in some], mark, label=label
         )
+    there: dict[tuple[float, float], list[str]] = {}
     for trial, scores in scored:
         if trial.number in front:
             place = (scores[names[0]].value, scores[names[1]].value)
-            axes.annotate(str(trial.number), place, xytext=(4, 4), textcoords="offset points")
+            there.setdefault(place, []).append(str(trial.number))
+    for place, numbers in there.items():  # several candidates may have equal scores
+        more = ", …" if len(numbers) > MOST_NAMED else ""
+        text = ", ".join(numbers[:MOST_NAMED]) + more
+        axes.annotate(text, place, xytext=(-6, -12), textcoords="offset points", ha="right")
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.legend()
