@@ -51,11 +51,16 @@ def added(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum weight times tensor: float32 [*shape], inputs untouched."""
+    """Sum weight times tensor: float32 [*shape], inputs untouched.
+
+    torch converts what it adds by cache lines: as float32 tensors they would be memory of their own
+    and take twice the time.
+    """
     first, *others = tensors
-    total = torch.mul(first.float(), weights[0])
+    total = first.float()
+    total = torch.mul(total, weights[0], out=None if total is first else total)
     for tensor, weight in zip(others, weights[1:], strict=True):
-        total.add_(tensor.float(), alpha=weight)
+        total.add_(tensor, alpha=weight)
     return total
 
 
@@ -189,11 +194,12 @@ def combine(
     """
     dtype = deltas[0].dtype
     weights = [float(torch.tensor(w, dtype=dtype)) for w in weight]
-    terms = [(d if w == 1 else d.mul_(w)).float() for d, w in zip(deltas, weights, strict=True)]
+    terms = [d if w == 1 else d.mul_(w) for d, w in zip(deltas, weights, strict=True)]
     if elect:
+        terms = [term.float() for term in terms]
         summed, share = elected(terms, weights if normalize else None, tie=1.0)
     else:
-        summed = functools.reduce(Tensor.add_, terms)
+        summed = added(terms)
         share = torch.tensor(sum(weights))
         share = torch.where(share.abs() < 1e-8, 1.0, share)
     total = summed.to(dtype)
