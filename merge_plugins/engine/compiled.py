@@ -36,8 +36,9 @@ from merge_plugins.folders import cache_folder
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 22
-"""Elements per block: nothing is kept between two steps, so blocks need not fit a cache."""
+BLOCK = 1 << 21
+"""Elements per block: recording one takes milliseconds, and memory for what is kept between two of a
+function's loops is reused up to `merge_plugins.parallel.KEPT` bytes."""
 SMALLEST = 1 << 16
 """Elements of a block that is worth a recording."""
 OFTEN = 64
