@@ -37,8 +37,8 @@ from merge_plugins.folders import cache_folder
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 21
-"""Elements per block: recording one takes milliseconds, and memory for what is kept between two of a
-function's loops is reused up to `merge_plugins.parallel.KEPT` bytes."""
+"""Elements per block: recording one takes milliseconds, and memory for what is kept between two
+loops of a function is reused up to `merge_plugins.parallel.KEPT` bytes."""
 SMALLEST = 1 << 16
 """Elements of a block that is worth a recording."""
 OFTEN = 64
