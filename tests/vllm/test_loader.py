@@ -145,3 +145,20 @@ def test_an_engine_that_merges_nothing_survives_a_release_we_do_not_know(
     monkeypatch.delitem(sys.modules, "harness_adapters.vllm.loader", raising=False)
     with pytest.warns(UserWarning, match="no load format 'merged': .*ep_weight_filter"):
         register()
+
+
+def test_the_dtype_that_vllm_loads_in_is_not_that_of_the_arithmetic(
+    load: Load, workplace: Path
+) -> None:
+    import torch
+    from vllm.model_executor.model_loader import base_loader
+
+    family = workplace / "dense"
+    models = [
+        {"model": str(family / name), "parameters": {"weight": 0.3}} for name in ("math", "code")
+    ]
+    recipe = {"merge_method": "linear", "models": models}
+    expected = load(str(family / "math"), recipe)
+    with base_loader.set_default_torch_dtype(torch.bfloat16):
+        found = load(str(family / "math"), recipe)
+    assert all((found[name] == tensor).all() for name, tensor in expected.items())
