@@ -165,7 +165,12 @@ KINDS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "three labels": (
         "Bert",
         "AutoModelForSequenceClassification",
-        {**CLASSIFIER, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 3},
+        {
+            **CLASSIFIER,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "id2label": {0: "no", 1: "maybe", 2: "yes"},  # one task, or its heads would not merge
+        },
     ),
     "masks": (
         "Bert",
