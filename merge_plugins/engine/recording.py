@@ -246,6 +246,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = None if written is None else kwargs["out"] if "out" in kwargs else args[0]
         if target is not None and not isinstance(target, Blank):
             raise RecordingError(f"{func} writes to a tensor that is not of this block")
+        if name in NUMBERED and "out" in kwargs:
+            raise RecordingError(f"{func} writes to out= what is computed from a number")
         sized, dtype = SIZED.get(name, ()), getattr(args[0], "dtype", None) if args else None
         numbers = _numbers(args[0]) if name in NUMBERED else ()
         arguments = tuple(

@@ -58,7 +58,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """
     first, *others = tensors
     total = first.float()
-    total = torch.mul(total, weights[0], out=None if total is first else total)
+    total = total * weights[0] if total is first else total.mul_(weights[0])
     for tensor, weight in zip(others, weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total
