@@ -38,7 +38,7 @@ def _save(parser: ArgumentParser) -> None:
 def _mount(parser: ArgumentParser) -> None:
     _recipe(parser)
     parser.add_argument("folder", metavar="DIR")
-    meaning = "merge by compiled code: the same merge; docs/devices.md says when it pays"
+    meaning = "merge by compiled code, to the same bits: see docs/devices.md"
     parser.add_argument("--compile", action="store_true", help=meaning)
     _trust(parser)
 

@@ -60,7 +60,7 @@ class Recipe:
     pooling: Modes | Reference | None = None
     """How an embedder pools, see `merge_plugins.recipe.pooling`; None: as its models do."""
     compile: bool = field(default=False, compare=False)
-    """Whether blocks are merged by compiled code: the same merge; docs/devices.md says when it pays."""
+    """Whether blocks are merged by compiled code, to the same bits: see docs/devices.md."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -13,7 +13,7 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     params={…}                      the recipe's parameters as in YAML: gradients and filters
     data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
     exclude=head+bias               parts of tensor names that are not merged
-    compile=true                    merge by compiled code: the same merge; docs/devices.md says when it pays
+    compile=true                    merge by compiled code, to the same bits: see docs/devices.md
     seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
 
