@@ -25,7 +25,7 @@ from typing import Any
 from harness_adapters import generation
 from harness_adapters.generation import Generator
 from merge_plugins import identity
-from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean
+from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean, first_line
 from merge_plugins.recipe import read_recipe
 from merge_plugins.recipe.parsing import from_yaml
 
@@ -267,7 +267,7 @@ def _instructions(gpt4_references: bool) -> Path:
         return Path(hf_hub_download(REPOSITORY, name, repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
         raise DataError(
-            f"the hub did not give {name} of {REPOSITORY} ({str(exc).splitlines()[0]}); name a "
+            f"the hub did not give {name} of {REPOSITORY} ({first_line(exc)}); name a "
             "JSON file with --evaluation_dataset or, for outputs, --instructions"
         ) from exc
 

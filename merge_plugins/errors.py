@@ -14,7 +14,7 @@ MergeWarning                 a merge goes ahead, but is not what the recipe's wo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class MergeError(Exception):
@@ -51,6 +51,16 @@ class MismatchError(MergeError, ValueError):
 
 class MergeWarning(UserWarning):
     """A merge goes ahead, but is not what the recipe's words promise."""
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
+
+
+def nearest_or_all(given: str, known: Collection[str]) -> str:
+    """Return what `did_you_mean` does; if nothing is near, "; there are " and all known words."""
+    return did_you_mean(given, known) or f"; there are {', '.join(known)}"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -39,6 +39,7 @@ _since_trim = 0
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process id: threads do not survive a fork
 _alone: dict[int, ThreadPoolExecutor] = {}
 _making = threading.Lock()
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -129,6 +130,11 @@ def alone(function: Callable[[], R]) -> R:
         future.cancel()
 
 
+def accelerator() -> torch.device | None:
+    """Return the accelerator of this machine, the current one of several; None without any."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
     """Find malloc_trim of glibc; None on other systems."""
@@ -170,6 +176,26 @@ class Place:
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Compute ``[function(item) for item in items]``; see `parallel` for the CPU's rules."""
         return parallel(function, items) if self.by_threads else list(map(function, items))
+
+    def through(
+        self,
+        walk: Callable[[Iterable[T]], Iterable[S]],
+        function: Callable[[S], R],
+        items: Iterable[T],
+    ) -> list[R]:
+        """Compute ``[function(found) for found in walk(items)]``, where ``walk`` reads them.
+
+        On the CPU every core walks items of its own, one at a time; elsewhere one walk goes
+        through all in order, so that it can read ahead.
+        """
+        if not self.by_threads:
+            return list(map(function, walk(items)))
+
+        def apply(item: T) -> R:
+            [result] = map(function, walk([item]))
+            return result
+
+        return self.map(apply, items)
 
     def alone(self, function: Callable[[], R]) -> R:
         """Call a function that uses all of the place; see `alone` for the CPU's rules."""

@@ -225,14 +225,7 @@ class Weight:
         memory. ``regions``: walk these instead of all `blocks`, when the results are large.
         """
         regions = self.blocks() if regions is None else regions
-        if not self.place.by_threads:
-            return list(map(function, self.walk(regions)))
-
-        def apply(region: Region) -> T:
-            [result] = map(function, self.walk([region]))
-            return result
-
-        return self.place.map(apply, regions)
+        return self.place.through(self.walk, function, regions)
 
     def blocks(self, *, whole_rows: bool = False) -> list[Region]:
         """List the regions that `map_blocks` walks, in order; see `Region.blocks`."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from merge_plugins.errors import first_line
 from merge_plugins.parallel import Place
 
 T = TypeVar("T")
@@ -30,9 +31,9 @@ def there_or_here(run: Callable[[Place], T], place: Place, here: Place, method: 
         try:
             return run(attempt)
         except torch.OutOfMemoryError as exc:
-            reason = _first_line(exc)  # not the error, which keeps what was there alive
+            reason = first_line(exc)  # not the error, which keeps what was there alive
         except (RuntimeError, TypeError) as exc:  # whatever a kernel cannot do on this device
-            reason = _first_line(exc)
+            reason = first_line(exc)
             break
     result = run(here)
     _say_fallback(method, str(place.device), reason)
@@ -45,10 +46,6 @@ def _ever_smaller(place: Place) -> Iterator[Place]:
     while place.block > SMALLEST_BLOCK:
         place = place.smaller()
         yield place
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).partition("\n")[0]
 
 
 @functools.cache

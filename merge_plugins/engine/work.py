@@ -103,8 +103,6 @@ class Work:
         return merged
 
     def _by_kernel(self, region: Region, merged: Tensor, *, whole_rows: bool) -> None:
-        place = self.reader.place
-
         def merge(slot: Slot) -> None:
             wanted = slot.box.shared(region)
             result = self._merged(slot)[wanted.within(slot.box)]
@@ -114,10 +112,7 @@ class Work:
 
         read = region.rows() if whole_rows else region
         blocks = read.blocks(self._block_size, whole_rows=whole_rows)
-        if place.by_threads:
-            place.map(lambda block: [*map(merge, self.reader.walk([block]))], blocks)
-        else:
-            _ = [*map(merge, self.reader.walk(blocks))]
+        self.reader.place.through(self.reader.walk, merge, blocks)
 
     def _by_code(
         self,

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from merge_plugins.errors import CheckpointError, MismatchError
 from merge_plugins.hf.classes import absent_weights, class_to_run
 from merge_plugins.hf.versions import DTYPE, RENAMES, adapt
+from merge_plugins.parallel import accelerator
 from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.sources import Source
 from merge_plugins.weights import held
@@ -62,8 +63,7 @@ def load(checkpoint: Source, device: torch.device | None = None) -> PreTrainedMo
 def placed(model: Live, device: torch.device | None = None) -> Live:
     """Move a model to the GPU named, or else the current one, if enough of its memory is free."""
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    if device is None and torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = accelerator() if device is None else device
     free = None if device is None else free_bytes(device)
     if device is not None and free is not None and free > ROOM * n_bytes:
         model.to(device)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from merge_plugins.parallel import accelerator
+
 
 def only_device(device_map: Any) -> torch.device | None:
     """Return the only device that a device map of transformers names; None if there are several.
@@ -17,7 +19,7 @@ def only_device(device_map: Any) -> torch.device | None:
     (place, *others) = places
     if others or place is None:
         return None
-    gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    gpu = accelerator()
     if str(place).isdecimal():
         return gpu and torch.device(gpu.type, int(place))
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from merge_plugins.engine import Merge, open_merge
+from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeWarning
 from merge_plugins.folders import complete_or_nothing, new_folder
 from merge_plugins.outputs.card import model_card, portable
@@ -74,7 +74,8 @@ def mount(
     """
     target = new_folder(folder)
     recipe = recipe.trusting(trust_remote_code)
-    plan = open_merge(recipe).plan
+    merge = open_merge(recipe)
+    plan = merge.plan
     classes = auto_classes(plan.config, plan.donor.path, trust_remote_code)
     fits(plan)
     if not trust_remote_code:
@@ -82,7 +83,7 @@ def mount(
     with complete_or_nothing(target) as unfinished:
         write_configs(recipe, _config(plan, classes, trust_remote_code), unfinished)
         copy_companions(plan, unfinished, code=trust_remote_code)
-        write_modules(Merge(plan), unfinished)  # small, and no Auto class loads them
+        write_modules(merge, unfinished)  # small, and no Auto class loads them
         if not trust_remote_code:
             _remove_code(unfinished / "tokenizer_config.json")
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")

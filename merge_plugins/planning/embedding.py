@@ -14,11 +14,16 @@ from merge_plugins.api import Pooling
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.plugins import Method
 from merge_plugins.recipe import Lora, Recipe, Reference
-from merge_plugins.recipe.pooling import MODES, NORMALIZE
 from merge_plugins.recipe.references import home, written
 from merge_plugins.weights.hub import resolve
 from merge_plugins.weights.modules import OWN, Module, in_module, weight_files_below
-from merge_plugins.weights.sentence import SentenceModel, sentence_files, sentence_model
+from merge_plugins.weights.sentence import (
+    MODES,
+    NORMALIZE,
+    SentenceModel,
+    sentence_files,
+    sentence_model,
+)
 
 POOLS = ("Transformer", "Pooling", "Normalize")
 """Modules that have no weights of their own beside the transformer's."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.api import Example
-from merge_plugins.errors import DataError, RecipeError, UntrustedCodeError, did_you_mean
+from merge_plugins.errors import DataError, RecipeError, UntrustedCodeError, nearest_or_all
 from merge_plugins.recipe.files import path_of
 
 TASKS = "merge_plugins.tasks"
@@ -135,7 +135,7 @@ def from_setting(given: Any, folder: Path) -> Data | None:
     for key, value in given.items():
         name = ALIASES.get(key, key)
         if name not in known:
-            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            hint = nearest_or_all(str(key), known)
             raise RecipeError(f"data: no key {key!r}{hint}")
         if name in settings:
             raise RecipeError(f"data: {name} is given twice")
@@ -197,7 +197,7 @@ def example(row: Any, where: str) -> Example:
         raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
     for key in row:
         if key not in KEYS:
-            hint = did_you_mean(key, KEYS) or f"; there are {', '.join(KEYS)}"
+            hint = nearest_or_all(key, KEYS)
             raise DataError(f"{where}: no key {key!r}{hint}")
     label = row.get("label")
     if label is not None and not isinstance(label, int | float):

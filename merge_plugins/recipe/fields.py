@@ -9,6 +9,7 @@ from typing import Any
 
 from merge_plugins.errors import MergeWarning, RecipeError, did_you_mean
 from merge_plugins.plugins import Method, registry
+from merge_plugins.plugins.values import TRUTH
 from merge_plugins.recipe import data, keys, pooling, tokenizer
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, reference
@@ -93,10 +94,9 @@ def _seed(given: Any) -> int:
 
 
 def _compile(given: Any) -> bool:
-    known = {"true": True, "false": False}
-    if str(given).lower() not in known:
+    if str(given).lower() not in TRUTH:
         raise RecipeError(f"compile is true or false; got {given!r}")
-    return known[str(given).lower()]
+    return TRUTH[str(given).lower()]
 
 
 def slices(given: Mapping[str, Any], method: Method, reading: Reading) -> tuple[Slice, ...]:

@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from merge_plugins.errors import RecipeError, did_you_mean
+from merge_plugins.errors import RecipeError, did_you_mean, nearest_or_all
 from merge_plugins.recipe.files import path_of
 from merge_plugins.recipe.references import Reading, Reference, reference
+from merge_plugins.weights.sentence import MODES, NORMALIZE
 
-MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Modes of sentence-transformers; an embedding by several is their concatenation, in this order."""
-NORMALIZE = "normalize"
 Modes: TypeAlias = tuple[str, ...]
 """One mode or more, and ``normalize`` last if embeddings have length 1."""
 
@@ -50,7 +48,7 @@ def _checked(words: Modes) -> Modes:
     modes = [word for word in words if word != NORMALIZE]
     wrong = next((word for word in modes if word not in MODES), None)
     if wrong is not None:
-        hint = did_you_mean(str(wrong), MODES) or f"; there are {', '.join(MODES)}"
+        hint = nearest_or_all(str(wrong), MODES)
         raise RecipeError(f"pooling: no mode {wrong!r}{hint}")
     if not modes or len({*words}) < len(words):
         raise RecipeError(

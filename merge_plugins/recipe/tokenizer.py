@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merge_plugins.errors import RecipeError, did_you_mean
+from merge_plugins.errors import RecipeError, nearest_or_all
 from merge_plugins.recipe.chat_templates import TEMPLATES
 from merge_plugins.recipe.references import Reading, Reference, reference, written
 
@@ -148,7 +148,7 @@ def _mapping(where: str, given: Any, known: tuple[str, ...]) -> Mapping[str, Any
         raise RecipeError(f"{where} holds {', '.join(known)}; got {given!r}")
     for key in given:
         if key not in known:
-            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            hint = nearest_or_all(str(key), known)
             raise RecipeError(f"{where}: no key {key!r}{hint}")
     return {key: value for key, value in given.items() if value is not None}
 

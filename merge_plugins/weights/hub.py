@@ -6,7 +6,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from merge_plugins.errors import CheckpointError
+from merge_plugins.errors import CheckpointError, first_line
 from merge_plugins.weights.modules import sentence_modules
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -31,7 +31,7 @@ def resolve(ref: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
         raise CheckpointError(
             f"no model {ref!r}: no such folder here, and the hub gave none "
-            f"({str(exc).splitlines()[0]}). Check the path, or write org/name[@revision]."
+            f"({first_line(exc)}). Check the path, or write org/name[@revision]."
         ) from exc
 
 

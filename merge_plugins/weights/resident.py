@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_plugins.errors import MergeError, RecipeError
-from merge_plugins.parallel import return_memory
+from merge_plugins.errors import MergeError, RecipeError, first_line
+from merge_plugins.parallel import accelerator, return_memory
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,11 @@ def device_named(device: str | torch.device) -> torch.device:
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as exc:  # AssertionError: built without it
-        found, why = None, str(exc).partition("\n")[0]
+        found, why = None, first_line(exc)
     else:
         why = "it has no memory"
     if found is None or found.type == "meta":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        known = " or ".join(repr(str(each)) for each in ("cpu", gpu) if each)
+        known = " or ".join(repr(str(each)) for each in ("cpu", accelerator()) if each)
         raise RecipeError(f"resident={str(device)!r} is no device here ({why}); name {known}")
     return found
 

@@ -28,6 +28,10 @@ LEGACY_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """Keys before sentence-transformers 6 and the modes they switch on."""
+MODES = tuple(LEGACY_POOLING.values())
+"""Modes of pooling; an embedding by several is their concatenation, in this order."""
+NORMALIZE = "normalize"
+"""Word for embeddings of length 1, beside modes."""
 DEFAULTS: Mapping[str, Any] = {
     "do_lower_case": False,
     "include_prompt": True,
@@ -79,7 +83,7 @@ def sentence_model(folder: Path) -> SentenceModel | None:
             modes = own["pooling_mode"]
             pooling += (modes,) if isinstance(modes, str) else tuple(modes)
         if module.kind == "Normalize":
-            pooling += ("normalize",)
+            pooling += (NORMALIZE,)
         settings |= {f"{key} of {module.path or 'the transformer'}": own[key] for key in own}
     settings |= _json(folder, CONFIG)
     longest = longest or _longest_input(folder)
