@@ -32,6 +32,7 @@ from merge_plugins.engine.recording import (
     RecordingError,
     Step,
 )
+from merge_plugins.errors import first_line
 from merge_plugins.folders import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Compiler:
             run(function.call, recorded)
         except Exception as exc:  # whatever may be wrong with a compiler, and it says it in Python
             self._works = any(any(known.equal.values()) for known in self._functions.values())
-            self.refuse(kind, f"it cannot be compiled: {_first_line(exc)}")
+            self.refuse(kind, f"it cannot be compiled: {first_line(exc)}")
         else:
             if same_bits(out, wanted):
                 function.equal[recorded.alphas] = True
@@ -206,7 +207,7 @@ class Compiled:
         except RecordingError:
             raise
         except Exception as exc:
-            raise RecordingError(_first_line(exc)) from exc
+            raise RecordingError(first_line(exc)) from exc
 
 
 def run(function: Callable[..., Any], recorded: Recorded) -> Tensor:
@@ -279,19 +280,18 @@ class Writer:
     def _step(self, step: Step) -> None:
         arguments = [self._written(arg) for arg in step.arguments]
         options = {key: self._written(value) for key, value in step.options}
+        target = options.pop("out", None)
         kinds = {given.kind for given in _all_given(step[1:3])}
         if kinds & {"float", "integer"}:
             name = step.operator._opname.removesuffix("_")
             result = self._with_numbers(name, step, arguments, options)
-            if step.n_results == -1:
-                self._call(aten.copy_.default, arguments[0], result)
-        elif "out" in options:
-            out = options.pop("out")
-            self._call(
-                aten.copy_.default, out, self._call(_making(step.operator), *arguments, **options)
-            )
+            if step.n_results == -1 and target is None:
+                target = arguments[0]
         else:
-            result = self._call(step.operator, *arguments, **options)
+            made_by = step.operator if target is None else _making(step.operator)
+            result = self._call(made_by, *arguments, **options)
+        if target is not None:
+            self._call(aten.copy_.default, target, result)
         if step.n_results == 0:
             self._made(result)
         for at in range(step.n_results):
@@ -345,9 +345,15 @@ class Writer:
 
 def _making(operator: Any) -> Any:
     """Find the operator that makes what another one writes to ``out``."""
-    packet, name = operator.overloadpacket, operator._overloadname
-    wanted = name.removesuffix("_out") if name != "out" else "default"
-    return getattr(packet, wanted if wanted in packet.overloads() else "Tensor")
+    packet = operator.overloadpacket
+    wanted = [argument for argument in _arguments(operator) if argument[0] != "out"]
+    others = (getattr(packet, name) for name in packet.overloads())
+    return next(other for other in others if _arguments(other) == wanted)
+
+
+def _arguments(operator: Any) -> list[tuple[str, str]]:
+    """List name and type of an operator's arguments."""
+    return [(each.name, str(each.type)) for each in operator._schema.arguments]
 
 
 def _all_given(arguments: Any) -> set[Given]:
@@ -370,7 +376,3 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0] or type(exc).__name__

@@ -29,7 +29,7 @@ NUMBERED = frozenset(
     )
     for ending in ("", "_")
 )
-"""Operators whose numbers are inputs of the program; see `merge_plugins.engine.compiled.STEPS`."""
+"""Operators whose numbers are inputs of the program; see `merge_plugins.engine.compiled.Writer`."""
 SIZED: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "repeat"), (1,)),
     **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), (1,)),
@@ -246,8 +246,6 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target = None if written is None else kwargs["out"] if "out" in kwargs else args[0]
         if target is not None and not isinstance(target, Blank):
             raise RecordingError(f"{func} writes to a tensor that is not of this block")
-        if name in NUMBERED and "out" in kwargs:
-            raise RecordingError(f"{func} writes to out= what is computed from a number")
         sized, dtype = SIZED.get(name, ()), getattr(args[0], "dtype", None) if args else None
         numbers = _numbers(args[0]) if name in NUMBERED else ()
         arguments = tuple(

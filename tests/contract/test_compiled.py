@@ -79,3 +79,18 @@ def test_blocks_of_one_weight_have_one_program() -> None:
 
 def _cases() -> list[Case]:
     return [param.values[0] for param in every_case().args[1]]
+
+
+def test_what_is_written_to_out_may_be_computed_from_a_number() -> None:
+    def kernel(slot: Slot) -> torch.Tensor:
+        total = slot.experts[0].float()
+        torch.mul(total, 0.3, out=total)
+        torch.add(total, slot.base, out=total)
+        return total
+
+    base, *experts = weights(2, SHAPE)
+    slot = Slot("w", base.bfloat16(), (experts[0].bfloat16(),))
+    merged = torch.empty(SHAPE, dtype=torch.bfloat16)
+    recorded = Compiled(kernel, torch.bfloat16, ("tests",)).record(slot, merged)
+    run(Writer(recorded.program).module(), recorded)
+    assert same_bits(merged, kernel(slot).bfloat16())
