@@ -98,8 +98,8 @@ class DatabaseLedger(Ledger):
             if not ledger.database.do(
                 "SELECT 1 FROM merge_search_lines WHERE search = %s LIMIT 1", ledger.database.name
             ):
-                for trial in ledger.trials:  # a search that was begun without the database
-                    ledger._insert(trial)
+                for n, trial in enumerate(ledger.trials):  # begun without the database
+                    ledger._insert(trial, n)
             ledger.read()
         return ledger
 
@@ -128,12 +128,10 @@ class DatabaseLedger(Ledger):
         self._insert(trial, len(self.trials))
         self.read()
 
-    def _insert(self, trial: Trial, n: int | None = None) -> None:
+    def _insert(self, trial: Trial, n: int) -> None:
+        line = json.dumps(trial.as_line())
         self.database.do(
-            "INSERT INTO merge_search_lines VALUES (%s, %s, %s)",
-            self.database.name,
-            self.trials.index(trial) if n is None else n,
-            json.dumps(trial.as_line()),
+            "INSERT INTO merge_search_lines VALUES (%s, %s, %s)", self.database.name, n, line
         )
 
 
@@ -169,16 +167,13 @@ class DatabaseClaims:
     def _claimed(self, candidate: Candidate) -> Claim:
         database, number = self.database, candidate.number
         where = (database.name, number)
-        database.do("DELETE FROM merge_search_claims WHERE search = %s AND number = %s", *where)
-        database.do(
-            "INSERT INTO merge_search_claims VALUES (%s, %s, %s)",
-            *where,
-            json.dumps(asdict(candidate)),
-        )
 
         def remove() -> None:
             database.do("DELETE FROM merge_search_claims WHERE search = %s AND number = %s", *where)
 
+        remove()  # what an earlier attempt claimed
+        line = json.dumps(asdict(candidate))
+        database.do("INSERT INTO merge_search_claims VALUES (%s, %s, %s)", *where, line)
         return Claim(candidate, remove, lambda: database.unlock(number))
 
     def _all(self) -> list[Candidate]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, TypeAlias
 
-from merge_plugins.errors import MergeError, ParameterError, did_you_mean
+from merge_plugins.errors import MergeError, ParameterError, nearest_or_all
 from merge_plugins.plugins import Method
 from merge_plugins.plugins.values import is_number, scalar
 
@@ -131,7 +131,7 @@ def dimension(
     known = CHOICE if "choices" in given else RANGE
     for key in given:
         if key not in known:
-            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            hint = nearest_or_all(str(key), known)
             raise MergeError(f"{name}: no key {key!r} in what varies{hint}")
     declared = [(m, m.spellings[parameter]) for m in methods if parameter in m.spellings]
     default = next((p.default for _, p in declared if p.default is not MISSING), None)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from merge_plugins.calibration.coefficients import mean_entropy
 from merge_plugins.calibration.losses import ExampleLoss
 from merge_plugins.errors import MergeError, did_you_mean
 from merge_plugins.outputs.live import LiveMerge
+from merge_plugins.parallel import accelerator
 from merge_plugins.recipe import Data, Recipe
-from merge_plugins.search.goals import read_goals, read_scores
-from merge_plugins.search.objective import Goal, Score
+from merge_plugins.search.goals import Numbers, read_goals
+from merge_plugins.search.objective import Goal
 from merge_plugins.weights.opened import shared_sources
 
 
-class FunctionObjective:
+class FunctionObjective(Numbers):
     """An `Objective`: a function of model, tokenizer and recipe that returns numbers by name.
 
     The model is in evaluation mode, without gradients, and is overwritten by the next merge; the
@@ -45,7 +46,8 @@ class FunctionObjective:
         device: str | None = None,
         **options: Any,
     ) -> None:
-        self._function, self._goals = function, goals
+        super().__init__(goals, _name(function))
+        self._function = function
         counted = {key: str(value) for key, value in options.items() if key != "device_map"}
         self._identity = _hash(identity, repr(sorted(counted.items())))
         self._live = LiveMerge(**_placed(device), **options)
@@ -64,11 +66,6 @@ class FunctionObjective:
         return cls(function, goals, f"{name.rpartition(':')[2]}\n{content}", **options)
 
     @property
-    def goals(self) -> Mapping[str, Goal]:
-        """The numbers that count."""
-        return self._goals
-
-    @property
     def identity(self) -> str:
         """A hash of the function's file, its name and the options; 16 hex digits.
 
@@ -76,22 +73,11 @@ class FunctionObjective:
         """
         return self._identity
 
-    @property
-    def documents(self) -> Mapping[str, Sequence[str]]:
-        """None: a function scores as a whole."""
-        return dict.fromkeys(self._goals, ())
-
-    def score(
-        self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
-    ) -> Mapping[str, Score]:
+    def numbers(self, recipe: Recipe) -> Any:
         """Merge, and call the function."""
         model, tokenizer = self._live.become(recipe)
         with torch.no_grad():
-            returned = self._function(model, tokenizer, recipe)
-        found = read_scores(returned, self._goals, _name(self._function))
-        return {
-            name: score for name, score in found.items() if documents is None or name in documents
-        }
+            return self._function(model, tokenizer, recipe)
 
     def close(self) -> None:
         """Free the model and the sources."""
@@ -157,7 +143,7 @@ def _function(name: str) -> tuple[Callable[..., Any], str]:
 
 def _placed(device: str | None) -> dict[str, Any]:
     """Return the arguments of `load_merged` that put a model on a device."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or str(accelerator() or "cpu")
     if device == "auto":
         return {"device_map": "auto"}
     return {} if device == "cpu" else {"device_map": {"": device}}

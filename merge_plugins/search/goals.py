@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.plugins.values import is_number
+from merge_plugins.recipe import Recipe
 from merge_plugins.search.objective import Goal, Score
 
 SETTINGS = ("weight", "higher_is_better")
@@ -32,7 +35,7 @@ def read_goal(
     higher, weight = settings.get(SETTINGS[1], higher_is_better), settings.get(SETTINGS[0], 1)
     if not isinstance(higher, bool):
         raise MergeError(f"{name}: higher_is_better is true or false; got {higher!r}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
+    if not is_number(weight) or not 0 <= weight < 1e9:
         raise MergeError(f"{name}: weight is a number, 0 or more; got {weight!r}")
     return Goal(higher, float(weight))
 
@@ -77,3 +80,31 @@ def _score(value: Any, what: str) -> Score:
     if not math.isfinite(number):
         raise MergeError(f"{what} is {value!r:.200}; a finite number is expected")
     return Score(number)
+
+
+class Numbers(ABC):
+    """The part of an `Objective` that scores a recipe as a whole, by numbers with names."""
+
+    def __init__(self, goals: Mapping[str, Goal], whose: str) -> None:
+        self._goals, self._whose = goals, whose
+
+    @property
+    def goals(self) -> Mapping[str, Goal]:
+        """The numbers that count."""
+        return self._goals
+
+    @property
+    def documents(self) -> Mapping[str, Sequence[str]]:
+        """None: a recipe is scored as a whole."""
+        return dict.fromkeys(self._goals, ())
+
+    def score(
+        self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, Score]:
+        """Score a recipe; by the goals that ``documents`` names, if it is given."""
+        scores = read_scores(self.numbers(recipe), self._goals, self._whose)
+        return {name: s for name, s in scores.items() if documents is None or name in documents}
+
+    @abstractmethod
+    def numbers(self, recipe: Recipe) -> Any:
+        """Measure a recipe: a mapping from names to numbers, if all is well."""

@@ -66,10 +66,7 @@ def _program(
     for key in settings:
         if key != "timeout":
             raise MergeError(f"a command takes timeout from model:, and no {key!r}; write it there")
-    timeout = settings.get("timeout")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float | None):
-        raise MergeError(f"timeout is seconds, more than 0; got {timeout!r}")
-    return ProgramObjective(name, tasks, timeout=timeout, trust_remote_code=trust)
+    return ProgramObjective(name, tasks, **settings, trust_remote_code=trust)
 
 
 def _loss(kind: str, data: str, settings: Mapping[str, Any], trust: bool) -> Objective:

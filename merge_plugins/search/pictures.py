@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +29,12 @@ ACROSS = 3
 
 def draw(study: Study) -> list[str]:
     """Draw every picture that there is something to see in; return the files' names."""
+    shares = importances(study)
     drawn = {
         "course.png": _course(study),
         "parameters.png": _parameters(study),
-        "importances.png": _importances(study),
-        "contour.png": _contour(study),
+        "importances.png": _importances(shares),
+        "contour.png": _contour(study, shares),
         "front.png": _front(study),
     }
     for name, figure in drawn.items():
@@ -128,22 +129,21 @@ def _total(trial: optuna.trial.FrozenTrial) -> float:
     return float(sum(trial.values) / len(trial.values))
 
 
-def _importances(study: Study) -> Figure | None:
-    found = importances(study)
-    if not found:
+def _importances(shares: Mapping[str, float]) -> Figure | None:
+    if not shares:
         return None
-    figure = Figure(figsize=(6, 0.7 + 0.35 * len(found)), layout="constrained")
+    figure = Figure(figsize=(6, 0.7 + 0.35 * len(shares)), layout="constrained")
     axes = figure.add_subplot()
-    names = [*found][::-1]
-    axes.barh(names, [found[name] for name in names])
+    names = [*shares][::-1]
+    axes.barh(names, [shares[name] for name in names])
     axes.set_xlabel("share of the variance of the scores (fANOVA)")
     return figure
 
 
-def _contour(study: Study) -> Figure | None:
+def _contour(study: Study, shares: Mapping[str, float]) -> Figure | None:
     """Draw the two ranges that matter most, where most points have both."""
     points, dimensions = _points(study), study.space.dimensions
-    order = [*importances(study)] or [*dimensions]
+    order = [*shares] or [*dimensions]
     ranges = [name for name in order if isinstance(dimensions[name], Range)][:2]
     both = [(t, value) for t, value in points if all(name in t.params for name in ranges)]
     if len(ranges) < 2 or len(both) < FEWEST:

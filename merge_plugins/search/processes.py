@@ -10,22 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from merge_plugins.errors import MergeError
+from merge_plugins.parallel import accelerator
 from merge_plugins.search.ledger import Trial
+from merge_plugins.search.loop import PAUSE
 from merge_plugins.search.study import Study
 
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 """Variables that choose the devices which a process sees, by torch's name of their kind."""
-PAUSE = 0.2
 
 
 def accelerators() -> tuple[str, int]:
     """Return torch's name for this machine's accelerators, and how many there are."""
     import torch
 
-    if not torch.accelerator.is_available():
-        return "cpu", 0
-    current = torch.accelerator.current_accelerator()
-    return (current.type if current else "cpu"), torch.accelerator.device_count()
+    current = accelerator()
+    return ("cpu", 0) if current is None else (current.type, torch.accelerator.device_count())
 
 
 def number_of(given: str) -> int:

@@ -10,15 +10,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from merge_plugins.errors import MergeError
 from merge_plugins.outputs.mount import mount
+from merge_plugins.plugins.values import is_number
 from merge_plugins.recipe import Recipe
-from merge_plugins.search.goals import read_goals, read_scores
-from merge_plugins.search.objective import Goal, Score
+from merge_plugins.search.goals import Numbers, read_goals
 
 FOLDER = "{folder}"
 SHOWN = 2000
@@ -27,7 +27,7 @@ GRACE = 10.0
 """Seconds from the request to end until a program is killed."""
 
 
-class ProgramObjective:
+class ProgramObjective(Numbers):
     """An `Objective`: a command whose last line of output is JSON, numbers by name.
 
     ``command``: in it, ``{folder}`` is the mounted merge, to be loaded with
@@ -53,15 +53,10 @@ class ProgramObjective:
             raise MergeError(f"command {command!r} needs {FOLDER} where the model's folder goes")
         if shutil.which(self._words[0]) is None:
             raise MergeError(f"command {command!r}: no program {self._words[0]!r} to run")
-        if timeout is not None and not timeout > 0:
-            raise MergeError(f"timeout is seconds, more than 0; got {timeout}")
+        if timeout is not None and not (is_number(timeout) and timeout > 0):
+            raise MergeError(f"timeout is seconds, more than 0; got {timeout!r}")
         self._command, self._timeout, self._trust = command, timeout, trust_remote_code
-        self._goals = read_goals(tasks, f"{command!r}")
-
-    @property
-    def goals(self) -> Mapping[str, Goal]:
-        """The numbers that count."""
-        return self._goals
+        super().__init__(read_goals(tasks, f"{command!r}"), f"{command!r}")
 
     @property
     def identity(self) -> str:
@@ -72,27 +67,18 @@ class ProgramObjective:
                 content.update(Path(word).read_bytes())
         return content.hexdigest()[:16]
 
-    @property
-    def documents(self) -> Mapping[str, Sequence[str]]:
-        """None: a program scores as a whole."""
-        return dict.fromkeys(self._goals, ())
-
-    def score(
-        self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
-    ) -> Mapping[str, Score]:
+    def numbers(self, recipe: Recipe) -> Any:
         """Mount the merge, run the command on it, and read its last line."""
         with tempfile.TemporaryDirectory(prefix="merge-plugins-") as temporary:
             folder = mount(recipe, Path(temporary) / "model", trust_remote_code=self._trust)
             last = self._run(folder, Path(temporary))
         try:
-            found = json.loads(last)
+            return json.loads(last)
         except ValueError as exc:
             raise MergeError(
                 f"the last line that {self._command!r} wrote is {last!r:.200}; JSON is expected, "
-                f'as {{"{next(iter(self._goals))}": 0.5}}'
+                f'as {{"{next(iter(self.goals))}": 0.5}}'
             ) from exc
-        scores = read_scores(found, self._goals, f"{self._command!r}")
-        return {name: s for name, s in scores.items() if documents is None or name in documents}
 
     def close(self) -> None:
         """Do nothing: nothing is held."""

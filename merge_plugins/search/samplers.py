@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.errors import MergeError, nearest_or_all
 from merge_plugins.search.dimensions import Choice, Dimension, Range, Value
 from merge_plugins.search.history import History, Sampler
 from merge_plugins.search.ranking import Ranking
@@ -92,7 +92,7 @@ def _next(digits: Sequence[int], sizes: Sequence[int]) -> list[int] | None:
 def sampler(name: str, space: Space, ranking: Ranking, seed: int = 0) -> Sampler:
     """Build a sampler by name, or raise `MergeError` if it does not fit the space and the goals."""
     if name not in NAMES:
-        hint = did_you_mean(name, NAMES) or f"; there are {', '.join(NAMES)}"
+        hint = nearest_or_all(name, NAMES)
         raise MergeError(f"search: no sampler {name!r}{hint}")
     if name == "grid":
         return Grid(space, seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.errors import MergeError, did_you_mean, nearest_or_all
 from merge_plugins.plugins.values import is_number
 from merge_plugins.recipe import files
 from merge_plugins.recipe.parsing import from_yaml
@@ -115,7 +115,7 @@ def _mapping(given: Any, where: str, known: tuple[str, ...]) -> Mapping[str, Any
         raise MergeError(f"{where} is a mapping of {', '.join(known)}; got {given!r}")
     for key in given:
         if key not in known:
-            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            hint = nearest_or_all(str(key), known)
             raise MergeError(f"{where}: no key {key!r}{hint}")
     return given
 

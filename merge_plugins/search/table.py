@@ -23,7 +23,6 @@ class Table:
     def __init__(self, study: Study, n_workers: int = 1) -> None:
         self.study = study
         self.n_workers = n_workers
-        self._best: Trial | None = None
 
     def head(self) -> str:
         """Write the table's first two rows."""
@@ -33,7 +32,7 @@ class Table:
     def row(self, trial: Trial) -> str:
         """Write a candidate's row."""
         score = self.shown(trial)
-        best = self._best_with(trial)
+        best = next(iter(self.study.best()), None)
         cells = (
             str(trial.number),
             score,
@@ -53,13 +52,6 @@ class Table:
     def _value(self, trial: Trial) -> float:
         total = self.study.ranking.total(on(trial.scores, self.study.tuned))
         return self.study.ranking.shown(total)
-
-    def _best_with(self, trial: Trial) -> Trial | None:
-        ranking, tuned = self.study.ranking, self.study.tuned
-        candidates = [t for t in (self._best, trial) if t is not None and t.state == "complete"]
-        scored = [(t, on(t.scores, tuned)) for t in candidates]
-        self._best = max(scored, key=lambda pair: ranking.total(pair[1]))[0] if scored else None
-        return self._best
 
     def _end(self) -> str:
         """Expect the end of the search, from what the last candidates took."""
