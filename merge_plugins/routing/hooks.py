@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,13 +38,22 @@ SHARED_ONLY = (
 
 
 @dataclass
-class Current:
-    """Hold the expert weights of the requests of the current forward pass."""
+class Current(threading.local):
+    """Hold the expert weights of the requests that this thread runs.
+
+    Harnesses such as HELM generate from several threads at once on one model.
+    """
 
     weights: Tensor | None = None
-    """float32 [requests, N]; None: outside of a forward pass."""
+    """Of the current forward pass: float32 [requests, N]; None: outside of one."""
+    held: Tensor | None = None
+    """Used for every forward pass of a block: float32 [1 or requests, N]; None: outside of one."""
     only_shared: bool = False
     """Run the shared expert alone, to compute features."""
+
+    def __reduce__(self) -> tuple[type[Current], tuple[()]]:
+        """Copy the model of a `Current` without what any thread holds."""
+        return Current, ()
 
     def rows(self, x: Tensor) -> Tensor:
         """Match weights to the rows of a module's input ``x``: [rows, N], or 1 row for all.

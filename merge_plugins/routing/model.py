@@ -70,7 +70,6 @@ class Routing:
         self.router: Router | None = None
         self.current = Current()
         self._model, self._n_experts = weakref.ref(model), n_experts
-        self._held: Tensor | None = None
         self._known: dict[bytes, Tensor] = {}
         self._of_cache: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         self._signature = inspect.signature(model.forward)
@@ -124,16 +123,17 @@ class Routing:
                 f"routed() takes [{self._n_experts}] weights, or that many for each request; "
                 f"got {list(weights.shape)}"
             )
-        before, self._held = self._held, weights.view(-1, self._n_experts)
+        current, before = self.current, self.current.held
+        current.held = weights.view(-1, self._n_experts)
         try:
             yield
         finally:
-            self._held = before
+            current.held = before
 
     @contextmanager
     def deciding(self, ids: Tensor | None, mask: Tensor | None) -> Iterator[None]:
         """Use the given prompts' weights until the end of the block, unless some are in use."""
-        if self._held is not None or self.current.only_shared:
+        if self.current.held is not None or self.current.only_shared:
             yield
         else:
             with self.holding(self._of(ids, mask)):
@@ -155,10 +155,11 @@ class Routing:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         ids, past = given.get("input_ids"), given.get("past_key_values")
-        if self._held is not None:
+        held = self.current.held
+        if held is not None:
             x = given.get("inputs_embeds") if ids is None else ids
-            n_rows = len(self._held) if x is None else x.shape[0]
-            weights = self._for_rows(self._held, n_rows)
+            n_rows = len(held) if x is None else x.shape[0]
+            weights = self._for_rows(held, n_rows)
         elif past is not None and (isinstance(past, tuple) or past.get_seq_length()):
             if isinstance(past, tuple) or past not in self._of_cache:
                 raise MergeError(

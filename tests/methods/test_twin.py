@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,22 @@ def test_generation_keeps_the_weights_of_each_prompt(
         alone.load_state_dict(rewriting.weights(row))
         prompt = ids[i][mask[i].bool()][None]
         assert torch.equal(greedy(alone, prompt, 8, **options)[0], together[i])
+
+
+def test_threads_keep_the_weights_of_their_own_prompts(llama: Any) -> None:
+    together = threading.Barrier(len(WEIGHTS))
+
+    def answer(row: int, wait: bool = False) -> Tensor:
+        ids = IDS[row][MASK[row].bool()][None]
+        with llama.routed(WEIGHTS[row]):
+            if wait:
+                together.wait()  # every thread holds its weights before any generates
+            return greedy(llama, ids, 8)
+
+    alone = [answer(row) for row in range(len(WEIGHTS))]
+    with ThreadPoolExecutor(len(WEIGHTS)) as pool:
+        found = [*pool.map(lambda row: answer(row, wait=True), range(len(WEIGHTS)))]
+    assert all(map(torch.equal, alone, found))
 
 
 def test_decoding_step_by_step_keeps_the_weights_of_the_prompt(learned: Any) -> None:
