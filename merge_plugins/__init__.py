@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from merge_plugins.engine import merged_tensors, open_merge
     from merge_plugins.errors import MergeError
     from merge_plugins.identity import digest
+    from merge_plugins.outputs.classifiers import load_classifiers
     from merge_plugins.outputs.embedder import load_embedder, load_reranker
     from merge_plugins.outputs.load import load_merged
     from merge_plugins.outputs.mount import Mounted as Mounted
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "digest",
     "hookimpl",
+    "load_classifiers",
     "load_embedder",
     "load_merged",
     "load_reranker",
@@ -55,6 +57,7 @@ LAZY = {
     "digest": "merge_plugins.identity",
     "merged_tensors": "merge_plugins.engine",
     "open_merge": "merge_plugins.engine",
+    "load_classifiers": "merge_plugins.outputs.classifiers",
     "load_embedder": "merge_plugins.outputs.embedder",
     "load_merged": "merge_plugins.outputs.load",
     "load_reranker": "merge_plugins.outputs.embedder",

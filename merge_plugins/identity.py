@@ -57,6 +57,9 @@ def digest(recipe: Recipe) -> str:
         written["embedder's tokenizer"] = tokenizer_identity(
             str(tokenizer_folder(recipe.tokenizer_donor))
         )
+    if recipe.tasks:
+        of_heads = (tokenizer_folder(recipe.for_task(task)) for task in recipe.tasks)
+        written["tokenizers"] = [tokenizer_identity(str(folder)) for folder in of_heads]
     if recipe.exclude == (NONE,):
         del written["exclude"]  # the same merge
     written["plugin"] = [method.known_as, method.version or __version__]

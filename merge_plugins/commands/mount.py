@@ -12,6 +12,7 @@ from merge_plugins.recipe import read_recipe
 def mount_merge(options: argparse.Namespace) -> int:
     """Write a folder without weights that harnesses load as if it were the saved merge."""
     recipe = read_recipe(options.recipe).trusting(options.trust_remote_code)
+    recipe = recipe if options.task is None else recipe.for_task(options.task)
     recipe = recipe.compiling(options.compile or recipe.compile)
     folder = mount(recipe, options.folder, trust_remote_code=options.trust_remote_code)
     print(f"{folder}: {identity.label(recipe)}. Load it with trust_remote_code=True.")

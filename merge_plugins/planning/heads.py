@@ -27,13 +27,20 @@ def excluded_heads(recipe: Recipe, sources: Sources) -> frozenset[str]:
 
     ``sources``: its models, in their own layouts.
     """
-    if HEADS in recipe.exclude:
+    if HEADS in recipe.exclude or _answer_tasks(recipe, sources):
         found = _heads(sources)
         if not found:
             raise RecipeError("exclude: heads, but no model of this merge has one; delete it")
         return found
     _refuse_two_tasks(recipe, sources)
     return frozenset()
+
+
+def _answer_tasks(recipe: Recipe, sources: Sources) -> bool:
+    """Whether models are classifiers with tasks of their own, so that their heads are apart."""
+    if NONE in recipe.exclude:
+        return False
+    return any(_is_classifier(sources[model.ref]) for model in recipe.tasks.values())
 
 
 def _heads(sources: Sources) -> frozenset[str]:
@@ -106,18 +113,18 @@ def _task(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "finetuning_task": config.get("finetuning_task"),
         "problem_type": config.get("problem_type"),
-        "the number of labels": _n_labels(config),
+        "the number of labels": n_labels(config),
         "id2label": None if unnamed else names,
     }
 
 
-def _n_labels(config: Mapping[str, Any]) -> int | None:
+def n_labels(config: Mapping[str, Any]) -> int:
     """Count the labels that a config lists; transformers writes none for two unnamed ones."""
     labels = config.get("id2label")
-    return len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
+    return len(labels) if isinstance(labels, Mapping) else int(config.get("num_labels") or 2)
 
 
 def _may_be_anything(config: Mapping[str, Any]) -> bool:
     """Whether a config leaves the task open. One label is a score: rerankers are merged whole."""
     task = _task(config)
-    return _n_labels(config) != 1 and task["id2label"] is None and task["finetuning_task"] is None
+    return n_labels(config) != 1 and task["id2label"] is None and task["finetuning_task"] is None

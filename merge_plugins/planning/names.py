@@ -93,6 +93,7 @@ class Names(Mapping[str, Origin]):
     ) -> None:
         self._checkpoints, self._recipe, self._alignment = checkpoints, recipe, alignment
         self._needless, self._heads = needless, heads
+        self._tasked = {model.ref for model in recipe.tasks.values()}  # each keeps what is apart
         self.donor = checkpoints[recipe.donor]
         self._aligned: dict[tuple[str, Reference], SourceTensor] = {}
         self._by_layer, self._last = cache(self._layers_of), cache(self._last_of)
@@ -315,7 +316,7 @@ class Names(Mapping[str, Origin]):
         for name, stored in self._checkpoints[ref].items():
             if name in used or name.endswith(DERIVED) or self._is_excluded(name):
                 continue
-            if not self._takes(ref, name):
+            if not self._takes(ref, name) or (name in self._needless and ref in self._tasked):
                 continue
             embedding = tied_to(name, stored.shape, self._checkpoints[ref])
             if embedding is not None and torch.equal(embedding.view(), stored.view()):

@@ -4,6 +4,7 @@ from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.recipe import Recipe, read_recipe
 from merge_plugins.recipe.references import Delta, Lora, Rebased, Reference
 from merge_plugins.recipe.slices import Entry, Slice
+from merge_plugins.recipe.task import Task
 
 __all__ = [
     "Data",
@@ -14,5 +15,6 @@ __all__ = [
     "Recipe",
     "Reference",
     "Slice",
+    "Task",
     "read_recipe",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from merge_plugins.errors import MergeWarning, RecipeError, did_you_mean
 from merge_plugins.plugins import Method, registry
 from merge_plugins.plugins.values import TRUTH
-from merge_plugins.recipe import data, keys, pooling, tokenizer
+from merge_plugins.recipe import data, keys, pooling, task, tokenizer
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, reference
 from merge_plugins.recipe.settings import Settings, combined, read_settings
@@ -179,7 +179,8 @@ def _models(
         scope = keys.scope(entry.get("parameters"), method, f"parameters of {ref}")
         parameters = read_settings(method, scope, str(ref))
         calibrated = data.from_setting(entry.get("data"), reading.folder)
-        models[ref] = Entry(ref, parameters, calibrated, _layers(entry.get("layer_range"), ref))
+        layers, head = _layers(entry.get("layer_range"), ref), task.from_setting(entry.get("task"))
+        models[ref] = Entry(ref, parameters, calibrated, layers, head)
     return tuple(models.values())
 
 

@@ -22,9 +22,9 @@ MODULE = ("models", "slices", "parameters")
 """Keys of an entry of ``modules``."""
 SLICE = ("sources", "base_model", "parameters")
 """Keys of an entry of ``slices``."""
-ENTRY = ("model", "base_model", "parameters", "data")
+ENTRY = ("model", "base_model", "parameters", "data", "task")
 """Keys of an entry of ``models``."""
-SOURCE = (*ENTRY, "layer_range")
+SOURCE = ("model", "base_model", "parameters", "data", "layer_range")
 """Keys of an entry of a slice's ``sources``."""
 UNREAD = {
     "experts": "mixtures of experts are not built",
@@ -64,6 +64,8 @@ def misplaced(key: str, known: tuple[str, ...], method: Method) -> str:
             f"{key} belongs to slices: write slices: [{{sources: [{{model: …, "
             "layer_range: [first, last + 1]}]}] in place of models:"
         )
+    if key == "task":
+        return "task belongs beside model:, in the entry of the model whose head answers it"
     if known != TOP and key in TOP:
         return f"{key} belongs at the top of the recipe, not {LEVELS[known]}"
     hint = did_you_mean(key, (*known, *method.spellings))

@@ -81,10 +81,11 @@ def _checked(model: Entry, base: Reference | None, method: Method) -> Entry:
         )
     if not method.works_from(base) or model.ref != base:
         return model
-    if model.data:
+    if model.data or model.task:
+        what = "data" if model.data else "task"
         raise ParameterError(
-            f"{method.name}: base_model takes no data, only the models merged into it do; delete "
-            f"data of {model.ref}"
+            f"{method.name}: base_model takes no {what}, only the models merged into it do; delete "
+            f"{what} of {model.ref}"
         )
     for word in model.parameters:
         warn_unread(method, word, f"base_model {model.ref}")
@@ -129,6 +130,27 @@ def _with_shared_parameters(slice_: Slice, method: Method, *, base_is_unlisted: 
             parameters |= {name: setting} if setting else {}
     models = tuple(replace(m, parameters=p) for m, p in zip(slice_.models, own, strict=True))
     return replace(slice_, parameters=shared, models=models)
+
+
+def check_tasks(models: Sequence[Entry], *, is_one_task: bool) -> None:
+    """Raise `RecipeError` for heads of which it is open whether to merge them, or which to take.
+
+    ``is_one_task``: whether heads are merged, too.
+    """
+    owners: dict[str, Reference] = {}
+    for model in models:
+        name = model.task.name if model.task else None
+        if name is not None and name in owners and not is_one_task:
+            raise RecipeError(
+                f"{name} is the task of {owners[name]} and of {model.ref}; delete one of the two, "
+                "or write exclude: none to merge their heads, too"
+            )
+        if name is not None:
+            owners[name] = model.ref
+    if is_one_task and len(owners) > 1:
+        raise RecipeError(
+            f"exclude: none merges heads, and these answer {' and '.join(owners)}; delete it"
+        )
 
 
 def shared_data(

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from merge_plugins.errors import RecipeError
+from merge_plugins.errors import RecipeError, nearest_or_all
 from merge_plugins.plugins import Method, registry
 from merge_plugins.recipe import fields, files
 from merge_plugins.recipe.data import Data
-from merge_plugins.recipe.normalize import normal_slices, shared_data
+from merge_plugins.recipe.normalize import check_tasks, normal_slices, shared_data
 from merge_plugins.recipe.parsing import bounded
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.pooling import Modes
@@ -119,9 +119,33 @@ class Recipe:
         return tuple(dict.fromkeys(first + listed + own + last))
 
     @property
+    def tasks(self) -> Mapping[str, Entry]:
+        """The models whose heads answer tasks, by task; empty, if the recipe names none."""
+        return {model.task.name: model for model in self.models if model.task}
+
+    @property
     def donor(self) -> Reference:
         """The model that provides config, tensor names and any file the recipe does not choose."""
-        return self.donor_model or self.base_model or self.slices[0].inputs[0].ref
+        with_head = next((model.ref for model in self.models if model.task), None)
+        return self.donor_model or with_head or self.base_model or self.slices[0].inputs[0].ref
+
+    def for_task(self, task: str) -> Recipe:
+        """Copy the recipe with the model of a task as donor: its head, config and tokenizer.
+
+        What the recipe excludes comes from that model, too. Raises `RecipeError` for a task that no
+        model of the recipe answers.
+        """
+        known = self.tasks
+        if not known:
+            raise RecipeError(
+                "no model of this merge says which task its head answers; write task: beside "
+                "model:, as in {model: roberta-cola, task: cola}, or task=cola+rte for two models"
+            )
+        if task not in known:
+            hint = nearest_or_all(task, known)
+            raise RecipeError(f"no model of this merge has task: {task}{hint}")
+        chosen = replace(self, donor_model=known[task].ref)
+        return chosen.normal(registry().get(self.merge_method))
 
     def is_excluded(self, name: str) -> bool:
         """Check whether a tensor is copied from the `donor` instead of merged."""
@@ -213,6 +237,7 @@ class Recipe:
         slices = normal_slices(self.slices, self.base_model, method)
         slices, data = shared_data(slices, self.data)
         normal = replace(self, slices=slices, data=data)
+        check_tasks(normal.models, is_one_task=NONE in self.exclude)
         if normal.donor_model == replace(normal, donor_model=None).donor:
             normal = replace(normal, donor_model=None)
         if normal.generation_config == normal.donor:

@@ -12,6 +12,7 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     <parameter>=0.5                 any parameter of the method; per model: 0.5+0.3 or a JSON list
     params={…}                      the recipe's parameters as in YAML: gradients and filters
     data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
+    task=cola+rte                   what the head of each model answers: one per model, or a list
     exclude=head+bias               parts of tensor names that are not merged
     compile=true                    merge by compiled code, to the same bits: see docs/devices.md
     seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
@@ -24,7 +25,7 @@ config=. Paths are relative to the current folder, those in the file to the file
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from merge_plugins.recipe.pooling import modes_in
 from merge_plugins.recipe.references import Reading
 from merge_plugins.recipe.settings import read_setting
 from merge_plugins.recipe.slices import Entry
+from merge_plugins.recipe.task import Task
 from merge_plugins.recipe.tokenizer import is_template
 
 CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor", "pooling")
@@ -50,7 +52,7 @@ KEYS = {
     "base": "base_model",
     "base_model": "base_model",
     "weights": "weight",
-    **{key: key for key in ("models", "params", "config", "data")},
+    **{key: key for key in ("models", "params", "config", "data", "task")},
     **{key: key for key in ("seed", "out_dtype", "exclude", "compile", *CHOSEN)},
 }
 MISTAKEN = {
@@ -124,6 +126,8 @@ class ShortForm:
             _set_parameter(recipe, method, name, given)
         if "data" in given:
             _set_data(recipe, method, values.data(given["data"]))
+        if "task" in given:
+            _set_tasks(recipe, method, values.tasks(given["task"]))
         return recipe
 
 
@@ -220,19 +224,35 @@ def _set_data(recipe: dict[str, Any], method: Method, given: list[Data | None]) 
             f"data has {len(given)} values for {len(own)} models; write one each, in the order "
             "of models=, or one for all"
         )
-    each: Iterator[Data | None]
-    shared, each = (given[0], iter(())) if len(given) == 1 else (None, iter(given))
-    recipe["slices"] = tuple(
-        replace(
-            slice_,
-            models=tuple(
-                replace(model, data=next(each, None) if model in own else None)
-                for model in slice_.models
-            ),
-        )
-        for slice_ in recipe["slices"]
-    )
+    shared, each = (given[0], []) if len(given) == 1 else (None, given)
+    _set_each(recipe, own, "data", each)
     recipe["data"] = shared
+
+
+def _set_tasks(recipe: dict[str, Any], method: Method, given: list[Task | None]) -> None:
+    """Replace the tasks of the models' heads: one for each."""
+    own = _experts(recipe, method)
+    if len(given) != len(own):
+        raise RecipeError(
+            f"task has {len(given)} values for {len(own)} models; write one each, in the order of "
+            "models="
+        )
+    _set_each(recipe, own, "task", given)
+
+
+def _set_each(
+    recipe: dict[str, Any], own: Sequence[Entry], name: str, given: Sequence[Any]
+) -> None:
+    """Set a field of each of some models; of any other, and where no value is left, to None."""
+    each = iter(given)
+
+    def with_value(model: Entry) -> Entry:
+        value: Any = next(each, None) if model in own else None
+        return replace(model, **{name: value})
+
+    recipe["slices"] = tuple(
+        replace(slice_, models=tuple(map(with_value, slice_.models))) for slice_ in recipe["slices"]
+    )
 
 
 def _experts(recipe: Mapping[str, Any], method: Method) -> list[Entry]:

@@ -12,6 +12,8 @@ from merge_plugins.recipe import parsing, references
 from merge_plugins.recipe.data import Data, from_setting
 from merge_plugins.recipe.files import exists
 from merge_plugins.recipe.references import Reading, Resolved
+from merge_plugins.recipe.task import Task
+from merge_plugins.recipe.task import from_setting as read_task
 
 SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
 """A '+' between two models; '++' stands between a model and its adapter."""
@@ -34,14 +36,15 @@ def models(given: Any, reading: Reading) -> list[dict[str, Any]]:
 def _entry(item: Any, reading: Reading) -> dict[str, Any]:
     """Parse one model, text with an optional weight or a mapping, into an entry of a recipe."""
     if isinstance(item, Mapping):
-        kept = ("model", "base_model", "parameters", "data")
+        kept = ("model", "base_model", "parameters", "data", "task")
         own = {key: value for key, value in item.items() if key not in kept}
         parameters = {**(item.get("parameters") or {}), **own}
         calibrated = from_setting(item.get("data"), Path())
         named = {"model": reference(item.get("model"), reading), "parameters": parameters}
         if item.get("base_model") is not None:
             named["base_model"] = reference(item["base_model"], reading)
-        return {**named, "data": calibrated} if calibrated else named
+        given = {"data": calibrated, "task": read_task(item.get("task"))}
+        return {**named, **{key: value for key, value in given.items() if value}}
     item = text(item)
     if not item:
         raise RecipeError("an item of models= is empty; write models=a+b or models=a:0.6+b:0.4")
@@ -57,6 +60,14 @@ def data(given: Any) -> list[Data | None]:
         given = given.split("+")
     each = list(given) if isinstance(given, list | tuple) else [given]
     return [from_setting(one, Path()) for one in each]
+
+
+def tasks(given: Any) -> list[Task | None]:
+    """Parse task=: one for each model."""
+    given = parsed(given)
+    if isinstance(given, str):
+        given = given.split("+")
+    return [read_task(one) for one in (given if isinstance(given, list | tuple) else [given])]
 
 
 def reference(given: Any, reading: Reading) -> Resolved:

@@ -13,6 +13,7 @@ from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reference
 from merge_plugins.recipe.settings import Settings, as_yaml, without
+from merge_plugins.recipe.task import Task
 
 Layers: TypeAlias = "tuple[int, int]"
 """A half-open range of a model's layers, counted from 0."""
@@ -31,6 +32,8 @@ class Entry:
     """Calibration data of this model, in place of the recipe's."""
     layers: Layers | None = None
     """Range of layers to merge; None: all."""
+    task: Task | None = None
+    """What the model's head answers; the heads of a merge with tasks are not merged."""
 
     def as_dict(self, write: Write) -> dict[str, Any]:
         """Return the entry as YAML holds it; ``write`` spells each reference."""
@@ -39,6 +42,7 @@ class Entry:
             "layer_range": list(self.layers or ()),
             "parameters": as_yaml(self.parameters),
             "data": self.data and write(self.data),
+            "task": self.task and self.task.as_setting(),
         }
         return {key: value for key, value in mapping.items() if value}
 

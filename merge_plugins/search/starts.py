@@ -37,6 +37,8 @@ def starts(space: Space) -> list[Start]:
 
 
 def _sources(recipe: Recipe) -> Iterator[Start]:
+    if recipe.tasks:
+        return  # none of them answers the others' tasks
     base = recipe.base_model
     names = {ref: str(_model(ref)) for ref in recipe.references}
     kept = {key: value for key, value in recipe.as_dict().items() if key in KEPT}
