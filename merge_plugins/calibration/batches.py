@@ -66,7 +66,7 @@ def pair_row(tokenizer: Any, example: Example, max_length: int) -> Row:
     return {key: list(found[key]) for key in found if key != "attention_mask"}
 
 
-def padded(rows: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Tensor]:
+def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, Tensor]:
     """Stack rows into one batch, each key padded on the right, and add attention_mask.
 
     ``pad``: token id that fills input_ids; any valid id, since padding is masked.

@@ -63,25 +63,31 @@ class Descent:
     def __call__(self, sources: Sources) -> dict[str, PerExpert]:
         """Learn the coefficients of every weight, one per expert, by checkpoint name.
 
-        A step takes the next batch of every expert's data and sums their losses. Holds one live
-        model and its gradients, in float32: a coefficient's gradient is the dot product of its
-        task vector, read from disk, with the gradient of the merged weight. Weights that the live
-        model does not hold as a parameter of its own keep the initial coefficient.
+        A step takes the next batch of every expert's data and sums their losses; classifiers read
+        theirs with their own heads, if those are not merged. Holds one live model and its
+        gradients, in float32: a coefficient's gradient is the dot product of its task vector, read
+        from disk, with the gradient of the merged weight. Weights that the live model does not hold
+        as a parameter of its own keep the initial coefficient.
         """
         from merge_plugins.hf.experts import stored_whole  # seconds: imports transformers
 
         slots = {slot.name: slot for slot in sources.slots()}
         n_experts = len(sources.names)
         module: Any = sources.module(0)
-        parameters = dict(module.named_parameters(remove_duplicate=False))
         names = stored_whole(module, slots)
+        classifies = "Classification" in type(module).__name__
+        heads = _own_weights(
+            sources, [live for name, live in names.items() if classifies and name not in slots]
+        )
+        module = sources.module(0)
+        parameters = dict(module.named_parameters(remove_duplicate=False))
         live = {name: parameters[names[name]] for name in slots if name in names}
         self._announce(slots, live, n_experts)
         rows = len(slots) if self.by_weight else 1
         raw = torch.full((rows, n_experts), self.initial, requires_grad=True)
         if live:
             batches = [list(sources.batches(expert)) for expert in range(n_experts)]
-            self._descend(module, batches, slots, live, raw)
+            self._descend(module, list(zip(heads, batches, strict=True)), slots, live, raw)
         learned = raw.detach().clamp(0, 1).double().expand(len(slots), -1).tolist()
         each = (tuple(round(x, DIGITS) for x in row) for row in learned)
         return dict(zip(slots, each, strict=True))
@@ -90,7 +96,7 @@ class Descent:
     def _descend(
         self,
         module: Any,
-        batches: Sequence[Sequence[Batch]],
+        experts: Sequence[tuple[Mapping[str, Tensor], Sequence[Batch]]],
         slots: Mapping[str, Weight],
         live: Mapping[str, Tensor],
         raw: Tensor,
@@ -107,7 +113,9 @@ class Descent:
             for name, weight in live.items():
                 _write(slots[name], rows[name], weight)
             total = 0.0
-            for some in batches:
+            for own, some in experts:
+                for name, weight in own.items():
+                    module.get_parameter(name).data = weight
                 loss = self.loss(module, some[step % len(some)])
                 total += loss.item()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -134,6 +142,17 @@ class Descent:
                 "of that name. The model's code fuses or does not use them.",
                 *(len(absent), len(slots), self.initial, absent[0]),
             )
+
+
+def _own_weights(sources: Sources, names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Copy some parameters of every expert; leaves the last one's model in memory."""
+    if not names:
+        return [{} for _ in sources.names]
+    each = []
+    for expert in range(len(sources.names)):
+        module = sources.module(expert)
+        each.append({name: module.get_parameter(name).detach().clone() for name in names})
+    return each
 
 
 def _write(slot: Weight, coefficients: Sequence[float], weight: Tensor) -> None:

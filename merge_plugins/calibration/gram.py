@@ -55,26 +55,34 @@ def _n_inputs(layer: Any) -> int:
 def _shared_inputs(
     module: nn.Module, layers: Layers, batches: Iterable[Batch]
 ) -> tuple[Mapping[str, str], bool]:
-    """Run one batch to find layers that share their input, and whether tokens are routed.
+    """Run one batch to find layers that share their inputs, and whether tokens are routed.
 
-    Returns the first layer with the very same input tensor for each layer, such as q for k and v;
-    and whether any layer reads selected tokens, as an expert of a mixture does, rather than every
-    token or one row per text: the mask cannot locate padding among selected tokens.
+    Returns the first layer that reads the very same tensors for each layer, such as q for k and v;
+    and whether any layer reads something else than every token or one row per text: an expert of a
+    mixture reads selected tokens, DeBERTa's projections a table of positions too. The mask cannot
+    locate padding there.
     """
-    shared, routes = {name: name for name in layers}, False
-    last: tuple[str, Tensor] | None = None
+    read: dict[str, list[int]] = {name: [] for name in layers}
+    number, routes, last = 0, False, torch.empty(0)
     batch = next(iter(batches))
     mask = batch["attention_mask"]
 
     def note(name: str, x: Tensor) -> None:
-        nonlocal last, routes
-        routes |= x.numel() // x.shape[-1] not in (mask.numel(), len(mask))
-        if last is not None and x is last[1]:
-            shared[name] = shared[last[0]]
-        last = name, x  # kept alive: no other tensor can be the same object
+        nonlocal number, routes, last
+        n_rows = x.numel() // x.shape[-1]
+        of_tokens = x.shape[:-1] == mask.shape or (x.ndim == 2 and n_rows == mask.numel())
+        routes |= not of_tokens and n_rows != len(mask)
+        number += x is not last
+        last = x  # kept alive: no other tensor can be the same object
+        read[name].append(number)
 
     with _watching(layers, note), torch.no_grad():
         module(**without_labels(batch))
+    first: dict[tuple[int, ...], str] = {}
+    shared = {
+        name: first.setdefault(tuple(numbers), name) if numbers else name
+        for name, numbers in read.items()
+    }
     return shared, routes
 
 

@@ -23,7 +23,7 @@ from merge_plugins.outputs.device_map import only_device
 from merge_plugins.outputs.load import Loading, describe, open_loading
 from merge_plugins.parallel import pool
 from merge_plugins.recipe import Recipe
-from merge_plugins.routing.model import Routed
+from merge_plugins.routing.routed import Routed
 from merge_plugins.weights.modules import of_transformer
 from merge_plugins.weights.pieces import Piece, covers
 

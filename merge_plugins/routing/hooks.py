@@ -1,36 +1,27 @@
 """Add experts' branches to the modules of a live model, weighed for each row of a batch.
 
-A hook on a module adds sum_t w[row, t] * (branch_t applied to the input) to its output, so that no
-weight is rewritten. Low-rank branches of all experts together take two thin matrix products, whose
-middle columns are multiplied by their experts' weights.
+A hook on a module adds what `merge_plugins.routing.branches` computes to its output, so that no
+weight is rewritten.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, linear
-from transformers.pytorch_utils import Conv1D
 
-from merge_plugins.api import Branch, LowRank, Product
+from merge_plugins.api import Branch
 from merge_plugins.errors import MergeError, MismatchError
+from merge_plugins.routing.branches import Apply, Stacked, applying, stacked
 from merge_plugins.weights.spelling import with_or_without
 
 Owner: TypeAlias = tuple[nn.Module, str]
 """A module and the name of one of its parameters."""
-Stacked: TypeAlias = tuple[Tensor, ...]
-"""(branches [N, *shape],), or (up [m, R], down [R, n], expert of each column [R]); of products, the
-shared factors (up, down), then (up, down, expert) of the change of up and of that of down."""
-Apply: TypeAlias = Callable[[Any, Stacked, Tensor, Tensor], Tensor]
-"""From (module, branches, input, weights [rows, N]) to the addition to the module's output."""
 SHARED_ONLY = (
     "Leave it to the shared expert: mask_rate: [{filter: <part of its name>, value: 1}, "
     "{value: 0.9}]"
@@ -50,6 +41,8 @@ class Current(threading.local):
     """Used for every forward pass of a block: float32 [1 or requests, N]; None: outside of one."""
     only_shared: bool = False
     """Run the shared expert alone, to compute features."""
+    within: nn.Module | None = None
+    """The module whose call decided the weights; None: outside of one."""
 
     def __reduce__(self) -> tuple[type[Current], tuple[()]]:
         """Copy the model of a `Current` without what any thread holds."""
@@ -63,8 +56,8 @@ class Current(threading.local):
         """
         if self.weights is None:
             raise MergeError(
-                "a routed merge does not know which request this is: call the model itself, not "
-                "one of its parts, or hold weights with model.routed(weights)"
+                "a routed merge does not know which request this is: call the model or its base "
+                "model, not one of their parts, or hold weights with model.routed(weights)"
             )
         weights, n = self.weights.to(x.device), x.shape[0]
         if n in (1, len(weights)) or len(weights) == 1:
@@ -74,15 +67,15 @@ class Current(threading.local):
         return weights.repeat_interleave(n // len(weights), dim=0)
 
 
-def owners(
-    model: nn.Module, names: Iterable[str], routed: Collection[str]
-) -> dict[str, list[Owner]]:
+def owners(model: Any, names: Iterable[str], routed: Collection[str]) -> dict[str, list[Owner]]:
     """Find the modules that hold the parameter of each checkpoint name.
 
     Several for a tied parameter, none if the model has no such parameter. Raises `MismatchError`
     if one of the ``routed`` names has none while parameters are left over, since loading then
-    renames or fuses weights, and if a module is of an unsupported kind.
+    renames or fuses weights, and if a module is of an unsupported kind, in the head or in a model
+    that generates: encoders can run requests apart.
     """
+    rewritable = () if model.can_generate() else {*model.base_model.modules()}
     holders: dict[int, list[Owner]] = {}
     named: dict[str, int] = {}
     for path, module in model.named_modules():
@@ -104,31 +97,76 @@ def owners(
                 f"as {name}, which cannot be weighed per request. {SHARED_ONLY}"
             )
         for module, key in owned[name]:
-            if re.search(r"\bexperts\.\d", name) or _apply(module, key) is None:
+            weighed = module in rewritable or applying(module, key) is not None
+            if re.search(r"\bexperts\.\d", name) or not weighed:
                 raise MismatchError(
                     f"{name}: {type(module).__name__} cannot weigh it per request. {SHARED_ONLY}"
                 )
     return {name: owned[name] for name in routed}
 
 
-def attach(current: Current, modules: Sequence[Owner], branches: Sequence[Branch]) -> None:
-    """Hook branches to modules, in the dtype and on the device of the module's own weight."""
+def attach(
+    current: Current,
+    modules: Sequence[Owner],
+    branches: Sequence[Branch],
+    ran: Collection[nn.Module],
+) -> list[Owner]:
+    """Hook branches to modules, in the dtype and on the device of the module's own weight.
+
+    Returns the parameters that no hook can add to: of a module that is of no supported kind, or not
+    among those that ``ran``, so that others read its parameter. They hold their branches, too.
+    """
+    rewritten = []
     for module, key in modules:
         weight = module._parameters[key]
-        apply = _apply(module, key)
-        if weight is None or apply is None or weight.is_meta:
+        if weight is None or weight.is_meta:
             raise MergeError(
                 f"{key} of {type(module).__name__} is not in memory: a routed merge does not go "
                 "with offloading; use a device_map that holds the whole model"
             )
-        stacked = _stacked(module, branches)
-        if not any(part.any() for part in stacked if part.is_floating_point()):
+        held = stacked(module, branches)
+        if not any(part.any() for part in held if part.is_floating_point()):
             continue  # all experts' branches are zero
-        names = [f"_{key}_branches_{i}" for i in range(len(stacked))]
-        for name, tensor in zip(names, stacked, strict=True):
-            dtype = weight.dtype if tensor.is_floating_point() else tensor.dtype
-            module.register_buffer(name, tensor.to(weight.device, dtype), persistent=False)
+        dtypes = (weight.dtype if part.is_floating_point() else part.dtype for part in held)
+        moved = [part.to(weight.device, dtype) for part, dtype in zip(held, dtypes, strict=True)]
+        if not _hold(current, (module, key), moved, is_hooked=module in ran):
+            rewritten.append((module, key))
+    return rewritten
+
+
+def share(
+    source: nn.Module, rewritten: Collection[Owner], current: Current, target: nn.Module
+) -> list[Owner]:
+    """Attach the branches of a module's parts to the parts of another, as `attach` did."""
+    parts, others = dict(target.named_modules()), []
+    for path, module in source.named_modules():
+        for key in module._parameters:
+            held, owner = branches_of(module, key), (parts[path], key)
+            is_hooked = (module, key) not in rewritten
+            if held and not _hold(current, owner, held, is_hooked=is_hooked):
+                others.append(owner)
+    return others
+
+
+def branches_of(module: nn.Module, key: str) -> Stacked:
+    """Return the branches attached to a parameter; none, if there are none."""
+    return tuple(map(module.get_buffer, _buffers(module, key)))
+
+
+def _buffers(module: nn.Module, key: str) -> list[str]:
+    return [name for name in module._buffers if name.startswith(f"_{key}_branches_")]
+
+
+def _hold(current: Current, owner: Owner, held: Sequence[Tensor], *, is_hooked: bool) -> bool:
+    """Keep branches beside their parameter; returns whether a hook adds them."""
+    module, key = owner
+    for i, tensor in enumerate(held):
+        module.register_buffer(f"_{key}_branches_{i}", tensor, persistent=False)
+    apply = applying(module, key) if is_hooked else None
+    if apply is not None:
+        names = _buffers(module, key)
         module.register_forward_hook(partial(_add, current, apply, names), with_kwargs=True)
+    return apply is not None
 
 
 def _add(
@@ -147,111 +185,3 @@ def _add(
     weights = current.rows(x).to(held[0].dtype)
     added = apply(module, held, x, weights)
     return output + added.to(output.dtype)
-
-
-def _stacked(module: nn.Module, branches: Sequence[Branch]) -> Stacked:
-    """Stack all experts' branches, matrices as (out, in)."""
-    turned = isinstance(module, Conv1D)
-    products = [branch for branch in branches if isinstance(branch, Product)]
-    if products:
-        if not isinstance(module, nn.Linear | Conv1D):
-            raise MergeError(f"lora_space: separate knows no {type(module).__name__}")
-        shared = products[0].shared
-        up, down = [product.up for product in products], [product.down for product in products]
-        if turned:
-            return shared.down.T, shared.up.T, *_side_by_side(down, True), *_side_by_side(up, True)
-        return shared.up, shared.down, *_side_by_side(up, False), *_side_by_side(down, False)
-    low_rank = [branch for branch in branches if isinstance(branch, LowRank)]
-    if low_rank:
-        return _side_by_side(low_rank, turned)
-    whole = torch.stack([branch for branch in branches if isinstance(branch, Tensor)])
-    return (whole.mT.contiguous() if turned and whole.ndim == 3 else whole,)
-
-
-def _side_by_side(low_rank: Sequence[LowRank], turned: bool) -> Stacked:
-    expert = torch.cat([torch.full((b.up.shape[1],), i) for i, b in enumerate(low_rank)])
-    up, down = torch.cat([b.up for b in low_rank], 1), torch.cat([b.down for b in low_rank])
-    return (down.T.contiguous(), up.T.contiguous(), expert) if turned else (up, down, expert)
-
-
-def _apply(module: nn.Module, key: str) -> Apply | None:
-    """Choose the function that applies branches of a module's parameter; None if unsupported.
-
-    Forward functions are compared, not classes, since a subclass may override forward.
-    """
-    forward = type(module).forward
-    if forward in (nn.Linear.forward, Conv1D.forward):
-        return _matrix if key == "weight" else _bias
-    if forward is nn.Embedding.forward or _is_scaled(module):
-        return _lookup
-    if forward is nn.LayerNorm.forward:
-        return _normed if key == "weight" else _bias
-    if "RMSNorm" in type(module).__name__ and [*module._parameters] == ["weight"]:
-        return None if isinstance(module, nn.RMSNorm) else _affine_change
-    return None
-
-
-def _is_scaled(module: nn.Module) -> bool:
-    """Whether a module is an embedding times a constant, as in Gemma."""
-    scaled = type(module).__name__.endswith("ScaledWordEmbedding")
-    return scaled and isinstance(module, nn.Embedding) and hasattr(module, "embed_scale")
-
-
-def _spread(weights: Tensor, n_dims: int) -> Tensor:
-    """View [rows, R] as [rows, 1, ..., R] with ``n_dims`` dimensions."""
-    return weights.view(len(weights), *[1] * (n_dims - 2), weights.shape[-1])
-
-
-def _sum(parts: Iterable[Tensor], weights: Tensor) -> Tensor:
-    """Sum N tensors [rows, ...], each row times its weight."""
-    terms = (part * weights[:, i].view(-1, *[1] * (part.ndim - 1)) for i, part in enumerate(parts))
-    total = next(terms)
-    for term in terms:
-        total = total + term
-    return total
-
-
-def _matrix(module: nn.Module, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    x = x.to(held[0].dtype)
-    if len(held) == 1:
-        return _sum((linear(x, branch) for branch in held[0]), weights)
-    if len(held) == 3:
-        return _thin(held, x, weights)
-    seen, change = linear(x, held[1]), _thin(held[5:], x, weights)
-    return linear(change, held[0]) + _thin(held[2:5], seen + change, weights)
-
-
-def _thin(held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    up, down, expert = held
-    return linear(linear(x, down) * _spread(weights[:, expert], x.ndim), up)
-
-
-def _lookup(module: nn.Module, held: Stacked, ids: Tensor, weights: Tensor) -> Tensor:
-    if len(held) == 1:
-        found = _sum((embedding(ids, branch) for branch in held[0]), weights)
-    else:
-        up, down, expert = held
-        found = (embedding(ids, up) * _spread(weights[:, expert], ids.ndim + 1)) @ down
-    return found * getattr(module, "embed_scale", 1)
-
-
-def _bias(module: nn.Module, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    return _spread(weights @ held[0], x.ndim)
-
-
-def _normed(module: nn.LayerNorm, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    normed = layer_norm(x, module.normalized_shape, eps=module.eps)
-    return normed * _spread(weights @ held[0], x.ndim)
-
-
-def _affine_change(module: nn.Module, held: Stacked, x: Tensor, weights: Tensor) -> Tensor:
-    """Compute the change of a norm's output from that of its weight: the output is affine in it.
-
-    Runs the norm with the change and with zero as its weight, and subtracts.
-    """
-    change = _spread(weights @ held[0], x.ndim)
-    copies = [copy.copy(module) for _ in range(2)]  # shallow; forward is called without hooks
-    for norm, weight in zip(copies, (change, torch.zeros_like(change)), strict=True):
-        norm.__dict__["_parameters"] = {"weight": weight}
-    forward = type(module).forward
-    return forward(copies[0], x) - forward(copies[1], x)  # type: ignore[no-any-return]

@@ -1,229 +1,32 @@
-"""Route a live model: weigh its experts for each request.
-
-A request is a prompt. Its weights are computed once, from the shared expert's last hidden state,
-and are used for all tokens that follow; a batch may mix requests of any kind.
-"""
+"""Route a live model: weigh its experts for each request."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import logging
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from merge_plugins.api import Gate, Router, Routes
+from merge_plugins.api import Example, Gate, Routes
+from merge_plugins.calibration.batches import pair_row
 from merge_plugins.engine import Merge
-from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.errors import RecipeError
 from merge_plugins.hf.experts import load_tokenizer
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.routing import hooks
-from merge_plugins.routing.hooks import Current
+from merge_plugins.routing.apart import modules_run, rewritten_in, run_apart
+from merge_plugins.routing.requests import Prompt, Weigher
+from merge_plugins.routing.routed import Routed, Routing
 from merge_plugins.tokenizer import tokenizer_folder
-
-TOKENS = 4096
-"""Most tokens in a batch for features, padding included; without logits it needs little memory."""
-
 
 logger = logging.getLogger(__name__)
 
 
-Prompt = Sequence[int]
 PARALLEL = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
-
-
-class Routed:
-    """Add routing to a transformers model class."""
-
-    routing: Routing
-
-    @contextmanager
-    def routed(self, weights: Tensor | Sequence[float]) -> Iterator[None]:
-        """Use the given weights, [N] or [requests, N], for every call inside the block."""
-        with self.routing.holding(torch.as_tensor(weights, dtype=torch.float32)):
-            yield
-
-    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate with weights computed from the prompts."""
-        ids = kwargs.get("input_ids") if inputs is None else inputs
-        with self.routing.deciding(ids, kwargs.get("attention_mask")):
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise `RecipeError`: a checkpoint would have the shared expert without the others."""
-        raise RecipeError(f"no checkpoint can hold {self.routing.method}: it has a router")
-
-
-class Routing:
-    """Compute the weights of requests and pass them to the hooks of a live model."""
-
-    def __init__(self, model: Any, method: str, n_experts: int) -> None:
-        self.method = method
-        self.by_task = False
-        self.router: Router | None = None
-        self.current = Current()
-        self._model, self._n_experts = weakref.ref(model), n_experts
-        self._known: dict[bytes, Tensor] = {}
-        self._of_cache: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
-        self._signature = inspect.signature(model.forward)
-        self.is_classifier = "Classification" in type(model).__name__
-        model.register_forward_pre_hook(self._before, with_kwargs=True)
-        model.register_forward_hook(self._after, always_call=True)
-
-    def weigh(self, prompts: Sequence[Prompt], task: str | None = None) -> Tensor:
-        """Compute each prompt's weights: float32 [prompts, N]; cached for later calls.
-
-        ``task``: the harness's name of the task, for a router by task.
-        """
-        keys = [hashlib.blake2b(f"{task}{[*p]}".encode(), digest_size=16).digest() for p in prompts]
-        new = {key: p for key, p in zip(keys, prompts, strict=True) if key not in self._known}
-        if new:
-            assert self.router is not None
-            weights = self.router(_Requests(self, list(new.values()), task))
-            self._known.update(zip(new, weights.float().cpu(), strict=True))
-        return torch.stack([self._known[key] for key in keys])
-
-    @torch.no_grad()
-    def features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Average the shared expert's last hidden state over each prompt: float32 [prompts, d]."""
-        model = self._model()
-        assert model is not None
-        base = model.base_model
-        accepted = inspect.signature(base.forward).parameters
-        options = {"use_cache": False} if "use_cache" in accepted else {}
-        pad = getattr(model.config, "pad_token_id", None) or 0
-        found: dict[int, Tensor] = {}
-        self.current.only_shared = True
-        try:
-            for some in _batches([len(prompt) for prompt in prompts]):
-                mask = _mask([len(prompts[i]) for i in some])
-                ids = torch.full(mask.shape, pad)
-                ids[mask.bool()] = torch.tensor([t for i in some for t in prompts[i]])
-                mask = mask.to(model.device)
-                states = base(input_ids=ids.to(model.device), attention_mask=mask, **options)[0]
-                share = (mask / mask.sum(1, keepdim=True)).to(states.device)
-                means = torch.einsum("bs,bsd->bd", share, states.float())
-                found.update(zip(some, means, strict=True))
-        finally:
-            self.current.only_shared = False
-        return torch.stack([found[i] for i in range(len(prompts))])
-
-    @contextmanager
-    def holding(self, weights: Tensor) -> Iterator[None]:
-        """Use the given weights, [N] or [requests, N], until the end of the block."""
-        if weights.shape[-1] != self._n_experts or weights.ndim not in (1, 2):
-            raise MergeError(
-                f"routed() takes [{self._n_experts}] weights, or that many for each request; "
-                f"got {list(weights.shape)}"
-            )
-        current, before = self.current, self.current.held
-        current.held = weights.view(-1, self._n_experts)
-        try:
-            yield
-        finally:
-            current.held = before
-
-    @contextmanager
-    def deciding(self, ids: Tensor | None, mask: Tensor | None) -> Iterator[None]:
-        """Use the given prompts' weights until the end of the block, unless some are in use."""
-        if self.current.held is not None or self.current.only_shared:
-            yield
-        else:
-            with self.holding(self._of(ids, mask)):
-                yield
-
-    def _of(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Compute the weights of each row of a batch; without a mask, every token counts."""
-        if ids is None:
-            raise MergeError(
-                f"{self.method} reads prompts as input_ids; for other inputs hold weights with "
-                "model.routed(weights)"
-            )
-        real = (torch.ones_like(ids) if mask is None else mask).bool().cpu()
-        return self.weigh([row[keep].tolist() for row, keep in zip(ids.cpu(), real, strict=True)])
-
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self.current.only_shared:
-            return  # computing features: a model without a head is its own base model
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
-        ids, past = given.get("input_ids"), given.get("past_key_values")
-        held = self.current.held
-        if held is not None:
-            x = given.get("inputs_embeds") if ids is None else ids
-            n_rows = len(held) if x is None else x.shape[0]
-            weights = self._for_rows(held, n_rows)
-        elif past is not None and (isinstance(past, tuple) or past.get_seq_length()):
-            if isinstance(past, tuple) or past not in self._of_cache:
-                raise MergeError(
-                    "past_key_values that this model did not return: pass the whole prompt first, "
-                    "or hold weights with model.routed(weights)"
-                )
-            weights = self._of_cache[past]
-        else:
-            weights = self._of(ids, given.get("attention_mask"))
-        self.current.weights = weights
-
-    def _after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        cache = getattr(output, "past_key_values", None)
-        if self.current.weights is not None and hasattr(cache, "get_seq_length"):
-            self._of_cache[cache] = self.current.weights
-        if not self.current.only_shared:
-            self.current.weights = None
-
-    def _for_rows(self, weights: Tensor, n_rows: int) -> Tensor:
-        """Repeat weights for the beams and samples of each request, which are adjacent rows."""
-        if n_rows % len(weights):
-            raise MergeError(f"weights of {len(weights)} requests are held, the batch has {n_rows}")
-        return weights.repeat_interleave(n_rows // len(weights), dim=0)
-
-
-class _Requests:
-    """Compute features of the prompts of one task on demand; see `merge_plugins.api.Requests`."""
-
-    def __init__(self, routing: Routing, prompts: Sequence[Prompt], task: str | None) -> None:
-        self._routing, self._prompts, self._task = routing, prompts, task
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    @cached_property
-    def features(self) -> Tensor:
-        return self._routing.features(self._prompts)
-
-    @property
-    def task(self) -> str:
-        if self._task is None:
-            raise MergeError(
-                "router: oracle needs the task of each request, which lm-eval says; elsewhere "
-                "hold its weights: with model.routed(model.routing.weigh([[]], task=<name>)):"
-            )
-        return self._task
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group prompts by length into batches, lists of positions, of `TOKENS` tokens at most."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not lengths[i]:
-            raise MergeError("an empty prompt has no features to route by")
-        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _mask(lengths: Sequence[int]) -> Tensor:
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
 def check(plan: Plan, model_class: Any, config: Any, options: Mapping[str, Any]) -> None:
@@ -250,30 +53,49 @@ def check(plan: Plan, model_class: Any, config: Any, options: Mapping[str, Any])
 def route(model: Any, merge: Merge) -> None:
     """Add hooks, methods and a router to a live shared expert, in place."""
     plan = merge.plan
-    routing = Routing(model, plan.method.name, len(plan.experts))
+    weigher = Weigher(model, plan.method.name, len(plan.experts))
     modules, tensors = _modules(plan, model), merge.tensors()
     n_bytes = sum(_branch_numel(plan.tensors[name]) for name in modules) * model.dtype.itemsize
     logger.info(
         "%s: what each of %d experts knows besides: %.1f MB in %d weights",
-        *(routing.method, len(plan.experts), n_bytes / 1e6, len(modules)),
+        *(weigher.method, weigher.n_experts, n_bytes / 1e6, len(modules)),
     )
+    ran, rewritten = modules_run(model), list[hooks.Owner]()
     for name, held_by in tqdm(modules.items(), "Compressing experts", delay=2, unit=" weights"):
         (first, key), *_ = held_by
         device = first.get_parameter(key).device
-        hooks.attach(routing.current, held_by, tensors[name].branches(device))
+        rewritten += hooks.attach(weigher.current, held_by, tensors[name].branches(device), ran)
+    run_apart(model.base_model, weigher.current, rewritten)
+    _become_routed(model, Routing(model, weigher, weigher.current))
+    gate = _gate(plan)
+    weigher.by_task = gate.by_task
+    examples = _Examples(plan, weigher, "Classification" in type(model).__name__)
+    weigher.router = gate.learn(examples.features, plan.recipe.seed)
+
+
+def follow(model: Any, routed: Any, task: str | None = None) -> None:
+    """Route a live model, in place, like another that has its weights but for head and biases.
+
+    What the experts know, the router and the weights of known requests are shared. ``task``: of
+    all its requests, for a router by task.
+    """
+    base, current = routed.base_model, hooks.Current()
+    rewritten = hooks.share(base, rewritten_in(base), current, model.base_model)
+    run_apart(model.base_model, current, rewritten)
+    _become_routed(model, Routing(model, routed.routing.weigher, current, task))
+    model.routing.shared_expert = routed  # which computes the features: to be kept alive
+
+
+def _become_routed(model: Any, routing: Routing) -> None:
     model.__class__ = type(type(model).__name__, (Routed, type(model)), {})
     model.routing = routing
-    examples = _Examples(plan, routing)
-    gate = _gate(plan)
-    routing.by_task = gate.by_task
-    routing.router = gate.learn(examples.features, plan.recipe.seed)
 
 
 class _Examples:
     """Compute the features from which the router learns."""
 
-    def __init__(self, plan: Plan, routing: Routing) -> None:
-        self._recipe, self._routing = plan.recipe, routing
+    def __init__(self, plan: Plan, weigher: Weigher, is_classifier: bool) -> None:
+        self._recipe, self._weigher, self._is_classifier = plan.recipe, weigher, is_classifier
 
     def features(self, expert: int) -> Tensor:
         """Compute the features of one expert's examples: float32 [n, width]."""
@@ -281,13 +103,17 @@ class _Examples:
         data = self._recipe.data_of(model)
         if data is None:
             raise RecipeError(f"the router has no examples of {model.ref}; add data: to the recipe")
-        prompts = []
-        for example in data.examples():
-            # a classifier's second text is part of its input, a response is not
-            second = example.response or None if self._routing.is_classifier else None
-            prompts.append(self._tokenizer(example.prompt, second)["input_ids"][: data.max_length])
+        prompts = [self._prompt(example, data.max_length) for example in data.examples()]
         logger.info("router: reading %d examples of %s", len(prompts), model.ref)
-        return self._routing.features(prompts)
+        return self._weigher.features(prompts)
+
+    def _prompt(self, example: Example, max_length: int) -> Prompt:
+        """Tokenize a request: a classifier's second text is part of it, a response is not."""
+        if self._is_classifier:
+            limit = min(max_length, self._tokenizer.model_max_length)
+            return pair_row(self._tokenizer, example, limit)
+        ids: Prompt = self._tokenizer(example.prompt)["input_ids"][:max_length]
+        return ids
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -32,6 +32,7 @@ transformers = pytest.importorskip("transformers")
 SIZE = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 BERT = {**SIZE, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
 LABELS = {0: "no", 1: "maybe", 2: "yes"}  # so that heads are of one task, and are merged
+DEBERTA = {"relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
 LLAMA = {**SIZE, "hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", {**BERT, "id2label": LABELS}),
     "roberta": ("RobertaForSequenceClassification", {**BERT, "id2label": LABELS}),
     "regression": ("BertForSequenceClassification", {**BERT, "num_labels": 1}),
+    "deberta": ("DebertaV2ForSequenceClassification", {**BERT, **DEBERTA, "id2label": LABELS}),
     "masked": ("BertForMaskedLM", BERT),
 }
 GENERATES = ("llama", "tied", "gpt2", "mixtral")
@@ -260,7 +262,7 @@ def grams_in_float64(folder: str, tokenizer: Any, data: str) -> dict[str, Tensor
     return {name: sums[name] / counts[name] for name in sums}
 
 
-@pytest.mark.parametrize("kind", [*GENERATES, "bert", "roberta", "masked"])
+@pytest.mark.parametrize("kind", [*GENERATES, "bert", "roberta", "deberta", "masked"])
 def test_gram_matrices_are_those_of_unpadded_texts(
     kind: str, experts: Any, tokenizer: Any, data: str
 ) -> None:

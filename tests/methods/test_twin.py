@@ -324,7 +324,7 @@ def test_a_prompt_is_routed_to_the_expert_of_its_kind(
 
 def test_the_prompt_alone_decides_and_padding_does_not(learned: Any) -> None:
     prompts = [row[keep.bool()].tolist() for row, keep in zip(IDS, MASK, strict=True)]
-    together = learned.routing.features(prompts)
+    together = learned.routing.weigher.features(prompts)
     for prompt, row in zip(prompts, together, strict=True):
         with torch.no_grad():
             learned.routing.current.only_shared = True
@@ -344,16 +344,17 @@ def test_features_are_computed_once_for_each_prompt(
 ) -> None:
     learned.routing.weigh([[2, 3, 4], [5, 6]])
     seen: list[Any] = []
-    features = learned.routing.features
-    monkeypatch.setattr(learned.routing, "features", lambda p: seen.extend(p) or features(p))
+    weigher = learned.routing.weigher
+    features = weigher.features
+    monkeypatch.setattr(weigher, "features", lambda p: seen.extend(p) or features(p))
     learned.generate(torch.tensor([[2, 3, 4]]), max_new_tokens=5, do_sample=False)
     learned.routing.weigh([[5, 6], [7, 8], [7, 8]])
-    assert seen == [[7, 8]]
+    assert seen == [{"input_ids": [7, 8]}]
 
 
 def test_a_part_of_the_model_called_alone_says_how_to_call_it(llama: Any) -> None:
     with pytest.raises(MergeError, match=r"model\.routed\(weights\)"):
-        llama.model(IDS)
+        llama.model.embed_tokens(IDS)
 
 
 def test_held_weights_must_fit_experts_and_batch(llama: Any) -> None:
@@ -498,7 +499,7 @@ def test_adapters_touch_only_what_they_target(
     base = family("Llama")["base"]
     model: Any = load_merged(of_adapters(base, adapted("Llama"), rank=18))
     hooked = {n.rpartition(".")[2] for n, module in model.named_modules() if module._forward_hooks}
-    assert hooked == {"", "q_proj", "down_proj"}
+    assert hooked == {"", "model", "q_proj", "down_proj"}
     expert: Any = load_merged(
         Recipe.from_mapping(
             {"merge_method": "passthrough", "models": [f"{base}+{adapted('Llama')[1]}"]}
