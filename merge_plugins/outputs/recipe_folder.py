@@ -39,6 +39,12 @@ def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
     return Path(str(cached_file(name, files.NAME, **where))).parent
 
 
+def is_mounted(path: Path) -> bool:
+    """Check whether a path is a folder that `mount` wrote."""
+    config = path / "config.json"
+    return (path / files.NAME).is_file() and config.is_file() and KEY in read_json(config)
+
+
 def mounted_recipe(folder: Path, trust_remote_code: bool = True) -> Recipe:
     """Read the recipe of a recipe folder, trusting code if `mount` was told to.
 
