@@ -18,9 +18,11 @@ HARNESSES = {
     *("helm", "inspect_ai", "lighteval", "evalplus"),
 }
 ROOMS = (
-    *("__init__", "__main__", "cli", "commands", "search", "lm_cocktail", "outputs", "routing"),
+    *("__init__", "__main__", "cli", "commands", "compare", "search", "lm_cocktail", "outputs"),
+    "routing",
     *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),
-    *("weights", "plugins", "ops", "api", "folders", "parallel", "signals", "errors", "_version"),
+    *("weights", "plugins", "ops", "api", "drawing", "folders", "parallel", "signals", "errors"),
+    "_version",
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""
 FOR_METHODS = (

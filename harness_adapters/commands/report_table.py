@@ -1,17 +1,30 @@
-"""Write a table of models by tasks as Markdown, CSV or LaTeX, or plot it."""
+"""A table of models by tasks: written as Markdown, CSV, LaTeX or JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, NamedTuple
 
-from merge_plugins.errors import MergeError
+from merge_plugins.search.naming import plain
 
 MISSING = "–"  # noqa: RUF001
+
+
+class Cell(NamedTuple):
+    """A score, with its standard error if there is one."""
+
+    value: float
+    stderr: float | None = None
+
+    def text(self, between: str = "±") -> str:
+        """Write it with four decimals up to 1, two above."""
+        digits = 4 if abs(self.value) <= 1 else 2
+        error = "" if self.stderr is None else f" {between} {self.stderr:.{digits}f}"
+        return f"{self.value:.{digits}f}{error}"
 
 
 @dataclass
@@ -20,56 +33,105 @@ class Table:
 
     rows: list[str]
     columns: list[str]
-    cells: dict[tuple[str, str], float]
+    cells: dict[tuple[str, str], Cell]
+    labels: Mapping[str, str]
+    """How each row is called."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of each merge that are not those of all merges."""
+    lower: set[str] = field(default_factory=set)
+    """Columns where a lower score is better."""
+    averages: set[str] = field(default_factory=set)
+    """Columns that are means of others."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """Metric and shots of each column but averages."""
     notes: list[str] = field(default_factory=list)
 
-    def label(self, row: str) -> str:
-        """Return a model's name without its folder, if no other model has the same."""
-        short = Path(row).name
-        return short if [Path(other).name for other in self.rows].count(short) == 1 else row
+    @property
+    def setting_names(self) -> list[str]:
+        """Settings that any row has."""
+        return list(dict.fromkeys(n for row in self.rows for n in self.settings.get(row, ())))
 
-    def texts(self, missing: str = MISSING) -> list[list[str]]:
-        """Format the head and the rows; scores have four decimals up to 1, two above."""
-        body = [
-            [
-                self.label(row),
-                *(
-                    _digits(self.cells[row, column]) if (row, column) in self.cells else missing
-                    for column in self.columns
-                ),
-            ]
-            for row in self.rows
-        ]
-        return [["model", *self.columns], *body]
+    def setting(self, row: str, name: str) -> str:
+        """Write a row's setting as a recipe may give it; "" for none."""
+        found = self.settings.get(row, {})
+        return plain(found[name]) if name in found else ""
+
+    def name(self, row: str) -> str:
+        """Name a row in one text: its label, and the settings that differ."""
+        settings = self.settings.get(row, {})
+        return " ".join([self.labels[row], *(f"{n}={plain(v)}" for n, v in settings.items())])
+
+    def best(self, column: str) -> set[str]:
+        """Find the rows with the best score of a column, if there are others."""
+        scores = {row: self.cells[row, column].value for row in self.rows
+                  if (row, column) in self.cells}  # fmt: skip
+        if len({*scores.values()}) < 2:
+            return set()
+        best = (min if column in self.lower else max)(scores.values())
+        return {row for row, score in scores.items() if score == best}
+
+    def multiply(self, column: str, factor: float) -> None:
+        """Multiply the scores of a column, and their errors."""
+        for row in self.rows:
+            if (row, column) in self.cells:
+                value, stderr = self.cells[row, column]
+                error = None if stderr is None else stderr * factor
+                self.cells[row, column] = Cell(value * factor, error)
+
+    def without_errors(self) -> None:
+        """Drop all standard errors."""
+        self.cells = {at: Cell(cell.value) for at, cell in self.cells.items()}
 
 
-def _digits(value: float) -> str:
-    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
+def _texts(
+    table: Table, bold: str, missing: str, between: str, escape: Callable[[str], str]
+) -> list[list[str]]:
+    """Format the head and the rows; the best of each column are bold."""
+    names = table.setting_names
+    best = {column: table.best(column) for column in table.columns}
+    lines = [[escape(text) for text in ("model", *names, *table.columns)]]
+    for row in table.rows:
+        line = [escape(table.labels[row]), *(escape(table.setting(row, name)) for name in names)]
+        for column in table.columns:
+            cell = table.cells.get((row, column))
+            text = missing if cell is None else cell.text(between)
+            line.append(bold.format(text) if row in best[column] else text)
+        lines.append(line)
+    return lines
 
 
 def _markdown(table: Table) -> str:
-    head, *body = table.texts()
-    rules = ["---", *["---:"] * len(table.columns)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-             for line in (head, rules, *body)]  # fmt: skip
+    head, *body = _texts(table, "**{}**", MISSING, "±", lambda text: text.replace("|", "\\|"))
+    rules = ["---", *["---:"] * (len(head) - 1)]
+    lines = ["| " + " | ".join(line) + " |" for line in (head, rules, *body)]
     return "\n".join([*lines, *[f"\n{note}" for note in table.notes]])
 
 
 def _csv(table: Table) -> str:
+    """Write every digit, and standard errors as columns of their own."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", *table.columns])
+    names = table.setting_names
+    with_error = {column for (_, column), cell in table.cells.items() if cell.stderr is not None}
+    head = ["model", *names]
+    for column in table.columns:
+        head += [column, f"{column} stderr"] if column in with_error else [column]
+    writer.writerow(head)
     for row in table.rows:
-        values = [table.cells.get((row, column), "") for column in table.columns]
-        writer.writerow([table.label(row), *values])
+        line: list[Any] = [table.labels[row], *(table.setting(row, name) for name in names)]
+        for column in table.columns:
+            value, stderr = table.cells.get((row, column), (None, None))
+            line += [value, stderr] if column in with_error else [value]
+        writer.writerow(line)
     return stream.getvalue().rstrip("\n")
 
 
 def _latex(table: Table) -> str:
-    head, *body = ([_escaped(cell) for cell in line] for line in table.texts("--"))
+    head, *body = _texts(table, "\\textbf{{{}}}", "--", "$\\pm$", _escaped)
+    n_settings = len(table.setting_names)
     lines = [
         *(f"% {note}" for note in table.notes),
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (n_settings + len(table.columns))}}}",
         "\\toprule",
         " & ".join(head) + r" \\",
         "\\midrule",
@@ -85,42 +147,34 @@ def _escaped(text: str) -> str:
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
+def _json(table: Table) -> str:
+    def scores(row: str) -> dict[str, Any]:
+        found = ((column, table.cells.get((row, column))) for column in table.columns)
+        return {column: cell._asdict() for column, cell in found if cell is not None}
+
+    rows = [
+        {
+            "model": row,
+            "label": table.labels[row],
+            "settings": dict(table.settings.get(row, {})),
+            "scores": scores(row),
+        }
+        for row in table.rows
+    ]
+    columns = {
+        column: {
+            "metric": table.ways.get(column),
+            "lower_is_better": column in table.lower,
+            "best": sorted(table.best(column)),
+        }
+        for column in table.columns
+    }
+    return json.dumps({"columns": columns, "rows": rows, "notes": table.notes}, indent=2)
+
+
 FORMATS: Mapping[str, Callable[[Table], str]] = {
     "markdown": _markdown,
     "csv": _csv,
     "latex": _latex,
+    "json": _json,
 }
-
-
-def plot(table: Table, file: Path, kind: str | None) -> None:
-    """Plot the table as a ``radar``, the default from three columns on, or as ``bars``."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise MergeError('--plot needs matplotlib: pip install "merge-plugins[report]"') from exc
-    n_columns = len(table.columns)
-    kind = kind or ("radar" if n_columns >= 3 else "bars")
-    if kind == "radar" and n_columns < 3:
-        raise MergeError(f"a radar needs three columns or more, not {n_columns}; use --kind bars")
-    figure = Figure(figsize=(4 + max(4, 0.6 * n_columns), 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(projection="polar" if kind == "radar" else None)
-    for number, row in enumerate(table.rows):
-        values = [table.cells.get((row, column), math.nan) for column in table.columns]
-        if kind == "radar":
-            turns = [2 * math.pi * i / n_columns for i in range(n_columns + 1)]
-            axes.plot(turns, [*values, values[0]], label=table.label(row))
-        else:
-            width = 0.8 / len(table.rows)
-            left = [i - 0.4 + (number + 0.5) * width for i in range(n_columns)]
-            axes.bar(left, values, width, label=table.label(row))
-    at = [2 * math.pi * i / n_columns for i in range(n_columns)]
-    axes.set_xticks(at if kind == "radar" else range(n_columns), table.columns, fontsize="small")
-    if kind == "radar":
-        axes.tick_params("x", pad=20)
-    elif n_columns > 2:
-        axes.tick_params("x", rotation=30)
-    figure.legend(loc="outside right upper", fontsize="small")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)

@@ -44,6 +44,8 @@ class Score:
     value: float
     higher_is_better: bool
     file: Path
+    stderr: float | None = None
+    """Standard error of the value, where the harness gives one."""
 
 
 @dataclass
@@ -108,7 +110,15 @@ def _read_lm_eval(file: Path, collected: Results) -> None:
             metric = key.partition(",")[0]
             if "," in key and not metric.endswith("_stderr") and isinstance(value, int | float):
                 better = higher.get(metric) is not False
-                collected.scores.append(Score(model, task, key, float(value), better, file))
+                found = (model, task, key, float(value), better, file, _stderr(key, measured))
+                collected.scores.append(Score(*found))
+
+
+def _stderr(key: str, measured: Mapping[str, Any]) -> float | None:
+    """Find a metric's standard error; lm-eval writes "N/A" where it computed none."""
+    metric, _, filter_ = key.partition(",")
+    found = measured.get(f"{metric}_stderr,{filter_}")
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _pretrained(model_args: object) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from pathlib import Path
 
 from merge_plugins.cli.command import Command
 
@@ -28,6 +29,16 @@ def _plan(parser: ArgumentParser) -> None:
     _recipe(parser)
     parser.add_argument("--json", action="store_true")
     _trust(parser)
+
+
+def _compare(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help=f"models; or one recipe: {RECIPE}")
+    add("--base", metavar="MODEL", help="what they were fine-tuned from; a recipe names its own")
+    add("--plot", type=Path, metavar="FILE.png", help="heat maps of layers by modules, one page")
+    add("--json", action="store_true", help="all numbers, of each layer and module type")
+    meaning = "singular directions to measure; 0 for none, which saves most of the time"
+    add("--directions", type=int, default=16, metavar="N", help=meaning)
 
 
 def _save(parser: ArgumentParser) -> None:
@@ -71,6 +82,12 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         ),
     ),
     "merges": (
+        Command(
+            "compare",
+            "Compare models before they are merged: sizes, agreement, directions, what differs.",
+            f"{WORK}.compare:compare_models",
+            _compare,
+        ),
         Command(
             "check",
             "Check a recipe and its models without reading a weight, or running code that came "

@@ -6,7 +6,7 @@ Everything that can be wrong with a merge is found here, before the first weight
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -21,17 +21,17 @@ from merge_plugins.planning import parameters
 from merge_plugins.planning.config import merged_config
 from merge_plugins.planning.embedding import check_modules, embedding_of
 from merge_plugins.planning.heads import excluded_heads
+from merge_plugins.planning.layouts import in_one_layout
 from merge_plugins.planning.names import DERIVED, Names, Origin
 from merge_plugins.planning.warn import warn_of_functions, warn_of_stops
 from merge_plugins.plugins import Method
 from merge_plugins.recipe import Recipe, Reference
-from merge_plugins.sources import ComputedCheckpoint, Source
+from merge_plugins.sources import Source
 from merge_plugins.tokenizer import Alignment, aligned
 from merge_plugins.tokenizer.vocabulary import vocabulary_size
 from merge_plugins.weights import SourceTensor, opened_files
-from merge_plugins.weights.modules import in_module, of_modules, of_transformer
+from merge_plugins.weights.modules import of_modules, of_transformer
 from merge_plugins.weights.sentence import SentenceModel
-from merge_plugins.weights.spelling import NUMBER
 
 MERGEABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -120,7 +120,7 @@ class Plan:
         n = len(self.experts)
         return (
             f"{self.method.name} of {n} model{'s' * (n != 1)}: {len(self.tensors)} tensors, "
-            f"{_size(self.bytes_merged)} merged from {_size(self.bytes_read)}"
+            f"{readable(self.bytes_merged)} merged from {readable(self.bytes_read)}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _size(n_bytes: int) -> str:
+def readable(n_bytes: int) -> str:
+    """Write a number of bytes in MB or GB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
@@ -159,7 +160,7 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     alignment = aligned(recipe, {ref: source.config for ref, source in sources.items()})
     embedding = embedding_of(recipe, {ref: source.path for ref, source in sources.items()})
     heads = excluded_heads(recipe, sources)
-    sources, needless = _in_one_layout(recipe, sources)
+    sources, needless = in_one_layout(sources, recipe.donor, is_stack=recipe.is_stack)
     names = Names(sources, recipe, alignment, needless, heads)
     unmatched = parameters.unmatched_filters(recipe, names.spellings)
     if unmatched:
@@ -176,51 +177,6 @@ def make_plan(recipe: Recipe, method: Method, sources: Mapping[Reference, Source
     warn_of_functions(recipe, sources)
     warn_of_stops(recipe, config)
     return Plan(recipe, method, sources, tensors, config, alignment, embedding)
-
-
-def _in_one_layout(
-    recipe: Recipe, sources: Mapping[Reference, Source]
-) -> tuple[Mapping[Reference, Source], Collection[str]]:
-    """Read all models in the donor's layout; also list its weights that others need not have.
-
-    In a stack, weights that a model's class does not use are left out: they are of no layer.
-    """
-
-    def spelt(source: Source) -> set[str]:
-        own = (name for name in source if not name.endswith(DERIVED))
-        return {NUMBER.sub("", name) for name in own} if recipe.is_stack else {*own}
-
-    donor, whole = recipe.donor, sources
-    sources = {ref: _transformer_of(source) for ref, source in sources.items()}
-    differ = len({frozenset(spelt(source)) for source in sources.values()}) > 1
-    if recipe.is_stack and any("model_type" in source.config for source in sources.values()):
-        from merge_plugins.hf.layout import without_ignored
-
-        sources = {ref: without_ignored(source) for ref, source in sources.items()}
-    needless: Collection[str] = ()
-    if differ:
-        from merge_plugins.hf.layout import one_layout  # seconds: imports transformers
-
-        sources, needless = one_layout(sources, donor)
-    return {ref: _with_modules(source, whole[ref]) for ref, source in sources.items()}, needless
-
-
-def _transformer_of(source: Source) -> Source:
-    """Leave out the modules of a sentence-transformers model, which transformers does not know."""
-    if not any(map(in_module, source)):
-        return source
-    return ComputedCheckpoint(source.ref, source.path, source.config, of_transformer(source))
-
-
-def _with_modules(source: Source, whole: Source) -> Source:
-    """Add the modules of a model to its transformer, read in the donor's layout."""
-    modules = of_modules(whole)
-    if not modules:
-        return source
-    if dict(source) == of_transformer(whole):
-        return whole
-    tensors = {**source, **modules}
-    return ComputedCheckpoint(source.ref, source.path, source.config, tensors)
 
 
 def _planned(recipe: Recipe, method: Method, names: Names, origin: Origin) -> PlannedTensor:

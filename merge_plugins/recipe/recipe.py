@@ -14,7 +14,7 @@ import yaml
 
 from merge_plugins.errors import RecipeError, nearest_or_all
 from merge_plugins.plugins import Method, registry
-from merge_plugins.recipe import fields, files
+from merge_plugins.recipe import fields, files, short_form_values
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.normalize import check_tasks, normal_slices, shared_data
 from merge_plugins.recipe.parsing import bounded
@@ -260,6 +260,11 @@ def read_recipe(given: str) -> Recipe:
     if "=" in given and not files.exists(given):
         return Recipe.from_model_args(dict(part.partition("=")[::2] for part in given.split(",")))
     return Recipe.load(given)
+
+
+def read_model(given: str) -> Reference:
+    """Parse a model from a command-line argument: a folder, a hub id, MODEL+ADAPTER, a recipe."""
+    return short_form_values.reference(given, _reading()).ref
 
 
 def _reading(folder: str | Path = ".") -> Reading:

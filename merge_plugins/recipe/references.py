@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeAlias
 
 from merge_plugins.errors import RecipeError
@@ -230,6 +230,24 @@ def written(ref: Reference, shown: Callable[[str], str] = str) -> Any:
         own = written(ref.base_model, shown)
         return {"model": written(ref.model, shown), "base_model": own}
     return ref.as_dict(shown)
+
+
+def titles(refs: Sequence[Reference]) -> list[str]:
+    """Name models for people to read: without their folders, unless two would have one name."""
+    short = [_title(ref) for ref in refs]
+    return [
+        title if short.count(title) == 1 else str(ref)
+        for ref, title in zip(refs, short, strict=True)
+    ]
+
+
+def _title(ref: Reference) -> str:
+    if isinstance(ref, str):
+        return PurePath(ref).name or ref
+    if isinstance(ref, Lora | Delta):
+        added = ref.adapter if isinstance(ref, Lora) else ref.delta
+        return f"{_title(ref.model)}+{PurePath(added).name}"
+    return _title(ref.model) if isinstance(ref, Rebased) else str(ref).partition("(")[0]
 
 
 def files(ref: Reference) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -38,3 +38,63 @@ def _named(item: Any) -> str:
     if isinstance(model, str):
         return PurePath(model).name
     return pattern if isinstance(pattern, str) else ""
+
+
+def plain(value: Any) -> str:
+    """Write a value as a recipe may give it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(plain, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def differing(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Name the settings that are not the same in all recipes: those of each, by name.
+
+    ``recipes``: mappings as a file holds them. Which models are merged is the setting ``models``; a
+    parameter that is the same for all models of each recipe is named once.
+    """
+    found = [_shared(dict(_leaves(recipe, ()))) for recipe in recipes]
+    merged = [_models(recipe) for recipe in recipes]
+    if len({*map(tuple, merged)}) > 1:
+        found = [{"models": "+".join(m), **each} for m, each in zip(merged, found, strict=True)]
+    names = dict.fromkeys(name for each in found for name in each)
+    differ = [name for name in names if any(each.get(name) != found[0].get(name) for each in found)]
+    return [{name: each[name] for name in differ if name in each} for each in found]
+
+
+def _leaves(value: Any, path: Path_) -> Iterator[tuple[str, Any]]:
+    """Iterate over the settings of a recipe, but for its models."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("model", "merge_method"):
+                yield from _leaves(item, (*path, str(key)))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for step, item in zip(steps_of(value), value, strict=True):
+            yield from _leaves(item, (*path, step))
+    elif path[-1:] != ("models",):
+        yield name_of(path), value
+
+
+def _models(recipe: Any) -> list[str]:
+    """List the models of a recipe, without their folders."""
+    if not isinstance(recipe, Mapping):
+        return []
+    entries = [entry for key in ("models", "sources") for entry in recipe.get(key) or ()]
+    own = [_named(entry if isinstance(entry, Mapping) else {"model": entry}) for entry in entries]
+    inner = [*(recipe.get("slices") or ()), *(recipe.get("modules") or {}).values()]
+    return list(dict.fromkeys([*own, *(name for part in inner for name in _models(part))]))
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Name a parameter of several models once if all have the same value."""
+    groups: dict[str, list[str]] = {}
+    for name in settings:
+        groups.setdefault(name.partition("[")[0], []).append(name)
+    shown: dict[str, Any] = {}
+    for head, names in groups.items():
+        values = [settings[name] for name in names]
+        same = len(names) > 1 and all(value == values[0] for value in values)
+        shown |= {head: values[0]} if same else {name: settings[name] for name in names}
+    return shown

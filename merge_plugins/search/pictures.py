@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from merge_plugins.drawing import new_figure, save
 from merge_plugins.search.by_optuna import quiet
 from merge_plugins.search.dashboard import rebuilt
 from merge_plugins.search.dimensions import Range
@@ -39,8 +39,7 @@ def draw(study: Study) -> list[str]:
     }
     for name, figure in drawn.items():
         if figure is not None:
-            FigureCanvasAgg(figure)
-            figure.savefig(study.ledger.folder / name, dpi=110)
+            save(figure, study.ledger.folder / name)
     return [name for name, figure in drawn.items() if figure is not None]
 
 
@@ -63,7 +62,7 @@ def _course(study: Study) -> Figure | None:
     values = [(trial, study.ranking.total(scores)) for trial, scores in study.complete]
     if not values:
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     shown = study.ranking.shown
     best = -math.inf
@@ -90,7 +89,7 @@ def _parameters(study: Study) -> Figure | None:
         return None
     rows = math.ceil(len(names) / ACROSS)
     across = min(len(names), ACROSS)
-    figure = Figure(figsize=(3.6 * across, 2.9 * rows), layout="constrained")
+    figure = new_figure(3.6 * across, 2.9 * rows)
     for i, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, across, i)
         pairs = [(t.params[name], value) for t, value in points if name in t.params]
@@ -132,7 +131,7 @@ def _total(trial: optuna.trial.FrozenTrial) -> float:
 def _importances(shares: Mapping[str, float]) -> Figure | None:
     if not shares:
         return None
-    figure = Figure(figsize=(6, 0.7 + 0.35 * len(shares)), layout="constrained")
+    figure = new_figure(6, 0.7 + 0.35 * len(shares))
     axes = figure.add_subplot()
     names = [*shares][::-1]
     axes.barh(names, [shares[name] for name in names])
@@ -150,7 +149,7 @@ def _contour(study: Study, shares: Mapping[str, float]) -> Figure | None:
         return None
     xs, ys = ([float(t.params[name]) for t, _ in both] for name in ranges)  # type: ignore[arg-type]
     values = [value for _, value in both]
-    figure = Figure(figsize=(6, 4.6), layout="constrained")
+    figure = new_figure(6, 4.6)
     axes = figure.add_subplot()
     if _is_spread(xs, ys) and len({*values}) > 1:
         areas = axes.tricontourf(xs, ys, values, levels=12, cmap="viridis", extend="both")
@@ -178,7 +177,7 @@ def _front(study: Study) -> Figure | None:
         return None
     scored, apart = study.complete, replace(study.ranking, pareto=True)
     front = {trial.number for trial, _ in apart.front(scored)}
-    figure = Figure(figsize=(6, 4.6), layout="constrained")
+    figure = new_figure(6, 4.6)
     axes = figure.add_subplot()
     for is_on, label, mark in ((False, "dominated", "."), (True, "Pareto front", "o")):
         some = [s for t, s in scored if (t.number in front) == is_on]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merge_plugins.search.ledger import Trial
+from merge_plugins.search.naming import plain
 from merge_plugins.search.objective import Score
 from merge_plugins.search.ranking import on
 from merge_plugins.search.study import Study
@@ -86,11 +87,6 @@ def what(trial: Trial) -> str:
 def params(values: Mapping[str, Any]) -> str:
     """Write parameters in one line."""
     return ", ".join(f"{name}={plain(value)}" for name, value in values.items())
-
-
-def plain(value: Any) -> str:
-    """Write a value as a recipe may give it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def plus_minus(score: Score | None) -> str:

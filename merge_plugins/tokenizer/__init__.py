@@ -6,6 +6,7 @@ from merge_plugins.tokenizer.build import (
     chat_template,
     generation_config,
     generation_folder,
+    template_of,
     tokenizer_folder,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "chat_template",
     "generation_config",
     "generation_folder",
+    "template_of",
     "tokenizer_folder",
 ]
