@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,7 +99,8 @@ def heat_map(
 
 
 def _write(axes: Axes, image: AxesImage, at: tuple[int, int], value: float, text: str) -> None:
-    red, green, blue, _ = image.cmap(image.norm(value))
+    shade = image.cmap(image.norm(np.array([value])))
+    red, green, blue, _ = np.ravel(shade)
     is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
     axes.text(*at, text, ha="center", va="center", fontsize="x-small",
               color="white" if is_dark else "black")  # fmt: skip

@@ -97,6 +97,7 @@ def titled(chosen: Chosen) -> dict[Task, str]:
 
 def in_percent(table: Table, chosen: Chosen) -> None:
     """Multiply lm-eval's shares by 100; OpenCompass writes percent."""
+    table.unit = "percent"
     for task, column in titled(chosen).items():
         if _is_lm_evals(chosen[task]) and not UNBOUNDED.search(chosen[task]):
             table.multiply(column, 100)
@@ -115,6 +116,7 @@ def normalise(table: Table, chosen: Chosen, experts: Sequence[str]) -> None:
     """Divide each column by its best expert's score; Twin-Merging divides by the task's own."""
     if not experts:
         raise ReportError("--normalise divides by the experts' scores; name them with --experts.")
+    table.unit = "percent of the best expert's"
     for column in titled(chosen).values():
         if column in table.lower:
             raise ReportError(

@@ -76,7 +76,8 @@ def _number(table: Table, asked: str | None) -> str:
 def _metric(table: Table, columns: Sequence[str]) -> str:
     """Name the metric of an axis: the one of all columns, or the word for any."""
     ways = {table.ways[column].partition(",")[0] for column in columns if column in table.ways}
-    return ways.pop() if len(ways) == 1 else "score"
+    metric = ways.pop() if len(ways) == 1 else "score"
+    return f"{metric}, {table.unit}" if table.unit else metric
 
 
 def _curve(table: Table, setting: str) -> Figure:
@@ -101,7 +102,7 @@ def _curve(table: Table, setting: str) -> Figure:
             [cell.value for cell in cells],
             [cell.stderr or 0.0 for cell in cells],
             color=look.colour, marker=look.marker, ls=look.line, ms=5, capsize=3,
-            lw=2.5 if column in table.averages else 1.2,
+            lw=2.5 if len(columns) > 1 and column in table.averages else 1.2,
             label=column if len(groups) == 1 else name,
         )  # fmt: skip
     if len(columns) == 1 or averages:
@@ -135,10 +136,12 @@ def _heatmap(table: Table) -> Figure:
     for x, column in enumerate(table.columns):
         for y, row in enumerate(table.rows):
             if row in table.best(column):
-                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", lw=1.5))
+                axes.add_patch(
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", lw=1.5, zorder=3)
+                )
     if table.averages and _tasks(table):
         axes.axvline(len(_tasks(table)) - 0.5, color="white", lw=3)
-    bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.02, ticks=(0, 1))
+    bar = figure.colorbar(image, ax=axes, aspect=20, shrink=0.5, pad=0.02, ticks=(0, 1))
     bar.ax.set_yticklabels(["worst of\nits column", "best"], fontsize="x-small")
     return figure
 

@@ -45,6 +45,8 @@ class Table:
     ways: Mapping[str, str] = field(default_factory=dict)
     """Metric and shots of each column but averages."""
     notes: list[str] = field(default_factory=list)
+    unit: str = ""
+    """Unit of all scores, if they are not the harness's own."""
 
     @property
     def setting_names(self) -> list[str]:

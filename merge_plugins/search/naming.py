@@ -55,8 +55,11 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ``recipes``: mappings as a file holds them. Which models are merged is the setting ``models``; a
     parameter that is the same for all models of each recipe is named once.
     """
-    found = [_shared(dict(_leaves(recipe, ()))) for recipe in recipes]
     merged = [_models(recipe) for recipe in recipes]
+    found = [
+        _shared(dict(_leaves(recipe, ())), len(models))
+        for recipe, models in zip(recipes, merged, strict=True)
+    ]
     if len({*map(tuple, merged)}) > 1:
         found = [{"models": "+".join(m), **each} for m, each in zip(merged, found, strict=True)]
     names = dict.fromkeys(name for each in found for name in each)
@@ -87,14 +90,14 @@ def _models(recipe: Any) -> list[str]:
     return list(dict.fromkeys([*own, *(name for part in inner for name in _models(part))]))
 
 
-def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Name a parameter of several models once if all have the same value."""
+def _shared(settings: Mapping[str, Any], n_models: int) -> dict[str, Any]:
+    """Name a parameter of each model once if all models have the same value."""
     groups: dict[str, list[str]] = {}
     for name in settings:
         groups.setdefault(name.partition("[")[0], []).append(name)
     shown: dict[str, Any] = {}
     for head, names in groups.items():
         values = [settings[name] for name in names]
-        same = len(names) > 1 and all(value == values[0] for value in values)
+        same = len(names) == n_models and all(value == values[0] for value in values)
         shown |= {head: values[0]} if same else {name: settings[name] for name in names}
     return shown

@@ -136,7 +136,7 @@ def test_csv_keeps_every_digit_and_leaves_the_notes_to_the_other_stream(folder, 
     rows = list(csv.reader(out.out.splitlines()))
     scores = [name for task in ("gsm8k", "mbpp", "average") for name in (task, f"{task} stderr")]
     assert rows[0] == ["model", *scores]
-    assert rows[5] == ["other", str(1 / 3), "0.1", "", "", "", ""]
+    assert rows[4] == ["other", str(1 / 3), "0.1", "", "", "", ""]
     assert "5-shot" in out.err
 
 
