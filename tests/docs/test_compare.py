@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ def test_the_page_shows_what_the_commands_print(tmp_path: Path) -> None:
     shutil.copytree(MODELS, tmp_path / "family")
     shown = {
         command: block.splitlines()
-        for command, block in zip(blocks, blocks[1:], strict=False)
+        for command, block in itertools.pairwise(blocks)
         if command.startswith("merge-plugins compare family")
     }
     assert len(shown) == 2
