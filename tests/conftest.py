@@ -138,3 +138,12 @@ def memorised(tmp_path_factory: pytest.TempPathFactory) -> Memorised:
     """A base and two experts whose merge solves exactly three of six problems in MBPP's format."""
     known = {name: examples(rows) for name, rows in KNOWN.items()}
     return memorise(tmp_path_factory.mktemp("memorised"), known)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch run on one thread: layers as small as tests' only wait for others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

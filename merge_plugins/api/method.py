@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -159,11 +159,14 @@ def parameter(
     *,
     doc: str,
     alias: Sequence[str] = (),
+    follows: Literal["", "task"] = "",
 ) -> Any:
     """Declare a field of a method with its meaning and other spellings.
 
     Without a default the recipe must set it. A field of type `PerExpert` has one value for each
     expert; its default is one number for all. A plain dataclass field is a parameter without
-    documentation, which is all a small plugin needs.
+    documentation, which is all a small plugin needs. A `PerExpertText` that ``follows`` task is the
+    ``task:`` of each model's entry unless a setting says otherwise.
     """
-    return field(default=default, metadata={"doc": doc, "alias": tuple(alias)})
+    about = {"doc": doc, "alias": tuple(alias), "follows": follows}
+    return field(default=default, metadata=about)

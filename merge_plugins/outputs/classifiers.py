@@ -26,6 +26,7 @@ from merge_plugins.outputs.load import open_loading
 from merge_plugins.planning import Plan
 from merge_plugins.recipe import Recipe, Reference
 from merge_plugins.recipe.references import home
+from merge_plugins.routing.model import follow
 from merge_plugins.tokenizer import tokenizer_folder
 
 
@@ -101,8 +102,6 @@ def _loaded(
     chosen, auto_class = recipe.for_task(first), AutoModelForSequenceClassification
     loading = open_loading(chosen, auto_class, kwargs, None, trust_remote_code)
     plan = loading.merge.plan
-    if others:
-        plan.refuse_routing("models of several tasks")
     _refuse_no_classifiers(recipe, plan)
     rehearsal = loading.check(kwargs)
     model = loading.load(kwargs)
@@ -116,6 +115,8 @@ def _loaded(
         ref = recipe.tasks[task].ref
         own = _own(plan, ref, apart, model)
         models[task] = _around(model, {**shared, **own}, plan, ref, trust_remote_code)
+        if plan.method.is_routed:
+            follow(models[task], model, task)
     plan.refuse_changes()
     return models
 

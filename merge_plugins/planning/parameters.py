@@ -1,7 +1,8 @@
 """Resolve a recipe's settings for one tensor; refuse settings that a method cannot take.
 
 A per-expert parameter is read from the model's entry, then from its slice's own parameters, then
-from the method's default; a shared one from the slice's own parameters, then the default.
+from the entry's ``task:`` if it follows that, then from the method's default; a shared one from the
+slice's own parameters, then the default.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ def _value(
         raise ParameterError(
             _required(method, parameter, model, tensor if _scopes(parameter, slice_, model) else "")
         )
+    if parameter.follows == "task" and model is not None and model.task is not None:
+        return model.task.name
     return parameter.default
 
 

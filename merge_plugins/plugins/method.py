@@ -25,7 +25,9 @@ class Parameter:
     default: Any
     doc: str
     per_expert: bool
-    alias: tuple[str, ...]
+    alias: tuple[str, ...] = ()
+    follows: str = ""
+    """Key of a model's entry that gives the value where no setting does; "" for none."""
 
     @property
     def required(self) -> bool:
@@ -68,8 +70,9 @@ class Method:
         for f in dataclasses.fields(self.factory):  # type: ignore[arg-type]
             name = f.name.rstrip("_")  # lambda_ is spelled lambda in recipes
             per_expert = typing.get_args(hints[f.name])[1:] == (...,)  # PerExpert and the like
-            alias, doc = f.metadata.get("alias", ()), f.metadata.get("doc", "")
-            found[name] = Parameter(name, f.name, hints[f.name], f.default, doc, per_expert, alias)
+            said = {key: f.metadata[key] for key in ("alias", "follows") if key in f.metadata}
+            about = (f.default, f.metadata.get("doc", ""), per_expert)
+            found[name] = Parameter(name, f.name, hints[f.name], *about, **said)
         return found
 
     @cached_property

@@ -32,7 +32,8 @@ from merge_plugins.recipe.files import path_of
 TASKS = "merge_plugins.tasks"
 """Entry point group of functions ``(name, include_path, trust_remote_code)`` that return the
 examples of a task's training split, or None if there is no task of that name. Where that would run
-code that came with the task, and it is not trusted, they raise `UntrustedCodeError`."""
+code that came with the task, and it is not trusted, they raise `UntrustedCodeError`. For a
+classifier they are called with `Data.columns` as ``columns``."""
 PROMPTS = ("prompt", "instruction", "question")
 RESPONSES = ("response", "output", "answer", "completion")
 KEYS = ("text", *PROMPTS, "input", *RESPONSES, "query", "pos", "neg", "label")
@@ -61,6 +62,9 @@ class Data:
     """Seed for sampling `limit` examples."""
     trust_remote_code: bool | None = field(default=False, compare=False)
     """Whether code that comes with the task may run. No key of a recipe: see `Recipe.trusting`."""
+    columns: tuple[str, ...] | None = field(default=None, metadata={"is_key": False})
+    """Columns of a task's rows that hold the texts of a classifier, () for those the harness knows;
+    None: the harness's prompts. No key of a recipe: see `Recipe.data_of`."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.task is None):
@@ -115,7 +119,9 @@ class Data:
         return str(changed["path"]) if self.path else self.source
 
 
-KEYS_OF_DATA = tuple(f for f in dataclasses.fields(Data) if f.compare)
+KEYS_OF_DATA = tuple(
+    f for f in dataclasses.fields(Data) if f.compare and f.metadata.get("is_key", True)
+)
 """Fields of `Data` that a recipe may set."""
 
 
@@ -244,8 +250,9 @@ def _passages(row: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
 
 def _of_task(data: Data) -> Sequence[Example]:
     for point in entry_points(group=TASKS):
-        split: Callable[[str | None, str | None, bool], Sequence[Example] | None] = point.load()
-        examples = split(data.task, data.include_path, bool(data.trust_remote_code))
+        split: Callable[..., Sequence[Example] | None] = point.load()
+        options = {} if data.columns is None else {"columns": data.columns}
+        examples = split(data.task, data.include_path, bool(data.trust_remote_code), **options)
         if examples is not None:
             return examples
     raise DataError(

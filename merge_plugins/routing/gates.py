@@ -32,8 +32,8 @@ def router_weight_field() -> Any:
 
 def tasks_field() -> Any:
     """Declare the parameter ``tasks``: task names or patterns that each expert handles."""
-    doc = "oracle: the expert's tasks, names or patterns joined by '|': gsm8k|mmlu_*"
-    return parameter("", doc=doc)
+    doc = "oracle: the expert's tasks, joined by '|': gsm8k|mmlu_*; task: of its entry unless given"
+    return parameter("", doc=doc, follows="task")
 
 
 def top_k_field() -> Any:
@@ -50,8 +50,8 @@ def gate_of(
     if router == "oracle":
         if not all(tasks):
             raise ParameterError(
-                "router oracle needs the tasks of every expert; write in each model's entry "
-                "parameters: {tasks: <name>}, or in model_args tasks=<name>+<name>+…"
+                "router oracle needs the tasks of every expert; write in each model's entry task: "
+                "<name> or parameters: {tasks: <name>}, in model_args tasks=<name>+<name>+…"
             )
         return Oracle(tasks)
     if router == "fixed":

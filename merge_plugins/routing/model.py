@@ -66,7 +66,7 @@ def route(model: Any, merge: Merge) -> None:
         device = first.get_parameter(key).device
         rewritten += hooks.attach(weigher.current, held_by, tensors[name].branches(device), ran)
     run_apart(model.base_model, weigher.current, rewritten)
-    _become_routed(model, Routing(model, weigher, weigher.current))
+    _become_routed(model, Routing(model, weigher, weigher.current, _task_of(plan)))
     gate = _gate(plan)
     weigher.by_task = gate.by_task
     examples = _Examples(plan, weigher, "Classification" in type(model).__name__)
@@ -89,6 +89,12 @@ def follow(model: Any, routed: Any, task: str | None = None) -> None:
 def _become_routed(model: Any, routing: Routing) -> None:
     model.__class__ = type(type(model).__name__, (Routed, type(model)), {})
     model.routing = routing
+
+
+def _task_of(plan: Plan) -> str | None:
+    """Find the task that the head answers, if the recipe names it."""
+    owners = ((task, entry.ref) for task, entry in plan.recipe.tasks.items())
+    return next((task for task, ref in owners if ref == plan.recipe.donor), None)
 
 
 class _Examples:
