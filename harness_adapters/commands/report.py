@@ -56,7 +56,7 @@ def _table(options: argparse.Namespace) -> Table:
     else:
         table.notes.append("no average: lm-eval's shares beside OpenCompass's percent; --percent")
     if options.only:
-        only(table, options.only)
+        only(table, results, options.only)
     if options.sort:
         sort(table, options.sort)
     return table

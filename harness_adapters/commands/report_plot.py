@@ -114,8 +114,8 @@ def _curve(table: Table, setting: str) -> Figure:
             axes.annotate(table.labels[row], (1.0, level), xycoords=("axes fraction", "data"),
                           xytext=(4, 0), textcoords="offset points", va="center",
                           fontsize="x-small", color=look.colour)  # fmt: skip
-        figure.text(0.01, 0.005, f"dotted: {shown} of models alone" if models else "",
-                    fontsize="x-small", color="0.4")  # fmt: skip
+        if models:
+            axes.plot([], [], color="0.4", ls=":", label=f"{shown} of others")
     axes.set_xlabel(setting)
     axes.set_ylabel(columns[0] if len(groups) > 1 else _metric(table, columns))
     axes.grid(alpha=0.3)
@@ -200,7 +200,11 @@ def _radar(table: Table) -> Figure:
         axes.plot([*at, at[0]], [*values, values[0]], color=look.colour, marker=look.marker,
                   ls=look.line, ms=4, lw=1.4, label=table.name(row))  # fmt: skip
     axes.set_xticks(at, spokes, fontsize="small")
-    axes.tick_params("x", pad=18)
+    for turn, label in zip(at, axes.get_xticklabels(), strict=True):  # beside the circle
+        side = math.cos(turn)
+        label.set_horizontalalignment(
+            "center" if abs(side) < 0.1 else "left" if side > 0 else "right"
+        )
     axes.tick_params("y", labelsize="x-small", labelcolor="0.4")
     axes.set_title(_metric(table, spokes), fontsize="small", color="0.4", pad=24)
     figure.legend(loc="outside right upper", fontsize="small")

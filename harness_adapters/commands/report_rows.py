@@ -19,16 +19,25 @@ def sources(
 ) -> tuple[list[str], list[str]]:
     """Choose the rows of base and experts: as named, or else from the recipes of the merges."""
     models = list(dict.fromkeys(score.model for score in results.scores))
-    bases = [recipe.get("base_model") for recipe in results.recipes.values()]
+    bases = [_found(recipe.get("base_model"), models) for recipe in results.recipes.values()]
     merged = [
-        entry.get("model")
+        _found(entry.get("model"), models)
         for recipe in results.recipes.values()
         for part in (recipe, *recipe.get("slices", ()))
         for entry in (*part.get("models", ()), *part.get("sources", ()))
     ]
     first = [_named(base, models, "--base")] if base else [m for m in models if m in bases]
     named = [_named(name, models, "--experts") for name in experts or ()]
-    return first, named or [m for m in dict.fromkeys(merged) if m in models and m not in first]
+    return first, named or [m for m in dict.fromkeys(merged) if m and m not in first]
+
+
+def _found(ref: Any, models: Sequence[str]) -> str | None:
+    """Find the model that a recipe names, whose path may have been relative when it was scored."""
+    if not isinstance(ref, str):
+        return None
+    whole = PurePath(ref).as_posix()
+    ends = (m for m in models if whole.endswith(f"/{PurePath(m).as_posix()}"))
+    return ref if ref in models else next(ends, None)
 
 
 def _named(name: str, models: Sequence[str], option: str) -> str:
@@ -46,14 +55,15 @@ def tabulate(results: Results, chosen: Chosen, first: Sequence[str]) -> Table:
     scores = [score for score in results.scores if chosen.get(score.task) == score.metric]
     models = list(dict.fromkeys(score.model for score in scores))
     merges = [model for model in models if model in results.recipes]
-    found = differing([results.recipes[model] for model in merges])
-    settings = dict(zip(merges, found, strict=True))
+    settings = _settings(results, merges)
     methods = {model: str(results.recipes[model].get("merge_method")) for model in merges}
     head = [model for model in first if model in models]
 
+    names = dict.fromkeys(name for each in settings.values() for name in each)
+
     def order(model: str) -> tuple[Any, ...]:
         values = settings.get(model, {})
-        return (methods.get(model, ""), [_natural(values.get(n)) for n in _names(found)], model)
+        return (methods.get(model, ""), [_natural(values.get(name)) for name in names], model)
 
     rows = head + sorted({*models} - {*head}, key=order)
     titles = titled(chosen)
@@ -65,8 +75,11 @@ def tabulate(results: Results, chosen: Chosen, first: Sequence[str]) -> Table:
     return table
 
 
-def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for each in settings for name in each))
+def _settings(results: Results, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Find the settings in which the merges among some rows differ."""
+    merges = [row for row in rows if row in results.recipes]
+    found = differing([results.recipes[row] for row in merges])
+    return dict(zip(merges, found, strict=True))
 
 
 def _natural(value: Any) -> tuple[Any, ...]:
@@ -98,13 +111,17 @@ def _notes(ways: Mapping[str, str]) -> list[str]:
     return [f"{way}: {', '.join(titles)}" for way, titles in columns.items()]
 
 
-def only(table: Table, patterns: Sequence[str]) -> None:
-    """Keep the rows that fit one of some patterns: of a name, or of a setting's value."""
+def only(table: Table, results: Results, patterns: Sequence[str]) -> None:
+    """Keep the rows that fit one of some patterns: of a name, or of a setting's value.
+
+    Settings in which those do not differ are dropped.
+    """
     for pattern in patterns:
         if not any(_fits(table, row, pattern) for row in table.rows):
             known = [*table.labels.values(), *table.rows]
             raise ReportError(f"--only {pattern}: no row of that{did_you_mean(pattern, known)}")
     table.rows = [row for row in table.rows if any(_fits(table, row, p) for p in patterns)]
+    table.settings = _settings(results, table.rows)
 
 
 def _fits(table: Table, row: str, pattern: str) -> bool:

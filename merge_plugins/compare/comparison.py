@@ -110,7 +110,7 @@ def compare(models: Models, directions: int = DIRECTIONS) -> Comparison:
     logger.info("%s", cost(pairing, kind, directions))
     sums: dict[Spot, Sums] = {}
     at, merge = spots(plan.tensors), Merge(plan)
-    with tqdm(total=sum(sizes.values()), desc="Comparing", unit=" weights", unit_scale=True,
+    with tqdm(total=sum(sizes.values()), desc="Comparing", unit=" values", unit_scale=True,
               delay=2) as progress:  # fmt: skip
         for name, planned in plan.tensors.items():
             with held(planned.stored):

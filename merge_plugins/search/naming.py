@@ -53,7 +53,8 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Name the settings that are not the same in all recipes: those of each, by name.
 
     ``recipes``: mappings as a file holds them. Which models are merged is the setting ``models``; a
-    parameter that is the same for all models of each recipe is named once.
+    parameter that is the same for all models of each recipe is named once. What only one method
+    has, at one value, is no difference beside the method.
     """
     merged = [_models(recipe) for recipe in recipes]
     found = [
@@ -63,8 +64,17 @@ def differing(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if len({*map(tuple, merged)}) > 1:
         found = [{"models": "+".join(m), **each} for m, each in zip(merged, found, strict=True)]
     names = dict.fromkeys(name for each in found for name in each)
-    differ = [name for name in names if any(each.get(name) != found[0].get(name) for each in found)]
+    methods = [recipe.get("merge_method") for recipe in recipes]
+    differ = [name for name in names if _differs(name, found, methods)]
     return [{name: each[name] for name in differ if name in each} for each in found]
+
+
+def _differs(name: str, found: Sequence[Mapping[str, Any]], methods: Sequence[Any]) -> bool:
+    """Whether recipes that have a setting differ in it, or only some of one method have it."""
+    values = [each[name] for each in found if name in each]
+    having = {method for each, method in zip(found, methods, strict=True) if name in each}
+    lacking = {method for each, method in zip(found, methods, strict=True) if name not in each}
+    return any(value != values[0] for value in values) or bool(having & lacking)
 
 
 def _leaves(value: Any, path: Path_) -> Iterator[tuple[str, Any]]:

@@ -113,7 +113,9 @@ def test_a_score_without_an_error_has_none(write, capsys):
             [{"weight": 1.0}, {"weight[math]": 0.3, "weight[code]": 1.0}],
         ),
         ([recipe(0.5), recipe([0.2, 0.8])], [{"density": 0.5}, {"density": [0.2, 0.8]}]),
-        ([recipe(0.5), recipe(None, "linear")], [{"density": 0.5}, {}]),
+        ([recipe(0.5), recipe(None, "linear")], [{}, {}]),
+        ([recipe(0.5), recipe(0.2, "della")], [{"density": 0.5}, {"density": 0.2}]),
+        ([recipe(0.5), recipe(None)], [{"density": 0.5}, {}]),
         ([recipe(0.5), recipe(0.5, seed=1)], [{}, {"seed": 1}]),
         (
             [recipe(0.5), recipe(0.5, models=EXPERTS[:1], weights=(1.0,))],
@@ -129,6 +131,13 @@ def test_merges_of_one_recipe_keep_their_digests(write, capsys):
     write("ties-000000000001", {"gsm8k": 0.5}, recipe(0.5))
     main(["report", write("ties-000000000002", {"gsm8k": 0.6}, recipe(0.5))])
     assert [row[0] for row in lines(capsys)[1:]] == ["ties-000000000001", "ties-000000000002"]
+
+
+def test_a_base_that_was_scored_by_a_relative_path_is_the_recipes(write, capsys):
+    write("family/code", {"gsm8k": 0.2})
+    write("./family/base", {"gsm8k": 0.1})
+    main(["report", write("ties-000000000001", {"gsm8k": 0.4}, recipe(0.5)), "--normalise"])
+    assert [row[0] for row in lines(capsys)[1:]] == ["base", "code", "ties"]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +163,15 @@ def test_where_lower_is_better_the_lowest_is_marked_and_first(write, capsys):
     ("patterns", "kept"),
     [
         (["ties"], ["0.2", "0.5", "0.8"]),
-        (["math", "density=0.5"], ["math", "0.5"]),
-        (["b*", "ties-*1"], ["base", "0.5"]),
+        (["math", "density=0.5"], ["math", "ties"]),
+        (["b*", "ties-*1", "density=0.2"], ["base", "0.2", "0.5"]),
     ],
 )
 def test_only_some_rows_are_shown(sweep, capsys, patterns, kept):
     main(["report", sweep, "--only", *patterns])
-    assert [row[1] if len(row) > 4 and row[1] else row[0] for row in lines(capsys)[1:]] == kept
+    found = lines(capsys)
+    has_density = found[0][1] == "density"
+    assert [row[1] or row[0] if has_density else row[0] for row in found[1:]] == kept
 
 
 @pytest.mark.parametrize(
