@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness_adapters.commands.report_columns import (
     add_averages,
+    add_means,
     are_comparable,
     choose,
     in_percent,
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _table(options: argparse.Namespace) -> Table:
     results = read(options.results)
-    chosen = choose(results, dict(_pair(given) for given in options.metric), options.tasks)
+    asked = dict(_pair(given) for given in options.metric)
+    add_means(results, asked)
+    chosen = choose(results, asked, options.tasks)
     base, experts = sources(results, options.base, options.experts)
     table = tabulate(results, chosen, [*base, *experts])
     if options.no_stderr:
@@ -71,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="ROW", help="only these rows: 'ties*', or density=0.5")
     add("--sort", metavar="COLUMN", help="order rows by a score, best first, or by a setting")
     add("--tasks", nargs="+", metavar="TASK", help="only these tasks or groups, in this order")
-    add("--metric", action="append", default=[], metavar="TASK=METRIC", help="what to show of it")
+    metric = "what to show of it; the mean of several: mrpc=acc+f1"
+    add("--metric", action="append", default=[], metavar="TASK=METRIC", help=metric)
     add("--normalise", action="store_true", help="percent of each task's best expert")
     add("--percent", action="store_true", help="lm-eval writes shares: times 100")
     add("--no-stderr", action="store_true", help="leave out standard errors")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from harness_adapters.commands.report_table import Cell, Table
-from harness_adapters.commands.results import ReportError, Results, Task
+from harness_adapters.commands.results import ReportError, Results, Score, Task
 from merge_plugins.errors import did_you_mean
 
 SHOWN: Mapping[str, str] = {
@@ -18,8 +19,11 @@ SHOWN: Mapping[str, str] = {
     "gsm8k_alpaca_mergelm": "exact_match_mergelm,none",
     "math_alpaca_mergelm": "exact_match_mergelm,none",
     "winogrande": "acc,none",
+    "mrpc": "acc+f1",
+    "qqp": "acc+f1",
+    "stsb": "pearson+spearman",
 }
-"""Metrics that papers on merging report, of tasks with several."""
+"""Metrics that papers on merging report, of tasks with several; ``+``: their mean."""
 PREFERRED = ("acc_norm", "exact_match", "pass@1", "acc", "EM", "F1", "f1", "accuracy", "score")
 """Metrics of other tasks: the first of these that the task has under exactly one filter."""
 AVERAGE = "average"
@@ -27,6 +31,22 @@ UNBOUNDED = re.compile("perplexity|per_byte")
 """Metrics that are not shares in [0, 1]."""
 Chosen = Mapping[Task, str]
 """The metric of each task that gets a column."""
+
+
+def add_means(results: Results, asked: Mapping[str, str]) -> None:
+    """Add the mean of several metrics of a task, where ``+`` joins them, as one more."""
+    wanted, found = {**SHOWN, **asked}, dict[tuple[str, Task], dict[str, Score]]()
+    for score in results.scores:
+        found.setdefault((score.model, score.task), {})[score.metric] = score
+    for (_, task), scores in found.items():
+        names = wanted.get(task.name, "").split("+")
+        for filter_ in dict.fromkeys(metric.partition(",")[2] for metric in scores):
+            parts = [scores.get(f"{name},{filter_}") for name in names]
+            some = [part for part in parts if part is not None]
+            if len(names) > 1 and len(some) == len(names):
+                mean = sum(part.value for part in some) / len(some)
+                metric = f"{'+'.join(names)},{filter_}"
+                results.scores.append(replace(some[0], metric=metric, value=mean, stderr=None))
 
 
 def choose(

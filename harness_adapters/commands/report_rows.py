@@ -28,7 +28,8 @@ def sources(
     ]
     first = [_named(base, models, "--base")] if base else [m for m in models if m in bases]
     named = [_named(name, models, "--experts") for name in experts or ()]
-    return first, named or [m for m in dict.fromkeys(merged) if m and m not in first]
+    found = dict.fromkeys((*results.experts, *merged))
+    return first, named or [m for m in found if m and m not in first]
 
 
 def _found(ref: Any, models: Sequence[str]) -> str | None:

@@ -57,6 +57,8 @@ class Results:
     """lm-eval's groups by name: their tasks and subgroups."""
     recipes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Recipes of the models that are merges."""
+    experts: list[str] = field(default_factory=list)
+    """Models that stand for the experts of a merge, each on its own task."""
 
 
 def read(paths: Iterable[Path]) -> Results:
@@ -85,13 +87,21 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read_lm_eval(file: Path, collected: Results) -> None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        results: Mapping[str, Mapping[str, Any]] = content["results"]
-        config: Mapping[str, Any] = content["config"]
+        content["results"], content["config"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as exc:
         raise ReportError(f"{file} is no result file of lm-eval: {exc!r}.") from exc
+    add_lm_eval(content, collected, file)
+
+
+def add_lm_eval(content: Mapping[str, Any], collected: Results, file: Path = Path()) -> None:
+    """Add the scores that lm-eval returned, or wrote to a file."""
+    results: Mapping[str, Mapping[str, Any]] = content["results"]
+    config: Mapping[str, Any] = content["config"]
     merge = config.get("merge") or {}
     model = content.get("model_name") or _pretrained(config.get("model_args")) or config["model"]
-    if merge:
+    if merge.get("experts"):
+        collected.experts.append(model)
+    elif merge:
         collected.recipes[model] = merge["recipe"]
     collected.groups |= {
         group: tasks for group, tasks in content["group_subtasks"].items() if tasks

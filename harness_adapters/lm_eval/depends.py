@@ -10,9 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from harness_adapters.lm_eval.arguments import outputs_depend_on
 from harness_adapters.lm_eval.goals import Scored
-from harness_adapters.lm_eval.model import MergedLM
 from harness_adapters.lm_eval.prepared import Tasks
 from harness_adapters.lm_eval.prompting import Prompting
 
@@ -25,7 +23,7 @@ def identity(
 ) -> str:
     """Hash tasks, their documents and metrics, prompts, model arguments, releases: 16 hex digits.
 
-    Arguments that only change speed are left out, as they are of lm-eval's cache.
+    ``options``: those of the model on which its answers depend.
     """
     content = {
         "tasks": {
@@ -34,7 +32,7 @@ def identity(
         },
         "metrics": {each.name: [each.metric, each.filter] for each in scored},
         "prompting": asdict(prompting),
-        "options": outputs_depend_on(options, MergedLM),
+        "options": dict(options),
         "releases": {name: version(name) for name in RELEASES},
     }
     return _hash(content)

@@ -17,13 +17,14 @@ from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import finalize
 
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.utils import simple_parse_args_string
 
+from harness_adapters.lm_eval.classifiers.model import MergedClassifiers
 from harness_adapters.lm_eval.depends import identity
 from harness_adapters.lm_eval.goals import Scored
 from harness_adapters.lm_eval.live import LiveLM
@@ -34,15 +35,23 @@ from merge_plugins.errors import MergeError, did_you_mean
 from merge_plugins.recipe import Recipe
 from merge_plugins.search.objective import Goal, Score
 
+Live: TypeAlias = LiveLM | MergedClassifiers
+MODELS: Mapping[str, type[LiveLM] | type[MergedClassifiers]] = {
+    "merged": LiveLM,
+    "merged-classifiers": MergedClassifiers,
+}
+"""Classes of models by lm-eval's names, each of which becomes one merge after another."""
+
 
 class Evaluator:
     """An `Objective`: lm-eval's tasks, each scored by one metric.
 
     ``tasks``: names of tasks or groups, separated by commas or in a list; or a mapping from names
     to ``metric`` (lm-eval's, with its filter: ``exact_match,strict-match``; by default the task's
-    first), ``weight`` and ``higher_is_better``. ``model_args``: as of ``--model merged``, without
-    the recipe. ``resident``: a device in whose memory sources stay, as of `shared_sources`.
-    ``progress``: whether lm-eval shows a progress bar for each candidate.
+    first), ``weight`` and ``higher_is_better``. ``model``: ``merged`` or ``merged-classifiers``;
+    ``model_args``: its arguments in lm-eval, without the recipe. ``resident``: a device in whose
+    memory sources stay, as of `shared_sources`. ``progress``: whether lm-eval shows a progress bar
+    for each candidate.
 
     The others are lm-eval's, with the names and defaults of its command line; ``prompting``: the
     fields of `Prompting`.
@@ -54,6 +63,7 @@ class Evaluator:
         self,
         tasks: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None],
         *,
+        model: str = "merged",
         model_args: str | Mapping[str, Any] | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -67,7 +77,10 @@ class Evaluator:
         confirm_run_unsafe_code: bool = False,
         **prompting: Any,
     ) -> None:
+        if model not in MODELS:
+            raise MergeError(f"model is {' or '.join(MODELS)}; got {model!r}")
         wanted = _by_name(tasks)
+        self._model = model
         self._open = ExitStack()
         self._closed = finalize(self, self._open.close)  # at the latest when Python ends
         given = _parsed(model_args)
@@ -86,7 +99,7 @@ class Evaluator:
             name: Scored.read(name, settings or {}, self._tasks)
             for name, settings in wanted.items()
         }
-        self._lm: LiveLM | None = None
+        self._lm: Live | None = None
         self._open.enter_context(shared_sources(resident=resident))
 
     @classmethod
@@ -117,7 +130,8 @@ class Evaluator:
         Tasks, their versions and documents; few-shot examples, chat template, seeds; arguments that
         may change a model's answers; releases of lm-eval, transformers and torch.
         """
-        return identity(self._tasks, self._scored.values(), self._prompting, self._options)
+        options = MODELS[self._model].answers_depend_on(self._options)
+        return identity(self._tasks, self._scored.values(), self._prompting, options)
 
     def score(
         self, recipe: Recipe, documents: Mapping[str, Sequence[str]] | None = None
@@ -137,7 +151,7 @@ class Evaluator:
         found = self._run(recipe, documents)
         assert self._lm is not None
         found["config"] = {
-            "model": "merged",
+            "model": self._model,
             "model_args": recipe.as_dict() | self._options,
             **self._lm.get_model_info(),
             "use_cache": self._use_cache,
@@ -152,7 +166,7 @@ class Evaluator:
         return tuple(name for name, task in self._tasks.tasks.items() if task.has_test_docs())
 
     def separately(self, recipe: Recipe) -> Mapping[str, Score]:
-        """Score a recipe by lm-eval's own `simple_evaluate` and ``--model merged``, all anew.
+        """Score a recipe by lm-eval's own `simple_evaluate` and the model's name, all anew.
 
         The live model is dropped before; tasks are loaded and requests made again.
         """
@@ -164,7 +178,7 @@ class Evaluator:
             config = Path(folder) / "merge.yaml"
             config.write_text(recipe.to_yaml(), encoding="utf-8")
             found = simple_evaluate(
-                "merged",
+                self._model,
                 {"config": str(config), **options},
                 names,
                 task_manager=manager_of(names, *self._where),
@@ -188,12 +202,12 @@ class Evaluator:
         """Close."""
         self.close()
 
-    def live(self, recipe: Recipe) -> LiveLM:
+    def live(self, recipe: Recipe) -> Live:
         """Turn the live model into a recipe's merge, or build one; return it."""
         lm, self._lm = self._lm, None  # dropped after an error, as it may be neither merge
         if lm is None or not lm.become(recipe):
             del lm  # before another takes as much memory
-            lm = LiveLM.of(recipe, self._options, self._progress)
+            lm = MODELS[self._model].of(recipe, self._options, self._progress)
             if lm.world_size > 1:
                 raise MergeError("an evaluator is one process; start it without a launcher")
         self._lm = lm
@@ -217,7 +231,7 @@ class Evaluator:
         return found
 
     @contextmanager
-    def _cached(self, lm: LiveLM) -> Iterator[Any]:
+    def _cached(self, lm: Live) -> Iterator[Any]:
         """Put lm-eval's cache of answers before a model, if it is wanted."""
         if self._use_cache is None:
             yield lm

@@ -16,7 +16,7 @@ import yaml
 from embedders import embedder
 from families import drift
 
-from merge_plugins import Recipe, load_merged
+from merge_plugins import Recipe, load_classifiers, load_merged
 from merge_plugins.cli import main
 from merge_plugins.recipe import read_recipe
 
@@ -51,8 +51,10 @@ def recipe_of(command: str) -> str | None:
     words = shlex.split(command)
     if words[0] == "lm_eval":
         return words[words.index("--model_args") + 1]
-    if words[:2] == ["merge-plugins", "save"]:
+    if words[:2] in (["merge-plugins", "save"], ["merge-plugins", "pairs"]):
         return words[2]
+    if words[:3] == ["python", "-m", "harness_adapters.mteb"]:
+        return words[words.index("-m", 2) + 1]
     if words[:2] == ["python", "-m"]:
         return next(word for word in words if word.startswith("method="))
     if words[:2] == ["python", "-c"]:
@@ -98,15 +100,22 @@ def test_every_command_merges(row: Row, desk: Path) -> None:
     if given is None:
         pytest.skip("merges nothing")
     recipe = read_recipe(merge_of(given))
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    is_classifier = "roberta" in given or "glue" in given
-    model = load_merged(
-        recipe, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
     )
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([[1, 5, 9]])).logits
-    assert torch.isfinite(logits).all()
+
+    kinds = {"roberta": AutoModelForSequenceClassification, "embedder": AutoModel}
+    auto_class = next((kinds[word] for word in kinds if word in given), AutoModelForCausalLM)
+    if recipe.tasks:
+        models = [load_classifiers(recipe).for_task(task)[0] for task in recipe.tasks]
+    else:
+        models = [load_merged(recipe, auto_class)]
+    for model in models:
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([[1, 5, 9]]))[0]
+        assert torch.isfinite(found).all()
 
 
 @pytest.mark.parametrize("code", blocks("python"))
@@ -129,7 +138,7 @@ def merge_of(given: str) -> str:
     """The short form without what is the harness's own."""
     if "=" not in given:
         return given
-    harness = ("tp_plan", "parallelize", "tokenizer")
+    harness = ("tp_plan", "parallelize", "tokenizer", "experts")
     parts = [part for part in given.split(",") if part.partition("=")[0] not in harness]
     return parts[0].removeprefix("config=") if parts[0].startswith("config=") else ",".join(parts)
 

@@ -1,0 +1,1 @@
+"""``lm_eval --model merged-classifiers``: GLUE and its like on merges of classifiers."""
