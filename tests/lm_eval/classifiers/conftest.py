@@ -84,12 +84,16 @@ def recipe_file(one_family: Mapping[str, str], tmp_path: Path) -> Callable[..., 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run lm-eval's command line in this process; return the file of results that it wrote."""
+    """Run lm-eval's command line in this process; return the file of results that it wrote.
+
+    It bootstraps the standard error of CoLA's metric for minutes.
+    """
     monkeypatch.setattr(TaskManager, "__init__", TaskManager.__init__)  # as it is afterwards
     exec(FEWER, {})
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # asks pip and git
     output = tmp_path / "output"
 
-    def run(recipe: str, *words: str, tasks: str = "cola,rte,mnli,stsb") -> Path:
+    def run(recipe: str, *words: str, tasks: str = "rte,mnli,stsb") -> Path:
         before = {*output.rglob("results_*.json")}
         model = ["--model", "merged-classifiers", "--model_args", f"config={recipe}"]
         where = ["--tasks", tasks, "--device", "cpu", "--output_path", str(output)]

@@ -23,13 +23,18 @@ TASKS = {
     "mnli": {"weight": 2.0},
     "stsb": {"metric": "spearman"},
 }
-HERE = {"model": "merged-classifiers", "include_path": str(GLUE), "device": "cpu"}
+HERE = {
+    "model": "merged-classifiers",
+    "include_path": str(GLUE),
+    "device": "cpu",
+    "bootstrap_iters": 0,
+}
 Write = Callable[..., str]
 
 
 @pytest.fixture
 def evaluator() -> Iterator[Evaluator]:
-    with Evaluator(TASKS, bootstrap_iters=0, progress=False, **HERE) as built:
+    with Evaluator(TASKS, progress=False, **HERE) as built:
         yield built
 
 
