@@ -74,7 +74,7 @@ def test_a_search_finds_the_best_mean_of_glue(
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(content))
     assert search.main([str(tmp_path / "search.yaml"), str(tmp_path / "found")]) == 0
     trials = Ledger.existing(tmp_path / "found").trials
-    assert {trial.state for trial in trials} == {"complete", "rerun"}
+    assert {trial.state for trial in trials} - {"repeat"} == {"complete", "rerun"}
 
     def mean(trial: Any) -> float:
         weights = {name: (said or {}).get("weight", 1.0) for name, said in TASKS.items()}
