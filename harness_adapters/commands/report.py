@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     draw = _drawing(options.plot) if options.plot else None
     table = _table(options)
+    if draw is not None:  # first: `| head` ends what is printed
+        draw(table, options.plot, options.kind, options.against)
     print(FORMATS[options.format](table))
     if options.format == "csv" and table.notes:
         print(*table.notes, sep="\n", file=sys.stderr)
-    if draw is not None:
-        draw(table, options.plot, options.kind, options.against)
     return 0
 
 

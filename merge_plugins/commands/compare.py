@@ -18,9 +18,9 @@ def compare_models(options: argparse.Namespace) -> int:
     draw = _drawing(options.plot) if options.plot else None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     comparison = compare(chosen(options.models, options.base), options.directions)
-    print(json.dumps(as_dict(comparison), indent=2) if options.json else as_text(comparison))
-    if draw is not None:
+    if draw is not None:  # first: `| head` ends what is printed
         draw(comparison, options.plot)
+    print(json.dumps(as_dict(comparison), indent=2) if options.json else as_text(comparison))
     return 0
 
 
