@@ -1,8 +1,8 @@
 """Read the training split of an lm-eval task as calibration data: ``data: task:NAME``.
 
 Prompts and answers are formatted as lm-eval formats them: by the task's ``doc_to_text`` and
-``doc_to_target``, without few-shot examples or a chat template. The split that lm-eval scores is
-never used.
+``doc_to_target``, without few-shot examples or a chat template. For a classifier they are the texts
+and the label of each row, as the data set has them. The split that lm-eval scores is never used.
 
 To load a task is to run code: its ``!function`` tags, its templates, which lm-eval renders outside
 of Jinja's sandbox, its metrics and classes. That of an installed package is trusted; that of a
@@ -17,19 +17,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
+from harness_adapters.lm_eval.classifiers.glue import GLUE, SAME_HEAD
+from harness_adapters.lm_eval.classifiers.rows import texts_of
 from harness_adapters.lm_eval.task_file import no_training_split, settings, split_of_training
 from merge_plugins.api import Example
 from merge_plugins.errors import DataError, UntrustedCodeError
 
 
 def training_split(
-    name: str, include_path: str | None = None, trust_remote_code: bool = False
+    name: str,
+    include_path: str | None = None,
+    trust_remote_code: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> Sequence[Example] | None:
     """Load the training examples of a task; None if lm-eval has no such task.
 
-    ``include_path``, as in lm-eval: a folder with more tasks. Raises `DataError` if lm-eval is not
-    installed, or if the task has no training split apart from the scored one; `UntrustedCodeError`
-    if all that can be told without running the task's code is well, and the code is not trusted.
+    ``include_path``, as in lm-eval: a folder with more tasks. ``columns``: see `Data.columns`.
+    Raises `DataError` if lm-eval is not installed, or if the task has no training split apart from
+    the scored one; `UntrustedCodeError` if all that can be told without running the task's code is
+    well, and the code is not trusted.
     """
     manager = next((m for m in _managers(name, include_path) if name in m.all_tasks), None)
     if manager is None:
@@ -46,7 +52,7 @@ def training_split(
     )
     if not task.has_training_docs() or (training is not None and training == scored):
         raise no_training_split(name, training)
-    return Docs(task)
+    return Docs(task) if columns is None else Rows(task, _columns(name, columns))
 
 
 def _refuse_code(name: str, file: Path | None, include_path: str | None) -> None:
@@ -115,7 +121,10 @@ class Docs(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        doc, task = self._docs[index], self._task
+        return self._example(self._docs[index])
+
+    def _example(self, doc: Any) -> Example:
+        task = self._task
         text, target = task.doc_to_text(doc), task.doc_to_target(doc)
         target = target[0] if isinstance(target, list) else target  # several correct answers
         label = None
@@ -131,3 +140,28 @@ class Docs(Sequence[Example]):
             return Example(str(target), "", label)
         delimiter = getattr(task.config, "target_delimiter", " ")
         return Example(str(text), f"{delimiter}{target}", label)
+
+
+class Rows(Docs):
+    """Training documents of a task, each as a classifier reads it."""
+
+    def __init__(self, task: Any, columns: Sequence[str]) -> None:
+        super().__init__(task)
+        self._columns = columns
+
+    def _example(self, doc: Any) -> Example:
+        texts, label = texts_of(doc, self._columns, self._task.config.task), doc.get("label")
+        second = texts[1] if len(texts) > 1 else ""
+        return Example(texts[0], second, label if isinstance(label, int | float) else None)
+
+
+def _columns(name: str, given: Sequence[str]) -> Sequence[str]:
+    """Choose the columns of texts: those that the recipe names, or those known of GLUE."""
+    glue = SAME_HEAD.get(name, name)
+    known = given or (GLUE[glue].columns if glue in GLUE else ())
+    if not known:
+        raise DataError(
+            f"data: task:{name} is no task of GLUE, so its columns of texts are not known; name "
+            f"them beside the model: task: {{name: {name}, columns: [text]}}"
+        )
+    return known

@@ -166,8 +166,15 @@ class Recipe:
         return self.generation_config or self.donor
 
     def data_of(self, model: Entry) -> Data | None:
-        """Select the calibration data of a model: its own, or else the recipe's."""
-        return model.data or self.data
+        """Select the calibration data of a model: its own, or else the recipe's.
+
+        Of a harness's task, a model with ``task:`` reads the texts of rows, not prompts.
+        """
+        data = model.data or self.data
+        if data is None or data.task is None or model.task is None:
+            return data
+        is_own = model.task.name == data.task
+        return replace(data, columns=model.task.columns if is_own else ())
 
     def trusting(self, trust_remote_code: bool | None = True) -> Recipe:
         """Copy the recipe with leave to run code that comes with its tasks, or without.

@@ -237,10 +237,11 @@ def tokenizer(*more: str) -> object:
 
 def write_data() -> None:
     """Write the calibration files that the document's recipes name."""
-    names = ("cola", "rte", "mmlu", "truthfulqa", "bbq", "cnn")
-    for at, name in enumerate(names):
+    for at, name in enumerate((*GLUE, "mmlu", "truthfulqa", "bbq", "cnn")):
         texts = [f"{name} says {'yes' * (i % 3 + 1)} {chr(97 + at) * (i + 1)}" for i in range(12)]
-        lines = [json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(texts)]
+        labels = [i / 2 if name == "stsb" else i % 2 for i in range(12)]
+        rows = zip(texts, labels, strict=True)
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
         Path(f"{name}.jsonl").write_text("\n".join(lines))
     pairs = [{"input": "who is there?", "output": "me"}, {"input": "what?", "output": "nothing"}]
     Path("examples.jsonl").write_text("\n".join(map(json.dumps, pairs)))
