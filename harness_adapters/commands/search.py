@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", nargs="?", type=Path, metavar="DIR", help="for the ledger and the report")
     add("--workers", default="1", metavar="N", help="processes, or auto: one per GPU")
     add("--objective", default="lm-eval", metavar="WHAT",
-        help="lm-eval (the default), loss=DATA, entropy=DATA, file.py:function, or a command with "
-        "{folder}; the last two run that code")  # fmt: skip
+        help="lm-eval (the default), mteb, loss=DATA, entropy=DATA, file.py:function, or a command "
+        "with {folder}; the last two run that code")  # fmt: skip
     add("--storage", metavar="URL", help="postgresql://…, for hosts that share no folder")
     add("--on-test", action="store_true", help="tune on a benchmark's test split all the same")
     add("--trust-remote-code", action="store_true", help="run code that came with a model or task")
@@ -110,7 +110,7 @@ def _notes(objective: Objective, on_test: bool) -> list[str]:
         return []
     if not on_test:
         raise MergeError(
-            f"{tested}: lm-eval scores the test split, and what was tuned on it says nothing of "
+            f"{tested}: the test split would be scored, and what was tuned on it says nothing of "
             "other models' scores on it. Tune on tasks with a validation split, or on questions of "
             "your own; --on-test tunes on it all the same, and the report says so"
         )

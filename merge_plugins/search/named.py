@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ def objective(
 ) -> Objective:
     """Build the objective of a name.
 
-    ``lm-eval``, or another harness with an adapter. ``loss=DATA``: LM-Cocktail's loss on examples;
-    ``entropy=DATA``: AdaMerging's; DATA is a JSONL file or ``task:NAME``. ``file.py:function``: a
-    function of model, tokenizer and recipe. ``python eval.py {folder}``: a command. The last two
-    run code, so only a user names them, no file that came from elsewhere.
+    ``lm-eval``, ``mteb``, or another harness with an adapter. ``loss=DATA``: LM-Cocktail's loss on
+    examples; ``entropy=DATA``: AdaMerging's; DATA is a JSONL file or ``task:NAME``.
+    ``file.py:function``: a function of model, tokenizer and recipe. ``python eval.py {folder}``: a
+    command. The last two run code, so only a user names them, no file that came from elsewhere.
 
     ``tasks``: what is scored, which counts, and how much. ``settings``: how the model is loaded and
     asked: for a harness its own arguments, for losses and functions those of `load_merged`, for a
@@ -54,8 +54,19 @@ def objective(
             "loss=DATA, entropy=DATA, file.py:function, or a command with {folder}"
         )
     own = {"trust_remote_code": True} if trust_remote_code else {}
-    found: Objective = points[name].load()(tasks, {**settings, **own})
+    found: Objective = _loaded(points[name])(tasks, {**settings, **own})
     return found
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except ModuleNotFoundError as exc:
+        extras = point.dist.metadata.get_all("Provides-Extra") or () if point.dist else ()
+        hint = f": pip install '{point.dist.name}[{point.name}]'" if point.name in extras else ""
+        raise MergeError(
+            f"objective {point.name} needs {exc.name}, which is not installed{hint}"
+        ) from exc
 
 
 def _program(

@@ -19,7 +19,10 @@ from merge_plugins.search.objective import Objective
 from merge_plugins.search.ranking import Ranking, Scores, merged
 from merge_plugins.search.workers import MOST_ATTEMPTS, Candidate
 
-VERSIONED = ("merge-plugins", "torch", "transformers", "lm-eval", "optuna")
+VERSIONED = (
+    *("merge-plugins", "torch", "transformers", "sentence-transformers", "lm-eval", "mteb"),
+    "optuna",
+)
 
 
 @dataclass(frozen=True)

@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from embedders import embedder
 
 pytest.importorskip("mteb.mocks")  # mteb alone would be the folder of this file
 
 import mteb
-from embedders import embedder
-from families import word_tokenizer, write_family
 from mteb.mocks.mock_tasks import MockRerankingTask, MockSTSTask
-from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from harness_adapters.mteb import main, register
+from harness_adapters.mteb import register
+from harness_adapters.mteb.__main__ import main
 from merge_plugins.identity import digest
 from merge_plugins.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what MTEB warns of is not ours to mend
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> dict[str, list[str]]:
-    """Two embedders and two rerankers."""
-    torch.manual_seed(0)
-    words = ["<s>", "<pad>", "</s>", "?", "This", "is", "a", "test", "sentence", "another", "query"]
-    tokenizer = word_tokenizer(words, unknown="?", eos_token="</s>", pad_token="<pad>")
-    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    config = BertConfig(vocab_size=12, num_attention_heads=2, num_labels=1, **size)
-    found = {}
-    for model_class in (BertModel, BertForSequenceClassification):
-        names = [f"{model_class.__name__}-{i}" for i in range(2)]
-        folders = write_family(
-            model_class(config), tmp_path, names, spread=0.3, tokenizer=tokenizer
-        )
-        found[model_class.__name__] = [*folders.values()]
-    return {
-        "embedder": [embedder(folder) for folder in found["BertModel"]],
-        "reranker": found["BertForSequenceClassification"],
-    }
-
-
-def write(file: Path, models: list[str], weight: float) -> str:
-    entries = [
-        {"model": model, "parameters": {"weight": w}}
-        for model, w in zip(models, (weight, 1 - weight), strict=True)
-    ]
-    file.write_text(json.dumps({"merge_method": "linear", "models": entries}))
-    return str(file)
-
-
 @pytest.mark.parametrize(
     ("kind", "task"), [("embedder", MockSTSTask), ("reranker", MockRerankingTask)]
 )
 def test_an_edited_recipe_is_evaluated_anew(
-    kind: str, task: Any, models: dict[str, list[str]], tmp_path: Path
+    kind: str, task: Any, models: dict[str, list[str]], write: Any, tmp_path: Path
 ) -> None:
     cache, revisions = mteb.ResultCache(tmp_path / "cache"), []
     for weight in (0.0, 1.0):
-        file = write(tmp_path / "merge.yaml", models[kind], weight)
+        file = write(models[kind], weight)
         name = register(file)
         assert name == "merged/merge"
         meta = mteb.get_model_meta(name)
@@ -74,6 +41,22 @@ def test_an_edited_recipe_is_evaluated_anew(
     filed = {file.parent.name for file in (tmp_path / "cache").rglob("Mock*.json")}
     assert filed == {*revisions}
     assert len(filed) == 2
+
+
+@pytest.mark.parametrize(("kind", "fewest"), [("embedder", 20), ("reranker", 3)])
+def test_mteb_s_mock_run_passes(
+    kind: str,
+    fewest: int,
+    models: dict[str, list[str]],
+    write: Any,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["mock-run", "-m", write(models[kind], 0.5)]) == 0
+    assert "merged/merge` passed all expected checks" in capsys.readouterr().out
+    report = (workplace / "mteb_mock_run_results.md").read_text()
+    assert report.count("| text | ✓ | - |") >= fewest
+    assert "| skipped |" not in report.split("## Summary")[0]
 
 
 def test_a_recipe_that_is_wrong_stops_before_mteb(

@@ -249,3 +249,19 @@ def test_a_harness_is_found_by_its_entry_point():
     name, _, value = group.partition("\n")[0].partition(" = ")
     loaded = EntryPoint(name, value.strip('"'), "merge_plugins.objectives").load()
     assert loaded == Evaluator.from_settings
+
+
+def test_a_harness_that_is_not_installed(built, tmp_path, monkeypatch):
+    info = tmp_path / "other_harness-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: other-harness\nVersion: 1.0\nProvides-Extra: theirs\n"
+    )
+    (info / "entry_points.txt").write_text(
+        "[merge_plugins.objectives]\ntheirs = no_such_harness:build\nbare = no_such_harness:build\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, hint in (("theirs", r": pip install 'other-harness\[theirs\]'"), ("bare", "")):
+        message = f"objective {name} needs no_such_harness, which is not installed{hint}$"
+        with pytest.raises(MergeError, match=message):
+            built(name)

@@ -1,46 +1,37 @@
-"""MTEB's own command line, with merges for models.
-
-    python -m harness_adapters.mteb run -m merge.yaml -t STS12 [any option of mteb]
-
-``-m`` is a recipe file, a folder with one, or the short form; MTEB gets any other model as it is.
-Results are filed under ``merged__NAME`` and the digest of the merge: an edited recipe is another
-revision, which MTEB never takes for the one before. Classifiers are evaluated as rerankers.
-"""
+"""Describe a merge to MTEB: a name, the digest as revision, and how it is loaded."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mteb.cli import main as mteb_main
 from mteb.models import CrossEncoderWrapper, ModelMeta, SentenceTransformerEncoderWrapper
 from mteb.models.model_implementations import MODEL_REGISTRY
 
 from merge_plugins import Recipe, load_embedder, load_reranker, open_merge
-from merge_plugins.errors import MergeError
 from merge_plugins.identity import digest, label
 from merge_plugins.planning.embedding import known
 from merge_plugins.recipe import files, read_recipe
 
-OPTIONS = ("-m", "--model")
 
-
-def meta(recipe: Recipe, name: str) -> ModelMeta:
+def meta(
+    recipe: Recipe, name: str, *, trust_remote_code: bool = False, **options: Any
+) -> ModelMeta:
     """Describe a merge to MTEB, which loads it when a task asks; ``name``: NAME of merged/NAME.
 
-    Raises `MergeError` before any weight is read when the recipe and its models do not fit.
+    ``options``: of `load_embedder` and `load_reranker`. Raises `MergeError` before any weight is
+    read when the recipe and its models do not fit.
     """
-    plan = open_merge(recipe).plan
+    plan = open_merge(recipe.trusting(trust_remote_code)).plan
     reranks = any("ForSequenceClassification" in each for each in plan.config["architectures"])
     if not reranks:
         known(plan.embedding)
+    options = {**options, "trust_remote_code": trust_remote_code}
 
     def load(_: str, revision: str | None = None, device: str | None = None, **__: Any) -> Any:
         if reranks:
-            return CrossEncoderWrapper(load_reranker(recipe, device=device))
-        return SentenceTransformerEncoderWrapper(load_embedder(recipe, device=device))
+            return CrossEncoderWrapper(load_reranker(recipe, device=device, **options))
+        return SentenceTransformerEncoderWrapper(load_embedder(recipe, device=device, **options))
 
     described = {
         "loader": load,
@@ -62,22 +53,3 @@ def register(given: str) -> str:
     name = path.stem if path.exists() else label(recipe)
     MODEL_REGISTRY[f"merged/{name}"] = meta(recipe, name)
     return f"merged/{name}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run MTEB; return the exit status, 1 for a recipe that is wrong."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        for i, option in enumerate(given[:-1]):
-            if option in OPTIONS:
-                given[i + 1] = register(given[i + 1])
-    except MergeError as exc:
-        print(f"merge-plugins: {exc}", file=sys.stderr)
-        return 1
-    sys.argv = ["mteb", *given]
-    mteb_main()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

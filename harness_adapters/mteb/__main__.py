@@ -1,0 +1,39 @@
+"""MTEB's own command line, with merges for models.
+
+    python -m harness_adapters.mteb run -m merge.yaml -t STS12 [any option of mteb]
+
+``-m`` is a recipe file, a folder with one, or the short form; MTEB gets any other model as it is.
+Results are filed under ``merged__NAME`` and the digest of the merge: an edited recipe is another
+revision, which MTEB never takes for the one before. Classifiers are evaluated as rerankers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mteb.cli import main as mteb_main
+
+from harness_adapters.mteb.models import register
+from merge_plugins.errors import MergeError
+
+OPTIONS = ("-m", "--model")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run MTEB; return the exit status, 1 for a recipe that is wrong."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for i, option in enumerate(given[:-1]):
+            if option in OPTIONS:
+                given[i + 1] = register(given[i + 1])
+    except MergeError as exc:
+        print(f"merge-plugins: {exc}", file=sys.stderr)
+        return 1
+    sys.argv = ["mteb", *given]
+    mteb_main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
