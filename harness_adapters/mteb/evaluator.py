@@ -133,6 +133,7 @@ class Evaluator(Numbers):
                 task = self._task(name)
                 if not task.is_aggregate:  # those load their own tasks
                     task.load_data()
+                    _check_splits(task)
             except (KeyError, ValueError, OSError) as exc:  # KeyError: with the name that was meant
                 raise MergeError(f"{name}: MTEB cannot load this task: {exc}") from exc
             tasks.append(task)
@@ -173,6 +174,12 @@ class Evaluator(Numbers):
 def _goal(name: str, settings: Any) -> Any:
     rest = {k: v for k, v in settings.items() if k != "metric"} if settings else settings
     return read_goal(name, rest, more=("metric",))
+
+
+def _check_splits(task: Any) -> None:
+    for data in (task.dataset.get(subset, task.dataset) for subset in task.hf_subsets):
+        if missing := [split for split in task.eval_splits if split not in data]:
+            raise ValueError(f"no split {missing[0]!r}; its data have {', '.join(map(str, data))}")
 
 
 def _anew(task: Any) -> Any:

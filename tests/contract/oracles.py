@@ -64,7 +64,7 @@ def ties(
     normalize: bool = True,
     rescale: str = "none",
 ) -> Tensor:
-    trimmed = torch.stack([d * top(d, int(density * d.numel())) for d in x - b])
+    trimmed = torch.stack([d * top(d, max(1, int(density * d.numel()))) for d in x - b])
     trimmed = restored(trimmed, x - b, rescale, density)
     total, share = elect(trimmed, w)
     return b + (total / torch.where(share == 0, 1.0, share) if normalize else total)

@@ -78,10 +78,13 @@ def test_another_metric_and_what_identity_follows(
 def test_a_task_that_draws_samples_scores_a_merge_the_same_again(
     models: dict[str, list[str]], write: Any
 ) -> None:
-    from mteb.mocks.mock_tasks import MockClusteringTask
+    from mteb.mocks.mock_tasks import MockMultilabelClassification
 
-    recipe, name = Recipe.load(write(models["embedder"], 0.5)), MockClusteringTask.metadata.name
-    with Evaluator([name], own=[MockClusteringTask], device="cpu") as evaluator:
+    recipe, name = (
+        Recipe.load(write(models["embedder"], 0.5)),
+        MockMultilabelClassification.metadata.name,
+    )
+    with Evaluator([name], own=[MockMultilabelClassification], device="cpu") as evaluator:
         assert evaluator.score(recipe) == evaluator.score(recipe)
 
 
@@ -89,8 +92,12 @@ def test_a_task_that_draws_samples_scores_a_merge_the_same_again(
     ("tasks", "settings", "message"),
     [
         ({}, {}, "no tasks; write tasks:"),
-        (["STS21"], {}, "STS21: MTEB cannot load this task: .*STS12"),
-        (["STS12"], {"eval_splits": ["dev"]}, "STS12: MTEB cannot .*dev"),
+        (["STS21"], {}, "STS21: MTEB cannot load this task: .*Did you mean: 'STS22'"),
+        (
+            ["STS12"],
+            {"eval_splits": ["dev"]},
+            "STS12: MTEB cannot .*no split 'dev'; its data have test",
+        ),
         (["STS12"], {"devise": "cpu"}, "take no 'devise'; did you mean 'device'"),
         ({"STS12": {"wait": 1}}, {}, "no setting 'wait'; did you mean 'weight'"),
     ],

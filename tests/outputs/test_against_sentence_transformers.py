@@ -123,18 +123,18 @@ def test_what_is_dropped_at_random_is_as_much_and_rescaled_alike(
     given = {"density": 0.5, **({"epsilon": 0.2} if method.startswith("della") else {})}
     base, expert = (ours_of(model) for model in models[:2])
     merges = [
-        theirs(SentenceTransformer, method, models[:2], weight=[1.0], **given),
-        ours(load_embedder, method, models[:2], weight=[1.0], **given),
+        theirs(SentenceTransformer, method, models, weight=[1.0, 0.0], **given),
+        ours(load_embedder, method, models, weight=[1.0, 0.0], **given),
     ]
-    name = "0.model.encoder.layer.0.attention.self.query.weight"
+    name = "0.model.embeddings.word_embeddings.weight"
     kept, sizes = [], []
     for merge in merges:
         change, delta = merge[name] - base[name], expert[name] - base[name]
         is_kept = change.abs() > 1e-7
         kept.append(float(is_kept.float().mean()))
         sizes.append(float((change / delta)[is_kept].median()))
-    assert kept[0] == pytest.approx(kept[1], abs=0.12)  # of 256 elements
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+    assert kept[0] == pytest.approx(kept[1], abs=0.08)  # of 864 elements
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
