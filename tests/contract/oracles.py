@@ -220,7 +220,7 @@ def dare_averaged(b: Tensor, x: Tensor, w: Tensor, density: float, *, elects: bo
 
 
 def trimmed_average(b: Tensor, x: Tensor, w: Tensor, density: float) -> Tensor:
-    kept = torch.stack([d * top(d, int(density * d.numel())) for d in x - b])
+    kept = torch.stack([d * top(d, max(1, int(density * d.numel()))) for d in x - b])
     return b + (w * kept).sum(0) / w.sum()
 
 
