@@ -4,7 +4,7 @@ The words of both begin with the same syllables, so that what the experts learn 
 
     python tests/skilled_embedders.py
 
-trains both and prints the table of docs/encoders.md: a minute.
+trains both, and prints what they and their merges understand: a minute or two.
 """
 
 from __future__ import annotations

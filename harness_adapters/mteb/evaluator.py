@@ -68,8 +68,8 @@ class Evaluator(Numbers):
         for key in options:
             if key not in known:
                 raise MergeError(f"MTEB's models take no {key!r}{did_you_mean(key, known)}")
-        self._metrics = {name: (s or {}).get("metric", MAIN) for name, s in wanted.items()}
         super().__init__({name: _goal(name, s) for name, s in wanted.items()}, "MTEB")
+        self._metrics = {name: (s or {}).get("metric", MAIN) for name, s in wanted.items()}
         self._own = {task.metadata.name: task for task in own}
         self._parts = {"eval_splits": eval_splits, "languages": languages}
         self._batch_size, self._device, self._options = batch_size, device, options
@@ -172,8 +172,9 @@ class Evaluator(Numbers):
 
 
 def _goal(name: str, settings: Any) -> Any:
-    rest = {k: v for k, v in settings.items() if k != "metric"} if settings else settings
-    return read_goal(name, rest, more=("metric",))
+    if isinstance(settings, Mapping):
+        settings = {key: value for key, value in settings.items() if key != "metric"}
+    return read_goal(name, settings, more=("metric",))
 
 
 def _check_splits(task: Any) -> None:

@@ -62,8 +62,9 @@ def _loaded(point: EntryPoint) -> Any:
     try:
         return point.load()
     except ModuleNotFoundError as exc:
-        extras = point.dist.metadata.get_all("Provides-Extra") or () if point.dist else ()
-        hint = f": pip install '{point.dist.name}[{point.name}]'" if point.name in extras else ""
+        dist = point.dist
+        has_extra = dist and point.name in (dist.metadata.get_all("Provides-Extra") or ())
+        hint = f": pip install '{dist.name}[{point.name}]'" if dist and has_extra else ""
         raise MergeError(
             f"objective {point.name} needs {exc.name}, which is not installed{hint}"
         ) from exc
