@@ -75,6 +75,19 @@ def test_another_metric_and_what_identity_follows(
         build({"STS12": {"metric": "cosine_person"}}, {"device": "cpu"}).score(recipe)
 
 
+def test_a_task_that_draws_samples_scores_a_merge_the_same_again(
+    models: dict[str, list[str]], write: Any
+) -> None:
+    from mteb.mocks.mock_tasks import MockMultilabelClassification
+
+    recipe, name = (
+        Recipe.load(write(models["embedder"], 0.5)),
+        MockMultilabelClassification.metadata.name,
+    )
+    with Evaluator([name], own=[MockMultilabelClassification], device="cpu") as evaluator:
+        assert evaluator.score(recipe) == evaluator.score(recipe)
+
+
 @pytest.mark.parametrize(
     ("tasks", "settings", "message"),
     [
