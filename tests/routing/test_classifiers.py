@@ -211,6 +211,30 @@ def test_an_oracle_gives_each_head_the_expert_of_its_task(kind: str, experts: An
             assert torch.allclose(model(**batch).logits, expert(**batch).logits, atol=1e-5)
 
 
+def test_emr_restores_each_task_under_its_own_head(experts: Any) -> None:
+    folders, row = experts("roberta"), rows_of("mnli")[0]
+    reference = Reference(folders, HEADS)
+    base = weights_of(AutoModel.from_pretrained(folders["base"]))
+    own = [weights_of(expert.base_model) for expert in reference.experts.values()]
+    kept, norms = [Weights() for _ in own], torch.zeros(2, len(own), dtype=torch.float64)
+    for name in own[0]:
+        deltas = torch.stack([each[name] - base[name] for each in own])
+        sign = deltas.sum(0).sign()
+        elected = sign * (deltas * sign).relu().amax(0)
+        for i, delta in enumerate(deltas):
+            kept[i][name] = elected * (delta * sign > 0)
+            norms[:, i] += torch.stack([delta.abs().sum(), kept[i][name].abs().sum()])
+    recipe = spelled(folders, None).as_dict() | {"merge_method": "emr", "parameters": {}}
+    merge = load_classifiers(Recipe.from_mapping(recipe))
+    for i, task in enumerate(TASKS):
+        reference.shared = {n: base[n] + norms[0, i] / norms[1, i] * kept[i][n] for n in own[0]}
+        expected = reference.logits(task, row, torch.zeros(len(TASKS)))
+        model, tokenizer = merge.for_task(task)
+        with torch.no_grad():
+            found = model(**inputs_of(tokenizer, row)).logits[0].double()
+        assert torch.allclose(found, expected, rtol=0, atol=1e-4)
+
+
 @some_kinds
 def test_what_experts_know_is_in_memory_once(kind: str, experts: Any) -> None:
     merge = load_classifiers(spelled(experts(kind), None, HEADS_AND_BIASES))
