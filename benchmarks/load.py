@@ -122,6 +122,13 @@ def recipe(workdir: Path, method: str, n_experts: int) -> Path:
     return path
 
 
+def read_by(path: Path) -> list[str]:
+    """List the models that a recipe reads, each once."""
+    plain = yaml.safe_load(path.read_text())
+    models = [plain.get("base_model"), *(each["model"] for each in plain["models"])]
+    return [*dict.fromkeys(model for model in models if model)]
+
+
 def time_all(workdir: Path, args: argparse.Namespace) -> Figures:
     """Run every step once per round; return its figures by step and method."""
     sources = [workdir / "base", *(workdir / f"expert_{i}" for i in range(args.experts))]
@@ -142,6 +149,7 @@ def time_all(workdir: Path, args: argparse.Namespace) -> Figures:
             shutil.rmtree(output, ignore_errors=True)
             for way in [*WAYS][: 1 + args.compile]:
                 times[f"{way}ours {method}"].append(step(WAYS[way], path))
+            times[f"limit {method}"].append(step("limit", *read_by(path)))
             times[f"mergekit {method}"].append(mergekit(args.mergekit, path, output))
     return times
 

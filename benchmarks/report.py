@@ -25,7 +25,12 @@ def table(methods: list[str], times: Figures, agreements: Figures, memory: Figur
         )
 
     compiled = any(name.startswith("compiled") for name in times)
-    columns = ["method", "merge ÷ mergekit's", *(["compiled ÷ mergekit's"] * compiled)]
+    columns = [
+        "method",
+        "merge ÷ mergekit's",
+        "limit ÷ mergekit's",
+        *(["compiled ÷ mergekit's"] * compiled),
+    ]
     columns += ["÷ loaded source", "÷ mapped source"]
     columns += [f"{kind}, {n} experts" for kind in ("private", "RSS") for n in MEMORY_EXPERTS]
     columns += ["same bits as mergekit", "worst, ulps"]
@@ -34,6 +39,7 @@ def table(methods: list[str], times: Figures, agreements: Figures, memory: Figur
         alone = typical(times[f"ours {method}"], "seconds")
         theirs = typical(times[f"mergekit {method}"], "seconds")
         row = [method, cell(alone / theirs, MERGEKIT_GOALS[method])]
+        row.append(cell(typical(times[f"limit {method}"], "seconds") / theirs, None))
         if compiled:
             fused = typical(times[f"compiled ours {method}"], "seconds")
             row.append(cell(fused / theirs, COMPILED_GOALS.get(method)))

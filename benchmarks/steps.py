@@ -25,7 +25,11 @@ from transformers import (
 )
 
 import merge_plugins
+from merge_plugins.engine.memory import new_memory
+from merge_plugins.parallel import parallel
+from merge_plugins.plugins import registry
 
+registry()  # imports every method, as mergekit's own imports do
 DELTA_SPREAD = (
     3e-4  # of an expert's task vector: 1.5 % of the weights' own 0.02, as fine-tunes have
 )
@@ -44,6 +48,19 @@ def read(*folders: str) -> dict[str, Any]:
             while n := file.readinto(buffer):
                 n_bytes += n
     return {"bytes": n_bytes}
+
+
+def limit(*folders: str) -> dict[str, Any]:
+    """Do what no merge can do without: read every source once, and touch the memory of one."""
+    block = 1 << 20
+    mapped = [
+        tensor.reshape(-1).view(torch.int64) for f in folders for tensor in weights(f).values()
+    ]
+    parallel(torch.sum, [part for tensor in mapped for part in tensor.split(block)])
+    first = weights(folders[0])
+    merged = [new_memory(tensor.shape, tensor.dtype, tensor.device) for tensor in first.values()]
+    parallel(torch.Tensor.zero_, [part for t in merged for part in t.view(-1).split(block)])
+    return {"bytes": sum(tensor.nbytes for tensor in merged)}
 
 
 def mapped(folder: str) -> dict[str, Any]:
@@ -156,7 +173,8 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, Any]:
 
 
 STEPS = {
-    f.__name__: f for f in (imports, read, mapped, loaded, merged, compiled, agreement, create)
+    f.__name__: f
+    for f in (imports, read, limit, mapped, loaded, merged, compiled, agreement, create)
 }
 
 if __name__ == "__main__":
