@@ -129,9 +129,12 @@ class Ties:
         check_share("density", self.density)
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
-        """Compute the cut that keeps int(density * n) entries of each task vector, 1 at least."""
+        """Compute the cut that keeps int(density * n) entries of each task vector.
+
+        At least 1, as mergekit does, unless the density is 0.
+        """
         n = math.prod(weight.shape)
-        counts = [[min(n, max(1, int(density * n)))] for density in self.density]
+        counts = [[max(int(density > 0), min(n, int(density * n)))] for density in self.density]
         cut = as_measured(cuts([weight], task_vectors, counts))
         trim, mode = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
         return {**cut, "factor": rescale_factors(weight, mode, self.density, trim)}

@@ -61,9 +61,7 @@ def test_a_search_ends_with_winners_scored_again_by_lm_eval_itself(
         model={"limit": 12, "batch_size": 16},
     )  # fmt: skip
     folder = tmp_path / "found"
-    with pytest.raises(
-        MergeError, match="merge_demo_math, merge_demo_sea: lm-eval scores the test"
-    ):
+    with pytest.raises(MergeError, match="merge_demo_math, merge_demo_sea: the test split would"):
         main([file, str(folder)])
     assert main([file, str(folder), "--on-test"]) == 0
     output = capsys.readouterr().out

@@ -64,7 +64,9 @@ def ties(
     normalize: bool = True,
     rescale: str = "none",
 ) -> Tensor:
-    trimmed = torch.stack([d * top(d, max(1, int(density * d.numel()))) for d in x - b])
+    trimmed = torch.stack(
+        [d * top(d, max(int(density > 0), int(density * d.numel()))) for d in x - b]
+    )
     trimmed = restored(trimmed, x - b, rescale, density)
     total, share = elect(trimmed, w)
     return b + (total / torch.where(share == 0, 1.0, share) if normalize else total)
@@ -220,7 +222,7 @@ def dare_averaged(b: Tensor, x: Tensor, w: Tensor, density: float, *, elects: bo
 
 
 def trimmed_average(b: Tensor, x: Tensor, w: Tensor, density: float) -> Tensor:
-    kept = torch.stack([d * top(d, max(1, int(density * d.numel()))) for d in x - b])
+    kept = torch.stack([d * top(d, max(int(density > 0), int(density * d.numel()))) for d in x - b])
     return b + (w * kept).sum(0) / w.sum()
 
 
