@@ -37,7 +37,7 @@ def mounted(given: str, *, trust_remote_code: bool = False) -> Mounted:
     mount`` wrote is used where it lies. ``trust_remote_code``: whether code of the models may run.
     Raises `MergeError` before any weight is read when the recipe does not fit its models.
     """
-    path = files.path_of(given, ".") if "=" not in given or files.exists(given) else None
+    path = None if files.is_short_form(given) else files.path_of(given, ".")
     if path is not None and is_mounted(path):
         recipe = mounted_recipe(path)
         return Mounted(_title(path), digest(recipe), path)

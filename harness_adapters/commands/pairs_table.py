@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
 from typing import Any
 
 from harness_adapters.commands.report_columns import add_means, choose
@@ -30,25 +29,18 @@ def _runs(recipe: Recipe) -> Iterator[Run]:
     """Iterate over the pairs; before those of a task stands its model alone."""
     if len(recipe.tasks) < 2 or recipe.is_stack:
         raise MergeError("pairs takes whole models, two or more of them with task: beside model:")
-    for task, others in _by_first(recipe.tasks):
-        yield task, ALONE, _only(recipe, task)
-        for other in others:
-            yield task, other, _only(recipe, task, other)
+    from harness_adapters.lm_eval.classifiers.experts import alone
+
+    for task in recipe.tasks:
+        yield task, ALONE, alone(recipe, task)
+        for other in recipe.tasks:
+            if other != task:
+                yield task, other, _pair(recipe, task, other)
 
 
-def _by_first(tasks: Any) -> Iterator[tuple[str, list[str]]]:
-    pairs = [*permutations(tasks, 2)]
-    for task in tasks:
-        yield task, [other for first, other in pairs if first == task]
-
-
-def _only(recipe: Recipe, task: str, *others: str) -> Recipe:
-    """Copy a recipe with one model that answers a task, or two, in this order."""
-    entries = tuple(recipe.tasks[name] for name in (task, *others))
-    if not others:
-        from harness_adapters.lm_eval.classifiers.experts import alone
-
-        return alone(recipe, task)
+def _pair(recipe: Recipe, task: str, other: str) -> Recipe:
+    """Copy a recipe with the models of two tasks, in this order."""
+    entries = (recipe.tasks[task], recipe.tasks[other])
     only = replace(recipe.slices[0], models=entries)
     pair = replace(recipe, slices=(only,), donor_model=entries[0].ref)
     return pair.normal(registry().get(recipe.merge_method))

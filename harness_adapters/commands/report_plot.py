@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from harness_adapters.commands.report_table import Cell, Table
 from merge_plugins.drawing import heat_map, new_figure, save, styles
 from merge_plugins.errors import MergeError
-from merge_plugins.search.naming import plain
 
 MOST_ROWS = 8
 """Rows of which a radar or bars can still be read."""
@@ -85,9 +84,7 @@ def _curve(table: Table, setting: str) -> Figure:
     swept = [row for row in table.rows if setting in table.settings.get(row, {})]
     groups: dict[str, list[str]] = {}
     for row in sorted(swept, key=lambda row: float(table.settings[row][setting])):
-        rest = {n: v for n, v in table.settings[row].items() if n != setting}
-        name = " ".join([table.labels[row], *(f"{n}={plain(v)}" for n, v in rest.items())])
-        groups.setdefault(name, []).append(row)
+        groups.setdefault(table.name(row, but=setting), []).append(row)
     averages = [column for column in table.columns if column in table.averages]
     columns = table.columns if len(groups) == 1 else (averages or table.columns)[:1]
     series = [(name, column) for name in groups for column in columns]
@@ -134,8 +131,9 @@ def _heatmap(table: Table) -> Figure:
     image = heat_map(axes, shares, names, table.columns, norm=scale, written=_written(table))
     axes.set_yticks(range(len(names)), names, fontsize="x-small")
     for x, column in enumerate(table.columns):
+        best = table.best(column)
         for y, row in enumerate(table.rows):
-            if row in table.best(column):
+            if row in best:
                 axes.add_patch(
                     Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", lw=1.5, zorder=3)
                 )

@@ -58,10 +58,10 @@ class Table:
         found = self.settings.get(row, {})
         return plain(found[name]) if name in found else ""
 
-    def name(self, row: str) -> str:
-        """Name a row in one text: its label, and the settings that differ."""
-        settings = self.settings.get(row, {})
-        return " ".join([self.labels[row], *(f"{n}={plain(v)}" for n, v in settings.items())])
+    def name(self, row: str, but: str | None = None) -> str:
+        """Name a row in one text: its label, and the settings that differ, all ``but`` one."""
+        shown = (f"{n}={plain(v)}" for n, v in self.settings.get(row, {}).items() if n != but)
+        return " ".join([self.labels[row], *shown])
 
     def best(self, column: str) -> set[str]:
         """Find the rows with the best score of a column, if there are others."""

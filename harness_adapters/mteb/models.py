@@ -12,6 +12,7 @@ from merge_plugins import Recipe, load_embedder, load_reranker, open_merge
 from merge_plugins.identity import digest, label
 from merge_plugins.planning.embedding import known
 from merge_plugins.recipe import files, read_recipe
+from merge_plugins.recipe.references import RECIPE_FILES
 
 
 def meta(
@@ -46,7 +47,7 @@ def meta(
 def register(given: str) -> str:
     """Register the merge that an argument names; return the name that MTEB knows it by."""
     path = Path(given)
-    is_merge = ("=" in given and not path.exists()) or path.suffix in (".yaml", ".yml", ".json")
+    is_merge = files.is_short_form(given) or path.suffix in RECIPE_FILES
     if not is_merge and not (path / files.NAME).is_file():
         return given
     recipe = read_recipe(given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from merge_plugins.errors import RecipeError
 from merge_plugins.recipe import Entry, Recipe, Reference, Slice, read_model, read_recipe
-from merge_plugins.recipe.files import NAMES, exists, path_of
+from merge_plugins.recipe.files import NAMES, is_short_form, path_of
 from merge_plugins.recipe.references import RECIPE_FILES, titles
 
 ANY_METHOD = "task_arithmetic"
@@ -60,7 +60,7 @@ def chosen(words: Sequence[str], base: str | None = None) -> Models:
     """Read the words of a command line: one recipe, or models."""
     if base is None and len(words) == 1:
         return _of_word(words[0])
-    recipes = [word for word in words if "=" in word and not exists(word)]
+    recipes = [word for word in words if is_short_form(word)]
     if recipes:
         raise RecipeError(f"{recipes[0]} is a recipe; compare one recipe, or models by name")
     own = None if base is None else read_model(base)
@@ -71,6 +71,6 @@ def chosen(words: Sequence[str], base: str | None = None) -> Models:
 def _of_word(word: str) -> Models:
     path = path_of(word)
     is_recipe = path.suffix in RECIPE_FILES or any((path / name).is_file() for name in NAMES)
-    if is_recipe or ("=" in word and not exists(word)):
+    if is_recipe or is_short_form(word):
         return of_recipe(read_recipe(word))
     return Models((read_model(word),))  # raises: it is alone

@@ -134,7 +134,7 @@ class Ties:
         At least 1, as mergekit does, unless the density is 0.
         """
         n = math.prod(weight.shape)
-        counts = [[max(int(density > 0), min(n, int(density * n)))] for density in self.density]
+        counts = [[max(int(density > 0), int(density * n))] for density in self.density]
         cut = as_measured(cuts([weight], task_vectors, counts))
         trim, mode = functools.partial(self.trim, cut), rescaling(self.rescale, self.rescales)
         return {**cut, "factor": rescale_factors(weight, mode, self.density, trim)}

@@ -31,6 +31,11 @@ def exists(text: str) -> bool:
     return os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111  # Path raises
 
 
+def is_short_form(text: str) -> bool:
+    """Check whether a user's word is a recipe in one line, ``method=…,models=…``, and no file."""
+    return "=" in text and not exists(text)
+
+
 def path_of(text: str, folder: str | Path | None = None) -> Path:
     """Read a path as a user writes it, or raise `RecipeError` if no file can have that name.
 

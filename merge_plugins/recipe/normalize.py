@@ -139,14 +139,15 @@ def check_tasks(models: Sequence[Entry], *, is_one_task: bool) -> None:
     """
     owners: dict[str, Reference] = {}
     for model in models:
-        name = model.task.name if model.task else None
-        if name is not None and name in owners and not is_one_task:
+        if model.task is None:
+            continue
+        name = model.task.name
+        if name in owners and not is_one_task:
             raise RecipeError(
                 f"{name} is the task of {owners[name]} and of {model.ref}; delete one of the two, "
                 "or write exclude: none to merge their heads, too"
             )
-        if name is not None:
-            owners[name] = model.ref
+        owners[name] = model.ref
     if is_one_task and len(owners) > 1:
         raise RecipeError(
             f"exclude: none merges heads, and these answer {' and '.join(owners)}; delete it"

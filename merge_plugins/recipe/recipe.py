@@ -264,7 +264,7 @@ class Recipe:
 
 def read_recipe(given: str) -> Recipe:
     """Load a recipe from a command-line argument: a file, a folder, or the short form."""
-    if "=" in given and not files.exists(given):
+    if files.is_short_form(given):
         return Recipe.from_model_args(dict(part.partition("=")[::2] for part in given.split(",")))
     return Recipe.load(given)
 

@@ -10,6 +10,7 @@ from typing import Any
 from harness_adapters.lm_eval.arguments import SAME_OUTPUTS
 from merge_plugins.errors import RecipeError, did_you_mean
 from merge_plugins.parallel import accelerator
+from merge_plugins.plugins.values import TRUTH
 
 AUTO = "auto"
 
@@ -66,9 +67,9 @@ class Options:
 def _typed(name: str, value: Any, default: Any) -> Any:
     text = str(value).lower()
     if isinstance(default, bool):
-        if text not in ("true", "false"):
+        if text not in TRUTH:
             raise RecipeError(f"{name}= is true or false; got {value!r}")
-        return text == "true"
+        return TRUTH[text]
     if name in ("batch_size", "max_batch_size", "max_length"):
         if name == "batch_size" and (text == "1" or text.partition(":")[0] == AUTO):
             return AUTO
