@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness_adapters.commands.report_columns import (
@@ -23,7 +23,7 @@ from harness_adapters.commands.report_columns import (
 from harness_adapters.commands.report_rows import only, sort, sources, tabulate
 from harness_adapters.commands.report_table import FORMATS, Table
 from harness_adapters.commands.results import ReportError, read
-from merge_plugins.errors import MergeError
+from merge_plugins.commands.plot import check_plot
 
 KINDS = ("curve", "heatmap", "bars", "radar")
 
@@ -31,10 +31,13 @@ KINDS = ("curve", "heatmap", "bars", "radar")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table of models by tasks, and plot it if asked."""
     options = _parser().parse_args(argv)
-    draw = _drawing(options.plot) if options.plot else None
+    if options.plot:
+        check_plot(options.plot)
     table = _table(options)
-    if draw is not None:  # first: `| head` ends what is printed
-        draw(table, options.plot, options.kind, options.against)
+    if options.plot:  # first: `| head` ends what is printed
+        from harness_adapters.commands.report_plot import plot
+
+        plot(table, options.plot, options.kind, options.against)
     print(FORMATS[options.format](table))
     if options.format == "csv" and table.notes:
         print(*table.notes, sep="\n", file=sys.stderr)
@@ -91,14 +94,3 @@ def _pair(given: str) -> tuple[str, str]:
     if not equals:
         raise ReportError(f"--metric {given}: expected TASK=METRIC, as in gsm8k=exact_match.")
     return name, value
-
-
-def _drawing(file: Path) -> Callable[[Table, Path, str | None, str | None], None]:
-    """Import what draws, and refuse a file that cannot be drawn, before results are read."""
-    try:
-        from harness_adapters.commands.report_plot import plot
-        from merge_plugins.drawing import check
-    except ImportError as exc:
-        raise MergeError('--plot needs matplotlib: pip install "merge-plugins[report]"') from exc
-    check(file)
-    return plot

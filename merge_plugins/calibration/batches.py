@@ -81,6 +81,24 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad: int) -> dict[str, T
     return batch
 
 
+def by_length(
+    lengths: Sequence[int], tokens: int | None, most: int | None = None
+) -> Iterator[list[int]]:
+    """Group rows by length into batches, lists of their positions, the longest rows first.
+
+    ``tokens``: most tokens of a batch, padding included, unless one row alone has more; ``most``:
+    most rows of a batch. None: any number.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        size = len(order) if tokens is None else max(1, tokens // longest)
+        stop = start + min(most or size, size)
+        yield order[start:stop]
+        start = stop
+
+
 def without_labels(batch: Batch) -> dict[str, Tensor]:
     """Drop the labels of a batch: the rest is a model's input."""
     return {key: tensor for key, tensor in batch.items() if key != "labels"}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 
 from merge_plugins import identity
+from merge_plugins.commands.recipe import recipe_of
 from merge_plugins.outputs.mount import mount
-from merge_plugins.recipe import read_recipe
 
 
 def mount_merge(options: argparse.Namespace) -> int:
     """Write a folder without weights that harnesses load as if it were the saved merge."""
-    recipe = read_recipe(options.recipe).trusting(options.trust_remote_code)
-    recipe = recipe if options.task is None else recipe.for_task(options.task)
-    recipe = recipe.compiling(options.compile or recipe.compile)
+    recipe = recipe_of(options)
     folder = mount(recipe, options.folder, trust_remote_code=options.trust_remote_code)
     print(f"{folder}: {identity.label(recipe)}. Load it with trust_remote_code=True.")
     return 0

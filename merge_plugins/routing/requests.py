@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Router
-from merge_plugins.calibration.batches import padded
+from merge_plugins.calibration.batches import by_length, padded
 from merge_plugins.errors import MergeError
 from merge_plugins.routing.hooks import Current
 
@@ -60,12 +60,15 @@ class Weigher:
         """Average the shared expert's last hidden state over each prompt: float32 [prompts, d]."""
         base, rows = self._base(), [_named(prompt) for prompt in prompts]
         assert base is not None
+        lengths = [len(row["input_ids"]) for row in rows]
+        if not all(lengths):
+            raise MergeError("an empty prompt has no features to route by")
         options = {"use_cache": False} if "use_cache" in _accepted(base) else {}
         pad = getattr(base.config, "pad_token_id", None) or 0
         found: dict[int, Tensor] = {}
         self.current.only_shared = True
         try:
-            for some in _batches([len(row["input_ids"]) for row in rows]):
+            for some in by_length(lengths, TOKENS):
                 batch = padded([rows[i] for i in some], max(0, pad))  # LLaMA 1 sets -1
                 inputs = {name: tensor.to(base.device) for name, tensor in batch.items()}
                 states, mask = base(**inputs, **options)[0], inputs["attention_mask"]
@@ -106,17 +109,3 @@ def _named(prompt: Prompt) -> Mapping[str, Sequence[int]]:
 
 def _accepted(module: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(module.forward).parameters
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group prompts by length into batches, lists of positions, of `TOKENS` tokens at most."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not lengths[i]:
-            raise MergeError("an empty prompt has no features to route by")
-        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

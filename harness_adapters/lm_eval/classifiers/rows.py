@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from harness_adapters.lm_eval.classifiers.options import AUTO, Options
+from merge_plugins.calibration.batches import by_length
 from merge_plugins.errors import DataError
 
 TOKENS = {"cpu": 2048}
@@ -58,15 +59,10 @@ def logits(
 
 
 def _batches(lengths: Sequence[int], options: Options, device: torch.device) -> Iterator[list[int]]:
-    """Group rows by length into batches, lists of positions; the longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    budget, most = TOKENS.get(device.type, TOKENS_ELSEWHERE), options.max_batch_size
-    while order:
-        size = options.batch_size
-        if size == AUTO:
-            size = min(most or len(order), max(1, budget // max(1, lengths[order[0]])))
-        batch, order = order[: int(size)], order[int(size) :]
-        yield batch
+    """Group rows by length into batches, lists of positions, of the size that is asked for."""
+    if options.batch_size != AUTO:
+        return by_length(lengths, None, int(options.batch_size))
+    return by_length(lengths, TOKENS.get(device.type, TOKENS_ELSEWHERE), options.max_batch_size)
 
 
 def _longest(model: Any, tokenizer: Any) -> int | None:
