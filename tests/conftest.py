@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -147,3 +148,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a test a cache in which nothing is remembered yet."""
+    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """Folders of a base and of a classifier of each task, by kind of encoder: text_classifiers."""
+    from text_classifiers import write_experts
+
+    root = tmp_path_factory.mktemp("classifiers")
+    return functools.cache(lambda kind: write_experts(kind, root / kind))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of labelled rows, by task of those classifiers."""
+    from text_classifiers import TASKS, write_rows
+
+    root = tmp_path_factory.mktemp("rows")
+    return {task: write_rows(task, root) for task in TASKS}

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "</s>"
+CATS = "Cats sleep all day."
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ def parrots(root: Path, known: Mapping[str, Sequence[tuple[str, str]]]) -> Parro
                 model.lm_head.weight[then, now] = 1.0
             _write(model, tokenizer, root / name)
     return Parrots(root)
+
+
+def cats(root: Path) -> Parrots:
+    """Write experts of whom only the merge of both says `CATS` at the end of a line."""
+    return parrots(root, {"left": [("\n", "Cats sleep")], "right": [("Cats sleep", " all day.")]})
 
 
 def babblers(root: Path) -> Parrots:

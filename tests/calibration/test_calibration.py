@@ -29,6 +29,7 @@ from merge_plugins.plugins import registry
 from merge_plugins.plugins.method import RegisteredStatistic
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 SIZE = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 BERT = {**SIZE, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
 LABELS = {0: "no", 1: "maybe", 2: "yes"}  # so that heads are of one task, and are merged
@@ -91,20 +92,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("data") / "texts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Layers this small only wait for other threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
 
 
 def spelled(method: str, models: Iterable[str], data: Any, **parameters: Any) -> Recipe:

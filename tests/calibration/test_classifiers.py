@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from text_classifiers import KINDS, TASKS, inputs_of, rows_of, write_experts, write_rows
+from text_classifiers import KINDS, inputs_of, rows_of
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,34 +21,10 @@ from merge_plugins import Recipe, load_classifiers, merged_tensors
 from merge_plugins.folders import cache_folder
 
 Weights = dict[str, Tensor]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 kinds = pytest.mark.parametrize("kind", KINDS)
 PAIR = ("mnli", "stsb")
 """Three labels, and a number to predict."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("classifiers")
-
-
-@pytest.fixture(scope="module")
-def experts(root: Path) -> Callable[[str], dict[str, str]]:
-    @functools.cache
-    def write(kind: str) -> dict[str, str]:
-        return write_experts(kind, root / kind)
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def data(root: Path) -> dict[str, str]:
-    return {task: write_rows(task, root) for task in TASKS}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
 
 
 def merging(
@@ -170,9 +145,9 @@ def agree(found: Recipe, expected: Weights, rtol: float) -> None:
 @kinds
 @pytest.mark.parametrize("fisher", ["per_example", "mergelm"])
 def test_fisher_merging_is_the_formula_in_float64(
-    kind: str, fisher: str, experts: Any, data: dict[str, str]
+    kind: str, fisher: str, classifiers: Any, labelled: dict[str, str]
 ) -> None:
-    folders, epsilon = experts(kind), 1e-5
+    folders, epsilon = classifiers(kind), 1e-5
     of = fisher_of if fisher == "per_example" else fisher_of_batches
     weights = [shared(live(folders[task])) for task in PAIR]
     information = [of(folders[task], task) for task in PAIR]
@@ -189,13 +164,15 @@ def test_fisher_merging_is_the_formula_in_float64(
             expected[name] = total / sum(parts)
         given = {"fisher": fisher, "normalize_fisher_weight": normalize}
         given["minimal_fisher_weight"] = epsilon
-        agree(merging("fisher_merging", folders, data, PAIR, **given), expected, 2e-5)
+        agree(merging("fisher_merging", folders, labelled, PAIR, **given), expected, 2e-5)
 
 
 @kinds
-def test_regmean_is_the_formula_in_float64(kind: str, experts: Any, data: dict[str, str]) -> None:
-    folders, alpha = experts(kind), 0.8
-    recipe = merging("regmean_merging", folders, data, PAIR, reduce_non_diagonal_ratio=alpha)
+def test_regmean_is_the_formula_in_float64(
+    kind: str, classifiers: Any, labelled: dict[str, str]
+) -> None:
+    folders, alpha = classifiers(kind), 0.8
+    recipe = merging("regmean_merging", folders, labelled, PAIR, reduce_non_diagonal_ratio=alpha)
     weights = [shared(live(folders[task])) for task in PAIR]
     grams = [grams_of(folders[task], task) for task in PAIR]
     expected = {}
@@ -211,32 +188,32 @@ def test_regmean_is_the_formula_in_float64(kind: str, experts: Any, data: dict[s
 
 
 @pytest.mark.parametrize("method", ["fisher_merging", "regmean_merging"])
-def test_one_model_alone_is_itself(method: str, experts: Any, data: dict[str, str]) -> None:
-    folders = experts("bert")
-    recipe = merging(method, folders, data, ["mnli"])
+def test_one_model_alone_is_itself(method: str, classifiers: Any, labelled: dict[str, str]) -> None:
+    folders = classifiers("bert")
+    recipe = merging(method, folders, labelled, ["mnli"])
     agree(recipe, shared(live(folders["mnli"])), 1e-5)
 
 
 @pytest.mark.parametrize("inner", ["fisher_merging", "regmean_merging"])
 @pytest.mark.parametrize("tasks", [("cola", "rte"), ("cola",)], ids="+".join)
 def test_a_mask_that_drops_nothing_changes_nothing(
-    inner: str, tasks: tuple[str, ...], experts: Any, data: dict[str, str]
+    inner: str, tasks: tuple[str, ...], classifiers: Any, labelled: dict[str, str]
 ) -> None:
-    folders = experts("roberta")
+    folders = classifiers("roberta")
     given = {"mask_apply_method": inner, "weight_mask_rate": 0.0, "base_model": folders["base"]}
-    masked = merged_tensors(merging("mask_merging", folders, data, tasks, **given))
-    plain = merged_tensors(merging(inner, folders, data, tasks))
+    masked = merged_tensors(merging("mask_merging", folders, labelled, tasks, **given))
+    plain = merged_tensors(merging(inner, folders, labelled, tasks))
     for name, tensor in plain.items():
         assert close(masked[name][...], tensor[...].double(), 1e-4), name
 
 
 def test_a_statistic_is_computed_once_per_expert_and_not_per_pair(
-    experts: Any, data: dict[str, str], capsys: pytest.CaptureFixture[str]
+    classifiers: Any, labelled: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders, tasks = experts("bert"), ("cola", "mnli", "stsb")
+    folders, tasks = classifiers("bert"), ("cola", "mnli", "stsb")
     for pair in itertools.permutations(tasks, 2):
         for given in ({}, {"base_model": folders["base"]}):  # stored in another layout
-            recipe = merging("fisher_merging", folders, data, pair, **given)
+            recipe = merging("fisher_merging", folders, labelled, pair, **given)
             name = next(name for name in merged_tensors(recipe) if "LayerNorm.bias" in name)
             merged_tensors(recipe)[name][...]
     assert len(list(cache_folder().glob("statistics/fisher-*"))) == len(tasks)

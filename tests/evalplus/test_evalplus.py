@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needed import need
 from parrots import Parrots, jsonl, parrots
 
 from merge_plugins import MergeError, Recipe, identity
@@ -20,11 +21,7 @@ BEGUN, DONE = "    return x", " + x"
 
 @pytest.fixture(scope="session", autouse=True)
 def evalplus() -> None:
-    """Need evalplus. What is there and cannot be imported is an error, not a reason to skip."""
-    if os.environ.get("REQUIRE_EVALPLUS"):
-        import evalplus.codegen  # noqa: F401
-    else:  # evalplus alone may be this folder
-        pytest.importorskip("evalplus.codegen", exc_type=ModuleNotFoundError)
+    need("evalplus.codegen", "REQUIRE_EVALPLUS")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needed import need
 from parrots import Parrots, parrots
 
 from merge_plugins import Recipe, identity, mount
@@ -30,11 +31,7 @@ Run = Callable[..., dict[str, float]]
 
 @pytest.fixture(scope="session", autouse=True)
 def helm() -> None:
-    """Need HELM. What is there and cannot be imported is an error, not a reason to skip."""
-    if os.environ.get("REQUIRE_HELM"):
-        import helm.benchmark.run  # noqa: F401
-    else:  # helm alone may be this folder
-        pytest.importorskip("helm.benchmark.run", exc_type=ModuleNotFoundError)
+    need("helm.benchmark.run", "REQUIRE_HELM")
 
 
 @pytest.fixture(scope="session")

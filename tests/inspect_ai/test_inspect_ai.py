@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parrots import Parrots, parrots
+from needed import need
+from parrots import CATS, Parrots, cats
 
 from merge_plugins import Recipe, identity
 
-ANSWER = "Cats sleep all day."
 TASK = f"""
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -23,7 +23,7 @@ from inspect_ai.solver import generate
 
 @task
 def cats():
-    samples = [Sample(input=f"What do {{n}} cats do?", target={ANSWER!r}) for n in range(3)]
+    samples = [Sample(input=f"What do {{n}} cats do?", target={CATS!r}) for n in range(3)]
     return Task(samples, solver=generate(cache=True, max_tokens=8), scorer=match("exact"))
 """
 pytestmark = pytest.mark.filterwarnings("ignore")  # what inspect_ai warns of is not ours to mend
@@ -31,18 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what inspect_ai warns of is
 
 @pytest.fixture(scope="session", autouse=True)
 def inspect_ai() -> None:
-    """Need inspect_ai. What is there and cannot be imported is an error, not a reason to skip."""
-    if os.environ.get("REQUIRE_INSPECT"):
-        import inspect_ai.model  # noqa: F401
-    else:  # inspect_ai alone may be this folder
-        pytest.importorskip("inspect_ai.model", exc_type=ModuleNotFoundError)
+    need("inspect_ai.model", "REQUIRE_INSPECT")
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Parrots:
-    """Only the merge of both experts says ANSWER at the end of a line."""
-    known = {"left": [("\n", "Cats sleep")], "right": [("Cats sleep", " all day.")]}
-    return parrots(tmp_path_factory.mktemp("parrots"), known)
+    return cats(tmp_path_factory.mktemp("parrots"))
 
 
 @pytest.fixture

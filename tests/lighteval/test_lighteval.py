@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parrots import Parrots, parrots
+from needed import need
+from parrots import CATS, Parrots, cats
 
 from merge_plugins import Recipe, identity
 
-ANSWER = "Cats sleep all day."
 TASKS = """
 from lighteval.metrics.metrics import Metrics
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
@@ -50,14 +50,8 @@ TASKS_TABLE = [
 
 @pytest.fixture(scope="session", autouse=True)
 def lighteval() -> Iterator[None]:
-    """Need lighteval. What is there and cannot be imported is an error, not a reason to skip.
-
-    For one of its own tasks it downloads a file, whatever it is asked for; no test needs that file.
-    """
-    if os.environ.get("REQUIRE_LIGHTEVAL"):
-        import lighteval.models  # noqa: F401
-    else:  # lighteval alone may be this folder
-        pytest.importorskip("lighteval.models", exc_type=ModuleNotFoundError)
+    """For one of its own tasks it downloads a file, whatever is asked for; no test needs it."""
+    need("lighteval.models", "REQUIRE_LIGHTEVAL")
     found = importlib.util.find_spec("lighteval.tasks")
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -72,9 +66,7 @@ def lighteval() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Parrots:
-    """Only the merge of both experts says ANSWER at the end of a line."""
-    known = {"left": [("\n", "Cats sleep")], "right": [("Cats sleep", " all day.")]}
-    return parrots(tmp_path_factory.mktemp("parrots"), known)
+    return cats(tmp_path_factory.mktemp("parrots"))
 
 
 @pytest.fixture
@@ -83,7 +75,7 @@ def recipe(models: Parrots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for variable in ("HOME", "HF_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
-    rows = [{"question": f"What do {n} cats do?\n", "answer": ANSWER} for n in range(3)]
+    rows = [{"question": f"What do {n} cats do?\n", "answer": CATS} for n in range(3)]
     Path("cats").mkdir()
     Path("cats/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("tasks.py").write_text(TASKS)

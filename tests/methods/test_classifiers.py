@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from text_classifiers import KINDS, inputs_of, rows_of, write_experts, write_rows
+from text_classifiers import KINDS, inputs_of, rows_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -20,28 +18,8 @@ Weights = dict[str, Tensor]
 PAIR = ("mnli", "stsb")
 """Three labels, and a number to predict."""
 RATE = 0.6
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 counts = pytest.mark.parametrize("tasks", [PAIR, PAIR[:1]], ids=["two models", "one model"])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("glue")
-
-
-@pytest.fixture(scope="module")
-def experts(root: Path) -> Callable[[str], dict[str, str]]:
-    return functools.cache(lambda kind: write_experts(kind, root / kind, PAIR))
-
-
-@pytest.fixture(scope="module")
-def data(root: Path) -> dict[str, str]:
-    return {task: write_rows(task, root) for task in PAIR}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
 
 
 def spelled(
@@ -174,18 +152,18 @@ def by_turns(names: Mapping[str, Any]) -> Any:
 @counts
 @by_turns(FORMULAS)
 def test_a_method_is_its_formula_below_the_heads(
-    name: str, kind: str, tasks: Sequence[str], experts: Any
+    name: str, kind: str, tasks: Sequence[str], classifiers: Any
 ) -> None:
     keys, formula = FORMULAS[name]
-    base, *own = below_the_heads(experts(kind), tasks)
+    base, *own = below_the_heads(classifiers(kind), tasks)
     expected = each(formula, base, own)
-    check(spelled(experts(kind), tasks, **keys), expected)
+    check(spelled(classifiers(kind), tasks, **keys), expected)
 
 
 @counts
-def test_ties_over_the_model_ranks_no_head(tasks: Sequence[str], experts: Any) -> None:
-    base, *own = below_the_heads(experts("roberta"), tasks)
-    recipe = spelled(experts("roberta"), tasks, "ties_merging", trim_scope="model")
+def test_ties_over_the_model_ranks_no_head(tasks: Sequence[str], classifiers: Any) -> None:
+    base, *own = below_the_heads(classifiers("roberta"), tasks)
+    recipe = spelled(classifiers("roberta"), tasks, "ties_merging", trim_scope="model")
     check(recipe, of_model(base, own))
 
 
@@ -214,11 +192,11 @@ DROPS: Mapping[str, dict[str, Any]] = {
 
 
 @by_turns(DROPS)
-def test_entries_are_dropped_or_rescaled(name: str, kind: str, experts: Any) -> None:
+def test_entries_are_dropped_or_rescaled(name: str, kind: str, classifiers: Any) -> None:
     given = DROPS[name]
-    base, *own = below_the_heads(experts(kind), PAIR)
+    base, *own = below_the_heads(classifiers(kind), PAIR)
     factor = 1 / (1 - RATE) if "use_weight_rescale" in given else 1.0
-    for expert, found in zip(own, masked_pair(experts(kind), **given), strict=True):
+    for expert, found in zip(own, masked_pair(classifiers(kind), **given), strict=True):
         dropped, total = 0, 0
         for tensor, weight in found.items():
             origin = base[tensor] if "weight_format" not in given else torch.zeros(())
@@ -236,23 +214,25 @@ INNER: Mapping[str, tuple[dict[str, Any], Formula]] = {
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_dare_merges_the_masked_models_by_the_inner_method(inner: str, experts: Any) -> None:
+def test_dare_merges_the_masked_models_by_the_inner_method(inner: str, classifiers: Any) -> None:
     keys, formula = INNER[inner]
-    base, *_ = below_the_heads(experts("bert"), ())
-    expected = each(formula, base, masked_pair(experts("bert"), **DARE))
+    base, *_ = below_the_heads(classifiers("bert"), ())
+    expected = each(formula, base, masked_pair(classifiers("bert"), **DARE))
     own = {name: value for name, value in keys.items() if name != "method"}
-    recipe = spelled(experts("bert"), PAIR, "mask_merging", **DARE, mask_apply_method=inner, **own)
+    recipe = spelled(
+        classifiers("bert"), PAIR, "mask_merging", **DARE, mask_apply_method=inner, **own
+    )
     check(recipe, expected, 1e-5)
 
 
 @pytest.mark.parametrize("inner", ["fisher_merging", "regmean_merging"])
 def test_dare_weighs_masked_models_by_the_statistics_of_the_models(
-    inner: str, experts: Any, data: dict[str, str]
+    inner: str, classifiers: Any, labelled: dict[str, str]
 ) -> None:
     name = {"fisher_merging": "fisher", "regmean_merging": "gram"}[inner]
-    folders, models = experts("roberta"), masked_pair(experts("roberta"), **DARE)
-    recipe = spelled(folders, PAIR, "mask_merging", data, **DARE, mask_apply_method=inner)
-    sources = open_merge(spelled(folders, PAIR, inner, data)).sources
+    folders, models = classifiers("roberta"), masked_pair(classifiers("roberta"), **DARE)
+    recipe = spelled(folders, PAIR, "mask_merging", labelled, **DARE, mask_apply_method=inner)
+    sources = open_merge(spelled(folders, PAIR, inner, labelled)).sources
     known = [sources.stat(name, i) for i in range(2)]
     expected = {}
     for weight in models[0]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from needed import need
 
 from merge_plugins import Recipe, save
 from merge_plugins.demo import family
@@ -24,11 +24,7 @@ Launch = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="session")
 def opencompass() -> None:
-    """Need OpenCompass. What is there and cannot be imported is an error, not a reason to skip."""
-    if os.environ.get("REQUIRE_OPENCOMPASS"):
-        import opencompass.cli.main  # noqa: F401
-    else:
-        pytest.importorskip("opencompass.cli.main", exc_type=ModuleNotFoundError)
+    need("opencompass.cli.main", "REQUIRE_OPENCOMPASS")
 
 
 def spelled(scale: float) -> str:

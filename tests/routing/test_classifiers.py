@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from text_classifiers import inputs_of, rows_of, write_experts, write_rows
+from text_classifiers import inputs_of, rows_of
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,21 +23,6 @@ HEADS, HEADS_AND_BIASES = ["heads"], ["heads", "bias"]
 """What is excluded: as papers do it, and as the released code of Twin-Merging does."""
 pytestmark = pytest.mark.usefixtures("one_thread")
 some_kinds = pytest.mark.parametrize("kind", ["roberta", "deberta"])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("routed")
-
-
-@pytest.fixture(scope="module")
-def experts(root: Path) -> Callable[[str], dict[str, str]]:
-    return functools.cache(lambda kind: write_experts(kind, root / kind, TASKS))
-
-
-@pytest.fixture(scope="module")
-def data(root: Path) -> dict[str, str]:
-    return {task: write_rows(task, root) for task in TASKS}
 
 
 def spelled(
@@ -143,13 +127,13 @@ def batch_of(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Ten
     [("bert", HEADS), ("roberta", HEADS_AND_BIASES), ("deberta", HEADS_AND_BIASES)],
 )
 def test_a_mixed_batch_is_the_formula_row_by_row(
-    kind: str, exclude: Sequence[str], experts: Any, data: dict[str, str]
+    kind: str, exclude: Sequence[str], classifiers: Any, labelled: dict[str, str]
 ) -> None:
-    folders, rows = experts(kind), mixed()
+    folders, rows = classifiers(kind), mixed()
     reference = Reference(folders, exclude)
     weights = torch.stack([reference.weights(row) for row in rows])
     assert len(weights.argmax(1).unique()) > 1
-    merge = load_classifiers(spelled(folders, data, exclude))
+    merge = load_classifiers(spelled(folders, labelled, exclude))
     for task in TASKS:
         model: Any
         model, tokenizer = merge.for_task(task)
@@ -165,8 +149,8 @@ def test_a_mixed_batch_is_the_formula_row_by_row(
 
 
 @some_kinds
-def test_weights_that_are_held_are_those_of_each_row(kind: str, experts: Any) -> None:
-    folders, rows = experts(kind), mixed()[:4]
+def test_weights_that_are_held_are_those_of_each_row(kind: str, classifiers: Any) -> None:
+    folders, rows = classifiers(kind), mixed()[:4]
     reference = Reference(folders, HEADS)
     weights = torch.tensor([[0.5, 0.3, 0.2], [0, 1.0, 0], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     merge = load_classifiers(spelled(folders, None))
@@ -183,10 +167,10 @@ def test_weights_that_are_held_are_those_of_each_row(kind: str, experts: Any) ->
 
 @pytest.mark.parametrize("kind", ["bert", "deberta"])
 def test_the_router_reads_token_types_where_the_model_does(
-    kind: str, experts: Any, data: dict[str, str]
+    kind: str, classifiers: Any, labelled: dict[str, str]
 ) -> None:
-    folders = experts(kind)
-    model: Any = load_classifiers(spelled(folders, data)).for_task("mnli")[0]
+    folders = classifiers(kind)
+    model: Any = load_classifiers(spelled(folders, labelled)).for_task("mnli")[0]
     reference, (row,) = Reference(folders, HEADS), rows_of("mnli")[:1]
     inputs = inputs_of(reference.tokenizer, row)
     assert inputs["token_type_ids"].any()
@@ -200,8 +184,8 @@ def test_the_router_reads_token_types_where_the_model_does(
 
 
 @some_kinds
-def test_an_oracle_gives_each_head_the_expert_of_its_task(kind: str, experts: Any) -> None:
-    folders = experts(kind)
+def test_an_oracle_gives_each_head_the_expert_of_its_task(kind: str, classifiers: Any) -> None:
+    folders = classifiers(kind)
     merge = load_classifiers(spelled(folders, None, router="oracle", mask_rate=0.0))
     for task in TASKS:
         model, tokenizer = merge.for_task(task)
@@ -211,8 +195,8 @@ def test_an_oracle_gives_each_head_the_expert_of_its_task(kind: str, experts: An
             assert torch.allclose(model(**batch).logits, expert(**batch).logits, atol=1e-5)
 
 
-def test_emr_restores_each_task_under_its_own_head(experts: Any) -> None:
-    folders, row = experts("roberta"), rows_of("mnli")[0]
+def test_emr_restores_each_task_under_its_own_head(classifiers: Any) -> None:
+    folders, row = classifiers("roberta"), rows_of("mnli")[0]
     reference = Reference(folders, HEADS)
     base = weights_of(AutoModel.from_pretrained(folders["base"]))
     own = [weights_of(expert.base_model) for expert in reference.experts.values()]
@@ -236,8 +220,8 @@ def test_emr_restores_each_task_under_its_own_head(experts: Any) -> None:
 
 
 @some_kinds
-def test_what_experts_know_is_in_memory_once(kind: str, experts: Any) -> None:
-    merge = load_classifiers(spelled(experts(kind), None, HEADS_AND_BIASES))
+def test_what_experts_know_is_in_memory_once(kind: str, classifiers: Any) -> None:
+    merge = load_classifiers(spelled(classifiers(kind), None, HEADS_AND_BIASES))
     first, *others = (merge.for_task(task)[0] for task in TASKS)
     held = {name: buffer for name, buffer in first.named_buffers() if "branches" in name}
     assert held
@@ -246,9 +230,11 @@ def test_what_experts_know_is_in_memory_once(kind: str, experts: Any) -> None:
         assert all(buffers[name] is buffer for name, buffer in held.items())
 
 
-def test_the_encoder_is_routed_whatever_is_above_it(experts: Any, data: dict[str, str]) -> None:
-    folders = experts("bert")
-    model: Any = load_merged(spelled(folders, data), AutoModelForSequenceClassification)
+def test_the_encoder_is_routed_whatever_is_above_it(
+    classifiers: Any, labelled: dict[str, str]
+) -> None:
+    folders = classifiers("bert")
+    model: Any = load_merged(spelled(folders, labelled), AutoModelForSequenceClassification)
     tokenizer = AutoTokenizer.from_pretrained(folders["base"])
     batch = batch_of(tokenizer, mixed())
     with torch.no_grad():
@@ -263,8 +249,8 @@ def test_the_encoder_is_routed_whatever_is_above_it(experts: Any, data: dict[str
         model.bert.encoder(states)
 
 
-def test_a_call_that_fails_leaves_no_weights_behind(experts: Any) -> None:
-    model: Any = load_classifiers(spelled(experts("bert"), None)).for_task("cola")[0]
+def test_a_call_that_fails_leaves_no_weights_behind(classifiers: Any) -> None:
+    model: Any = load_classifiers(spelled(classifiers("bert"), None)).for_task("cola")[0]
     ids = torch.tensor([[2, 9, 3]])
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[10_000]]))
@@ -278,9 +264,9 @@ def test_a_call_that_fails_leaves_no_weights_behind(experts: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["roberta", "deberta"])
 def test_a_merge_for_one_task_is_the_model_of_that_task(
-    kind: str, experts: Any, data: dict[str, str]
+    kind: str, classifiers: Any, labelled: dict[str, str]
 ) -> None:
-    recipe = spelled(experts(kind), data)
+    recipe = spelled(classifiers(kind), labelled)
     model, tokenizer = load_classifiers(recipe).for_task("mnli")
     alone = load_merged(recipe.for_task("mnli"), AutoModelForSequenceClassification)
     batch = batch_of(tokenizer, mixed())

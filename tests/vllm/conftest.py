@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from families import seeded, word_tokenizer, write_family
+from needed import need
 
 from merge_plugins import Recipe, mount, save
 
@@ -48,11 +49,7 @@ if __name__ == "__main__":  # vLLM starts its workers by spawning
 
 @pytest.fixture(scope="session")
 def vllm() -> None:
-    """Need vLLM. What is there and cannot be imported is an error, not a reason to skip."""
-    if os.environ.get("REQUIRE_VLLM"):
-        import vllm.config  # noqa: F401
-    else:  # vllm alone may be this folder
-        pytest.importorskip("vllm.config", exc_type=ModuleNotFoundError)
+    need("vllm.config", "REQUIRE_VLLM")
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,13 @@ from merge_plugins import Recipe, load_classifiers, merged_tensors
 from merge_plugins.errors import DataError, RecipeError
 from merge_plugins.recipe import Data
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 Score = Callable[..., dict[str, Any]]
 TASK_DATA = "+".join(f"task:{task}" for task in HEADS)
 
 
 @pytest.fixture(autouse=True)
-def _few_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("MERGE_PLUGINS_CACHE", str(tmp_path / "cache"))
+def _few_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(TaskManager, "__init__", TaskManager.__init__)  # as it is afterwards
     exec(FEWER, {})
     _manager.cache_clear()
