@@ -122,7 +122,7 @@ def _curve(table: Table, setting: str) -> Figure:
 
 def _heatmap(table: Table) -> Figure:
     """Draw the table itself: each column from its worst score to its best, which has a frame."""
-    shares = [[_place(table, row, column) for column in table.columns] for row in table.rows]
+    shares = list(zip(*(_places(table, column) for column in table.columns), strict=True))
     names = [table.name(row) for row in table.rows]
     wide = 2.2 + 0.075 * max(map(len, names)) + 0.62 * len(table.columns)
     figure = new_figure(wide, 1.6 + 0.3 * len(table.rows))
@@ -149,15 +149,15 @@ def _written(table: Table) -> list[list[str]]:
     return [["" if cell is None else Cell(cell.value).text() for cell in line] for line in cells]
 
 
-def _place(table: Table, row: str, column: str) -> float:
-    """Compute where a score is between the worst of its column, 0, and the best, 1."""
-    found = [cell.value for (_, name), cell in table.cells.items() if name == column]
-    cell = table.cells.get((row, column), NONE)
-    low, high = min(found, default=0.0), max(found, default=0.0)
+def _places(table: Table, column: str) -> list[float]:
+    """Compute where each score of a column is between the worst of it, 0, and the best, 1."""
+    found = [table.cells.get((row, column), NONE).value for row in table.rows]
+    known = [value for value in found if not math.isnan(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     if high == low:
-        return cell.value - cell.value + 0.5
-    share = (cell.value - low) / (high - low)
-    return 1 - share if column in table.lower else share
+        return [value - value + 0.5 for value in found]  # not a number stays that
+    shares = [(value - low) / (high - low) for value in found]
+    return [1 - share for share in shares] if column in table.lower else shares
 
 
 def _bars(table: Table) -> Figure:

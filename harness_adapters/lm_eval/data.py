@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
-from harness_adapters.lm_eval.classifiers.glue import GLUE, SAME_HEAD
+from harness_adapters.lm_eval.classifiers.glue import columns_of
 from harness_adapters.lm_eval.classifiers.rows import texts_of
 from harness_adapters.lm_eval.task_file import no_training_split, settings, split_of_training
 from merge_plugins.api import Example
@@ -34,8 +34,8 @@ def training_split(
 
     ``include_path``, as in lm-eval: a folder with more tasks. ``columns``: see `Data.columns`.
     Raises `DataError` if lm-eval is not installed, or if the task has no training split apart from
-    the scored one; `UntrustedCodeError` if all that can be told without running the task's code is
-    well, and the code is not trusted.
+    the scored one; `RecipeError` if nobody says which columns have its texts; `UntrustedCodeError`
+    if all that can be told without running the task's code is well, and the code is not trusted.
     """
     manager = next((m for m in _managers(name, include_path) if name in m.all_tasks), None)
     if manager is None:
@@ -44,6 +44,7 @@ def training_split(
         raise DataError(f"data: {name} is a group of lm-eval tasks; name one of them")
     if not trust_remote_code:
         _refuse_code(name, _file(manager, name), include_path)
+    texts = None if columns is None else columns_of(name, columns)
     task = _loaded(name, manager)
     config = getattr(task, "config", None)
     training, scored = (
@@ -52,7 +53,7 @@ def training_split(
     )
     if not task.has_training_docs() or (training is not None and training == scored):
         raise no_training_split(name, training)
-    return Docs(task) if columns is None else Rows(task, _columns(name, columns))
+    return Docs(task) if texts is None else Rows(task, texts)
 
 
 def _refuse_code(name: str, file: Path | None, include_path: str | None) -> None:
@@ -153,15 +154,3 @@ class Rows(Docs):
         texts, label = texts_of(doc, self._columns, self._task.config.task), doc.get("label")
         second = texts[1] if len(texts) > 1 else ""
         return Example(texts[0], second, label if isinstance(label, int | float) else None)
-
-
-def _columns(name: str, given: Sequence[str]) -> Sequence[str]:
-    """Choose the columns of texts: those that the recipe names, or those known of GLUE."""
-    glue = SAME_HEAD.get(name, name)
-    known = given or (GLUE[glue].columns if glue in GLUE else ())
-    if not known:
-        raise DataError(
-            f"data: task:{name} is no task of GLUE, so its columns of texts are not known; name "
-            f"them beside the model: task: {{name: {name}, columns: [text]}}"
-        )
-    return known

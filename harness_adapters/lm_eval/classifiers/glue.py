@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from merge_plugins.errors import RecipeError
 from merge_plugins.recipe import Task
 
 ENTAILED = ("entailment", "not_entailment")
@@ -27,3 +28,17 @@ SAME_HEAD: Mapping[str, str] = {"mnli_mismatch": "mnli"}
 """Tasks of lm-eval that the head of another one answers."""
 EIGHT = "glue8"
 """Our group of the tasks that papers on merging score: all but WNLI."""
+
+
+def columns_of(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Choose a task's columns of texts: those that the recipe names, or those known of GLUE.
+
+    Raises `RecipeError` where neither says.
+    """
+    known = GLUE.get(SAME_HEAD.get(name, name), Task(name)).columns
+    if not (given or known):
+        raise RecipeError(
+            f"{name} is no task of GLUE, so its columns of texts are not known; name them beside "
+            f"the model: task: {{name: {name}, columns: [text]}}"
+        )
+    return tuple(given) or known

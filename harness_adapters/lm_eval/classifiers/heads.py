@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness_adapters.lm_eval.classifiers.glue import EIGHT, GLUE, SAME_HEAD
+from harness_adapters.lm_eval.classifiers.glue import EIGHT, GLUE, SAME_HEAD, columns_of
 from harness_adapters.lm_eval.classifiers.labels import classes, names_of
 from merge_plugins.errors import RecipeError
-from merge_plugins.recipe import Recipe, Task
+from merge_plugins.recipe import Recipe
 from merge_plugins.sources.models import model_folder
 from merge_plugins.weights.files import read_json
 
@@ -51,7 +51,8 @@ def heads_of(recipe: Recipe) -> dict[str, Head]:
     for name, entry in recipe.tasks.items():
         assert entry.task is not None, "it has a name"
         config = read_json(model_folder(entry.ref) / "config.json")
-        found[name] = Head(name, _columns(entry.task), classes(entry.task, config))
+        columns = columns_of(name, entry.task.columns)
+        found[name] = Head(name, columns, classes(entry.task, config))
         unnamed += [name] if found[name].classes and names_of(config) is None else []
     if unnamed:
         logger.warning(
@@ -72,13 +73,3 @@ def head_for(name: str, heads: Mapping[str, Head]) -> Head:
         f"no model of this merge has task: {task}, which lm-eval asks for; there are "
         f"{', '.join(heads)}{hint}"
     )
-
-
-def _columns(task: Task) -> tuple[str, ...]:
-    columns = task.columns or GLUE.get(task.name, task).columns
-    if not columns:
-        raise RecipeError(
-            f"{task.name} is no task of GLUE, so its columns of texts are not known: "
-            f"task: {{name: {task.name}, columns: [text]}}"
-        )
-    return columns
