@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_adapters import generation
+from harness_adapters.ending import exit_status
 from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean, first_line
@@ -292,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(generation.exit_status(main))
+    sys.exit(exit_status(main))

@@ -23,6 +23,7 @@ from evalplus.provider.base import DecoderBase
 from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
 
 from harness_adapters import execution, generation
+from harness_adapters.ending import exit_status
 from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import MergeError
@@ -162,4 +163,4 @@ def score(samples: Path, dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(generation.exit_status(main))
+    sys.exit(exit_status(main))

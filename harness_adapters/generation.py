@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
+from harness_adapters.options import check_device
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.folders import write_whole
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.recipe import Recipe, read_recipe
+from merge_plugins.recipe.dtypes import dtype_name
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import tokenizer_folder
 
@@ -34,8 +35,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Generator:
     """Generate a merge's answers. Weights are merged when the first prompt is answered.
 
-    ``dtype``: one of `DTYPES`; None: the merge's. ``device``: a torch device, or ``auto`` for all
-    GPUs; None: a GPU if there is one.
+    ``dtype``: torch's name of one; None: the merge's. ``device``: a torch device, or ``auto`` for
+    all GPUs; None: a GPU if there is one.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Generator:
     ) -> None:
         if batch_size < 1:
             raise MergeError(f"batch_size is how many prompts run at once; got {batch_size}")
-        if dtype is not None and dtype not in DTYPES:
-            raise MergeError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+        if dtype is not None:
+            dtype_name(dtype)
+        if device is not None:
+            check_device(device)
         self.recipe, self.batch_size = recipe.trusting(trust_remote_code), batch_size
         self._dtype = dtype
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,15 +259,3 @@ def write(file: Path, text: str) -> None:
         write_whole(file, text)
     except OSError as exc:
         raise MergeError(f"{file} was not written: {exc}") from exc
-
-
-def exit_status(run: Callable[[], int]) -> int:
-    """Run a command; print a `MergeError` as one line, without a traceback."""
-    try:
-        return run()
-    except MergeError as exc:
-        print(f"merge-plugins: {exc}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("merge-plugins: interrupted", file=sys.stderr)
-        return 130

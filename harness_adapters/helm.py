@@ -32,6 +32,7 @@ from helm.benchmark.tokenizer_config_registry import (
     register_tokenizer_config,
 )
 
+from harness_adapters.ending import end_with_the_message
 from merge_plugins.errors import RecipeError
 
 HOST = "merged"
@@ -65,6 +66,7 @@ def deploy(given: str) -> ModelDeployment:
 
     from harness_adapters.mounted import mounted
 
+    end_with_the_message("helm.benchmark.run")
     merge = mounted(given.removeprefix(f"{HOST}/"))
     name = f"{HOST}/{merge.name}"
     config = AutoConfig.from_pretrained(merge.folder, trust_remote_code=True).get_text_config()

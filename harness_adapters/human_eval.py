@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_adapters import execution, generation
+from harness_adapters.ending import exit_status
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
 from merge_plugins import identity
 from merge_plugins.errors import MergeError
@@ -81,4 +82,4 @@ def score(samples: Path, *, is_complete: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(generation.exit_status(main))
+    sys.exit(exit_status(main))

@@ -14,6 +14,7 @@ from typing import Any
 
 from inspect_ai.model import GenerateConfig, ModelAPI, get_model, modelapi
 
+from harness_adapters.ending import end_with_the_message
 from merge_plugins.errors import MismatchError
 
 
@@ -33,6 +34,7 @@ def merged(
     """
     from harness_adapters.mounted import mounted  # seconds; every run imports this module
 
+    end_with_the_message("inspect_ai._cli.main")
     given, _, wanted = model_name.partition("@")
     merge = mounted(given, trust_remote_code=trust_remote_code)
     if wanted not in ("", merge.digest):

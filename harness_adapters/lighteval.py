@@ -17,6 +17,7 @@ from lighteval.models.custom import custom_model
 from lighteval.models.transformers import transformers_model
 from lighteval.utils import cache_management
 
+from harness_adapters.ending import exit_status
 from harness_adapters.mounted import mounted
 
 # Modules and no classes are imported: lighteval takes the first model class that it finds here.
@@ -45,14 +46,15 @@ def arguments(given: str) -> transformers_model.TransformersModelConfig:
     return config.model_copy(update={"dtype": config.dtype or "auto"})
 
 
-def main() -> None:
+def main() -> int:
     """Run ``lighteval custom`` with this file as the model definition."""
     from lighteval.__main__ import app
 
     at = next((i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("-")), 1)
     sys.argv = ["lighteval", "custom", *sys.argv[1 : at + 1], __file__, *sys.argv[at + 1 :]]
     app()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

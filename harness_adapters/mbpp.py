@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_adapters import execution, generation
+from harness_adapters.ending import exit_status
 from harness_adapters.tasks.scoring.code import mbpp_program, mbpp_prompt
 from merge_plugins import identity
 from merge_plugins.errors import DataError
@@ -124,4 +125,4 @@ def score(rows: Sequence[Row], programs: Sequence[str], seconds: float) -> list[
 
 
 if __name__ == "__main__":
-    sys.exit(generation.exit_status(main))
+    sys.exit(exit_status(main))

@@ -38,7 +38,9 @@ def cache_folder() -> Path:
 def new_folder(folder: str | os.PathLike[str]) -> Path:
     """Check that a folder is absent or empty and return its absolute path, or `MergeError`."""
     target = Path(folder).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not target.is_dir():
+        raise MergeError(f"{target} is a file; name a new folder")
+    if target.exists() and any(target.iterdir()):
         raise MergeError(f"{target} exists and is not empty; name a new folder or remove it")
     return target
 

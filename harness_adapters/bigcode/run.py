@@ -14,7 +14,6 @@ import argparse
 import copy
 import gc
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from harness_adapters.bigcode.harness import Harness, complete, named, of_task, prompted, write
+from harness_adapters.ending import exit_status
 from merge_plugins import identity
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.hf.versions import DTYPE
@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--harness", required=True, type=Path)
     options, rest = parser.parse_known_args(argv)
-    try:
-        harness = Harness.load(options.harness)
-        args = harness.parse_args(rest)
-        check(args)
-        evaluate(harness, args)
-    except MergeError as exc:
-        print(f"harness_adapters.bigcode: {exc}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: _run(options.harness, rest))
+
+
+def _run(folder: Path, rest: Sequence[str]) -> int:
+    harness = Harness.load(folder)
+    args = harness.parse_args(rest)
+    check(args)
+    evaluate(harness, args)
     return 0
 
 

@@ -19,10 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins.demo import WRONG, family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
+from merge_plugins.folders import complete_or_nothing, new_folder
 
 MERGES: Mapping[str, str] = {
     "average_merging": "",
@@ -70,26 +73,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="also score less common methods")
     parser.add_argument("--copy", metavar="DIR", type=Path, help="only copy the models there")
     options = parser.parse_args(argv)
-    models = family()
     if options.copy:
-        for name, path in (*models.items(), (WRONG.name, WRONG)):
-            shutil.copytree(path, options.copy / name, dirs_exist_ok=True)
-            print(options.copy / name)
-        return 0
+        return copy(options.copy)
     started = time.monotonic()
-    print(f"Base and experts: {next(iter(models.values())).parent}\n")
     merges = {**MERGES, **(MORE if options.all else {})}
-    widths = max(map(len, merges)), max(map(len, merges.values()))
-    row = functools.partial(print_row, *widths)
-    row("model", "parameters", COLUMNS)
-    row("-----", "----------", ["---:"] * len(COLUMNS))
-    for name, path in models.items():
-        row(name, "", scores("hf", {"pretrained": str(path)}, options.limit))
     with tempfile.TemporaryDirectory(prefix="merge-plugins-demo-") as texts:
-        for method, parameters in merges.items():
-            arguments = _arguments(method, parameters, Path(texts))
-            row(method, parameters, scores("merged", arguments, options.limit))
+        rows: list[tuple[str, str, str, dict[str, str]]] = [
+            *((name, "", "hf", {"pretrained": str(path)}) for name, path in family().items()),
+            *(
+                (m, given, "merged", _arguments(m, given, Path(texts)))
+                for m, given in merges.items()
+            ),
+        ]
+        print(f"Base and experts: {family()['base'].parent}")
+        print(f"{len(rows)} models to score; lm-eval is loaded first, which takes a while.\n")
+        row = functools.partial(print_row, max(map(len, merges)), max(map(len, merges.values())))
+        row("model", "parameters", COLUMNS)
+        row("-----", "----------", ["---:"] * len(COLUMNS))
+        progress = tqdm(rows, unit="model", leave=False, disable=None)
+        for name, parameters, kind, arguments in progress:
+            progress.set_description(name)
+            found = scores(kind, arguments, options.limit)
+            progress.clear()
+            row(name, parameters, found)
     print(f"\n{time.monotonic() - started:.0f} s, and no merge was written to disk.")
+    return 0
+
+
+def copy(target: Path) -> int:
+    """Copy the models to a new folder, whole or not at all."""
+    target = new_folder(target)
+    with complete_or_nothing(target) as folder:
+        for name, path in {**family(), WRONG.name: WRONG}.items():
+            shutil.copytree(path, folder / name)
+    print(*sorted(target.iterdir()), sep="\n")
     return 0
 
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from harness_adapters.options import check_adapter, check_device, check_file
 from merge_plugins.errors import RecipeError, did_you_mean
+from merge_plugins.recipe.dtypes import dtype_name
 
 REFUSED: Mapping[str, str] = {
     "autogptq": "merge the full-precision models; quantise with load_in_4bit=True",
@@ -62,6 +65,20 @@ def refuse(options: dict[str, Any]) -> None:
             raise RecipeError(f"{name}= does not go with a merge: {REFUSED[name]}.")
 
 
+def check_values(options: Mapping[str, Any]) -> None:
+    """Raise `MergeError` for a value that would stop lm-eval once the weights are merged."""
+    given = {name: value for name, value in options.items() if value not in (None, "None", "")}
+    for name in ("dtype", "torch_dtype"):
+        if name in given and not isinstance(getattr(torch, str(given[name]), None), torch.dtype):
+            dtype_name(given[name], name, also=("auto",))
+    if not options.get("parallelize"):
+        check_device(given.get("device", "cpu"))
+    if "peft" in given:
+        check_adapter(given["peft"])
+    if "steer_path" in given:
+        check_file(given["steer_path"], "steer_path")
+
+
 def refuse_routed(options: Mapping[str, Any], method: str) -> None:
     """Raise `RecipeError` for an argument that merges with per-request weights do not support."""
     for name in ("peft", "steer_path", *QUANTIZATION):
@@ -76,9 +93,9 @@ def check_names(
     known = {*_defaults(lm_class), *FROM_PRETRAINED, *QUANTIZATION, *config.to_dict()}
     for name in options:
         if name not in known and not _is_key(config, name):
-            hint = did_you_mean(name, known | recipe_words)
+            hint = did_you_mean(name, known | recipe_words) or "."
             raise RecipeError(
-                f"--model merged has no argument {name!r}{hint}. "
+                f"--model merged has no argument {name!r}{hint} "
                 "'merge-plugins show METHOD' lists a method's parameters."
             )
 

@@ -20,8 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 from weakref import finalize
 
+from lm_eval import evaluator
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.evaluator import evaluate, simple_evaluate
+from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.utils import simple_parse_args_string
 
 from harness_adapters.lm_eval.classifiers.model import MergedClassifiers
@@ -174,7 +176,7 @@ class Evaluator:
         options, names = dict(self._options), [*self._scored]
         given = {key: options.pop(key, None) for key in ("batch_size", "max_batch_size", "device")}
         prompting = {**asdict(self._prompting), **self._prompting.for_requests}
-        with TemporaryDirectory() as folder, self._prompting.seeded():
+        with TemporaryDirectory() as folder, self._prompting.seeded(), _without_git():
             config = Path(folder) / "merge.yaml"
             config.write_text(recipe.to_yaml(), encoding="utf-8")
             found = simple_evaluate(
@@ -250,6 +252,20 @@ class Evaluator:
                 raise MergeError(f"no goal {name!r}{did_you_mean(name, self._scored)}")
         found = {name: self._scored[name] for name in documents}
         return {name: s for name, s in found.items() if documents[name] or not s.documents}
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Have lm-eval read which commit this folder is at from files, as it does without git.
+
+    Outside a repository, git writes an error to the terminal.
+    """
+    asked = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: get_commit_from_path(Path.cwd())
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def _samples(

@@ -19,8 +19,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PretrainedConfig, PreTrainedModel
 
 import merge_plugins
+from harness_adapters.ending import end_with_the_message
 from harness_adapters.lm_eval.arguments import (
     check_names,
+    check_values,
     config_overrides,
     outputs_depend_on,
     refuse,
@@ -29,7 +31,9 @@ from harness_adapters.lm_eval.arguments import (
     without_label,
 )
 from harness_adapters.lm_eval.routed import RoutedRequests
+from harness_adapters.options import naming
 from merge_plugins import identity
+from merge_plugins.errors import MergeError, first_line
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, short_form
@@ -44,11 +48,13 @@ class MergedLM(RoutedRequests, HFLM):
     AUTO_MODEL_CLASS: Any
 
     def __init__(self, **arguments: Any) -> None:
+        end_with_the_message("lm_eval.__main__")
         self._build(*Recipe.split_model_args(without_label(arguments)))
 
     def _build(self, recipe: Recipe, options: dict[str, Any]) -> None:
         self.recipe = recipe.trusting(bool(options.get("trust_remote_code")))
         refuse(options)
+        check_values(options)
         if registry().get(self.recipe.merge_method).is_routed:
             refuse_routed(options, self.recipe.merge_method)
         self._options = dict(options)
@@ -73,6 +79,13 @@ class MergedLM(RoutedRequests, HFLM):
         method = registry().get(self.recipe.merge_method)
         words = {*short_form.KEYS, *method.spellings}
         check_names(self._options, type(self), self._config, words)
+
+    def _create_tokenizer(self, *args: Any, **kwargs: Any) -> None:
+        if self._options.get("tokenizer") is None:
+            super()._create_tokenizer(*args, **kwargs)
+            return
+        with naming("tokenizer", self._options["tokenizer"]):
+            super()._create_tokenizer(*args, **kwargs)
 
     def _create_model(self, pretrained: str, *args: Any, **kwargs: Any) -> None:
         auto_class = self.AUTO_MODEL_CLASS
@@ -159,4 +172,7 @@ class Merging:
             setattr(self.config, name, kwargs.pop(name))
         self.kwargs = kwargs
         config = copy.deepcopy(self.config)
-        return load_merged(self.recipe, self.auto_class, config=config, **kwargs)
+        try:
+            return load_merged(self.recipe, self.auto_class, config=config, **kwargs)
+        except ImportError as exc:  # bitsandbytes, flash_attn: transformers says what to install
+            raise MergeError(first_line(exc)) from exc

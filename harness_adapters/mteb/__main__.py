@@ -14,26 +14,22 @@ from collections.abc import Sequence
 
 from mteb.cli import main as mteb_main
 
+from harness_adapters.ending import exit_status
 from harness_adapters.mteb.models import register
-from merge_plugins.errors import MergeError
 
 OPTIONS = ("-m", "--model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run MTEB; return the exit status, 1 for a recipe that is wrong."""
+    """Run MTEB; return the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        for i, option in enumerate(given[:-1]):
-            if option in OPTIONS:
-                given[i + 1] = register(given[i + 1])
-    except MergeError as exc:
-        print(f"merge-plugins: {exc}", file=sys.stderr)
-        return 1
+    for i, option in enumerate(given[:-1]):
+        if option in OPTIONS:
+            given[i + 1] = register(given[i + 1])
     sys.argv = ["mteb", *given]
     mteb_main()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

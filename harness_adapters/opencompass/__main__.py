@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from harness_adapters.ending import exit_status
 from harness_adapters.opencompass.runs import Run, read_config
-from merge_plugins.errors import MergeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given or given[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 0 if given and given[0] in ("-h", "--help") else 2
-    try:
-        return _run(Path(given[0]), given[1:])
-    except MergeError as exc:
-        print(f"merge-plugins: {exc}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: _run(Path(given[0]), given[1:]))
 
 
 def _run(file: Path, options: Sequence[str]) -> int:

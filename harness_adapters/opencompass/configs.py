@@ -17,11 +17,11 @@ import torch
 
 from merge_plugins import identity
 from merge_plugins.engine import open_merge
-from merge_plugins.errors import RecipeError, did_you_mean
+from merge_plugins.errors import RecipeError
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, parsing
-from merge_plugins.recipe.fields import DTYPES
+from merge_plugins.recipe.dtypes import dtype_name
 
 PACKAGE = "harness_adapters.opencompass"
 DEFAULTS: Mapping[str, Any] = {
@@ -167,7 +167,7 @@ def _model_kwargs(entry: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Build the loader's arguments, always with a dtype: without one, stock classes use fp16."""
     kwargs = dict(entry.get("model_kwargs") or {})
     given = [entry.get("dtype"), kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None)]
-    names = {dtype_name(value) for value in given if value is not None}
+    names = {dtype_name(value, also=("auto",)) for value in given if value is not None}
     if len(names) > 1:
         raise RecipeError(f"dtype= is given as {' and as '.join(sorted(names))}; keep one")
     dtype = names.pop() if names else "auto"
@@ -177,15 +177,6 @@ def _model_kwargs(entry: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     if is_vllm(entry["type"]):
         return {**kwargs, "dtype": dtype}
     return {**kwargs, "torch_dtype": f"torch.{dtype}"}
-
-
-def dtype_name(given: Any) -> str:
-    """Check a dtype and return torch's name of it, or ``auto``."""
-    name = str(given).removeprefix("torch.")
-    if name not in (*DTYPES, "auto"):
-        hint = did_you_mean(name.replace("fp", "float").replace("bf", "bfloat"), DTYPES)
-        raise RecipeError(f"dtype is one of {', '.join(DTYPES)}, auto; got {given!r}{hint}")
-    return name
 
 
 def _dtype_of_weights(plan: Plan) -> str:

@@ -25,7 +25,6 @@ from transformers import AutoConfig
 from harness_adapters.opencompass.configs import (
     REFUSED,
     checked,
-    dtype_name,
     refuse,
     refuse_routed,
     trusts,
@@ -37,6 +36,7 @@ from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.recipe import Recipe
+from merge_plugins.recipe.dtypes import dtype_name
 
 CONTEXT_LENGTH = ("max_position_embeddings", "seq_length", "model_max_length")
 """Keys of a config for the context length; the first one counts, as in OpenCompass."""
@@ -74,7 +74,9 @@ class MergedWithChatTemplate(HuggingFacewithChatTemplate):
         started = time.monotonic()
         arguments = {"device_map": "auto", **kwargs}
         given = [arguments.pop(name, None) for name in ("dtype", "torch_dtype")]
-        names = {dtype_name(value) for value in given if value is not None} - {"auto"}
+        names = {dtype_name(value, also=("auto",)) for value in given if value is not None} - {
+            "auto"
+        }
         if names:  # else the dtype of the merge
             arguments[DTYPE] = getattr(torch, names.pop())
         self.model = load_merged(self.recipe, **arguments)

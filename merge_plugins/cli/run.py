@@ -12,7 +12,7 @@ from merge_plugins._version import __version__
 from merge_plugins.cli import adapters
 from merge_plugins.cli.command import Command
 from merge_plugins.cli.own import GROUPS
-from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.errors import MergeError, did_you_mean, report
 from merge_plugins.signals import terminated_as_exit
 
 
@@ -24,8 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminated_as_exit():
             return run()
     except MergeError as exc:
-        print(f"merge-plugins: {exc}", file=sys.stderr)
-        return 1
+        return report(exc)
     except BrokenPipeError:  # `merge-plugins plan … | head`
         sys.stderr.close()
         return 0

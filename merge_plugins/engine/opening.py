@@ -12,6 +12,7 @@ from merge_plugins.planning import make_plan
 from merge_plugins.planning.parameters import validate
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.recipe.files import naming
 from merge_plugins.recipe.references import home
 from merge_plugins.sources import ComputedCheckpoint, Source
 from merge_plugins.sources.differences import rebased, recovered
@@ -41,9 +42,10 @@ def open_merge(recipe: Recipe, *, block: int = BLOCK) -> Merge:
 
 def _planned(recipe: Recipe, block: int) -> Merge:
     method = registry().get(recipe.merge_method)
-    validate(method, recipe)
     opened: dict[Reference, Source] = {}
-    sources = {ref: open_source(ref, recipe.base_model, opened) for ref in recipe.references}
+    with naming(recipe.file):
+        validate(method, recipe)
+        sources = {ref: open_source(ref, recipe.base_model, opened) for ref in recipe.references}
     return Merge(make_plan(recipe, method, sources), block)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.plugins import Method, Parameter
 from merge_plugins.plugins.values import scalar
-from merge_plugins.recipe import Entry, Recipe, Slice
+from merge_plugins.recipe import Entry, Recipe, Reference, Slice
 from merge_plugins.recipe.settings import MISSING, Constant, Rule, Setting, rules_of
 
 
@@ -159,22 +159,30 @@ def _required(method: Method, parameter: Parameter, model: Entry | None, tensor:
 
 
 def _check_models(method: Method, recipe: Recipe, slice_: Slice) -> None:
-    if method.needs_base and slice_.base is None:
-        raise RecipeError(
-            f"{method.name}: needs a base model; "
-            "add base_model: <model> (in model_args base=<model>)"
-        )
     low, high, n = method.min_experts, method.max_experts, len(slice_.models)
+    one_more = slice_.models[0].ref if slice_.models and high == n - 1 else None
+    if method.needs_base and slice_.base is None:
+        raise RecipeError(f"{method.name}: needs a base model; {_base_from(one_more)}")
     if low <= n and (high is None or n <= high):
         return
     wanted = f"{low} or more" if high is None else f"{low} to {high}" if low < high else f"{low}"
     besides = " besides base_model" if slice_.base else ""
     given = ", ".join(str(model.ref) for model in slice_.models) or "none"
     where = f" in slice {recipe.slices.index(slice_) + 1}" if len(recipe.slices) > 1 else ""
+    other = (
+        f", or make one of them the base: base_model: {one_more}" if besides and one_more else ""
+    )
     raise RecipeError(
         f"{method.name}: takes {wanted} model{'' if wanted == '1' else 's'}{besides}; "
-        f"got {n}{where}: {given}. Change {'sources' if where else 'models'}: to that many."
+        f"got {n}{where}: {given}. Change {'sources' if where else 'models'}: to that many{other}."
     )
+
+
+def _base_from(one: Reference | None) -> str:
+    """Say how to name a base; ``one``: a model that may be it, as there is one too many."""
+    if one is None:
+        return "add base_model: <what the others were tuned from> (in model_args base=<model>)"
+    return f"it is one of those you merge, so add base_model: {one} (in model_args base=…)"
 
 
 def _rules(slice_: Slice) -> Iterator[Rule]:

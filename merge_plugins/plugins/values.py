@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from merge_plugins.plugins.method import Method, Parameter
 
 Scalar: TypeAlias = "float | int | bool | str | None"
 """One value of a recipe."""
+NUMBER = re.compile(r"(-?\d*[.,]?\d+)\s*(%?)")
+"""A percentage, or a number with a decimal comma."""
 TRUTH = {"true": True, "false": False}
 WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
@@ -25,10 +28,19 @@ def scalar(method: Method, parameter: Parameter, value: Any) -> Any:
     try:
         return _converted(value, kind)
     except (OverflowError, ValueError):
-        hint = did_you_mean(value, _choices(kind)) if isinstance(value, str) else ""
+        hint = _hint(value, kind) if isinstance(value, str) else ""
         raise ParameterError(
             f"{method.name}: {parameter.name} is {_described(kind)}; got {value!r}{hint}"
         ) from None
+
+
+def _hint(text: str, kind: Any) -> str:
+    """Suggest what to write for a text that is no value: a number, or the nearest word."""
+    number = NUMBER.fullmatch(text.strip())
+    if number is None or float not in (kind, *_options(kind)):
+        return did_you_mean(text, _choices(kind))
+    value = float(number[1].replace(",", ".")) / (100 if number[2] else 1)
+    return f"; write {value:g}"
 
 
 def _converted(value: Any, kind: Any) -> Any:

@@ -7,22 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from merge_plugins.errors import MergeWarning, RecipeError, did_you_mean
+from merge_plugins.errors import MergeWarning, RecipeError, nearest
 from merge_plugins.plugins import Method, registry
 from merge_plugins.plugins.values import TRUTH
 from merge_plugins.recipe import data, keys, pooling, task, tokenizer
+from merge_plugins.recipe.dtypes import dtype_name
 from merge_plugins.recipe.parts import WHOLE
 from merge_plugins.recipe.references import Reading, Reference, reference
 from merge_plugins.recipe.settings import Settings, combined, read_settings
 from merge_plugins.recipe.slices import Entry, Layers, Slice
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-
 
 def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     """Parse a recipe's fields, not yet normalised; ``reading`` resolves the references in it."""
     given = {key: value for key, value in mapping.items() if value is not None}
-    method = _method(given.get("merge_method"))
+    method = _method(_method_name(given))
     keys.check_keys(given, keys.TOP, method)
     base = _optional(given.get("base_model"), reading)
     return {
@@ -43,32 +42,29 @@ def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     }
 
 
-def _method(given: Any) -> Method:
+def _method(given: str) -> Method:
     """Look up the method by name; for an alias, warn which method it stands for."""
-    method = registry().get(_method_name(given))
+    method = registry().get(given)
     if given != method.name:
         message = f"{given} is the same as {method.name}: {method.aliases[given]}"
         warnings.warn(message, MergeWarning, stacklevel=4)
     return method
 
 
-def _method_name(given: Any) -> str:
-    if not isinstance(given, str) or not given:
-        got = "nothing" if given is None else repr(given)
-        raise RecipeError(
-            f"merge_method is a name; got {got}. Run 'merge-plugins list' to see them."
-        )
-    return given
+def _method_name(given: Mapping[str, Any]) -> str:
+    name = given.get("merge_method")
+    if isinstance(name, str) and name:
+        return name
+    key = nearest("merge_method", (key for key in given if isinstance(key, str)))
+    if name is None and key is not None:
+        value = given[key]
+        raise RecipeError(f"write merge_method: {value} in place of {key}: {value}")
+    got = "nothing" if name is None else repr(name)
+    raise RecipeError(f"merge_method is a name; got {got}. Run 'merge-plugins list' to see them.")
 
 
 def _dtype(key: str, given: Mapping[str, Any]) -> str | None:
-    if key not in given:
-        return None
-    name = str(given[key]).removeprefix("torch.")
-    if name not in DTYPES:
-        hint = did_you_mean(name.replace("fp", "float").replace("bf", "bfloat"), DTYPES)
-        raise RecipeError(f"{key} is one of {', '.join(DTYPES)}; got {given[key]!r}{hint}")
-    return name
+    return dtype_name(given[key], key) if key in given else None
 
 
 def _optional(given: Any, reading: Reading) -> Reference | None:

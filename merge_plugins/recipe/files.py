@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_plugins.errors import MergeWarning, RecipeError
+from merge_plugins.errors import MergeWarning, NoModelError, RecipeError, nearest_path
 from merge_plugins.recipe.parsing import LONGEST, each_from_yaml, from_json
 
 NAME = "merge.yaml"
@@ -58,10 +58,14 @@ def find(path: Path) -> Path:
     if path.is_dir():
         files = [path / name for name in NAMES if (path / name).is_file()]
         if not files:
-            raise RecipeError(f"{path} holds no {' or '.join(NAMES)}")
+            is_model = (path / "config.json").is_file()
+            hint = ": it is a model, which a recipe names under models:" if is_model else ""
+            raise RecipeError(f"{path} holds no {' or '.join(NAMES)}{hint}")
         return files[0]
     if not path.is_file():
-        raise RecipeError(f"no recipe file at {path}")
+        near = nearest_path(path)
+        hint = f"; did you mean {str(near)!r}?" if near else ""
+        raise RecipeError(f"no recipe file at {path}{hint}")
     return path
 
 
@@ -134,9 +138,11 @@ def _words(value: Any) -> Iterator[str]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Prefix every `RecipeError` raised in the block with the path of the recipe file."""
+def naming(path: Path | None) -> Iterator[None]:
+    """Prefix every `RecipeError` raised in the block with the path of the recipe file, if any."""
     try:
         yield
-    except RecipeError as exc:
+    except (RecipeError, NoModelError) as exc:
+        if path is None:
+            raise
         raise type(exc)(f"{path}: {exc}") from exc

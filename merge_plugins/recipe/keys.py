@@ -26,6 +26,8 @@ ENTRY = ("model", "base_model", "parameters", "data", "task")
 """Keys of an entry of ``models``."""
 SOURCE = ("model", "base_model", "parameters", "data", "layer_range")
 """Keys of an entry of a slice's ``sources``."""
+SHORT = {"method": "merge_method", "base": "base_model", "weights": "weight"}
+"""Words of the short form that have another name in a file."""
 UNREAD = {
     "experts": "mixtures of experts are not built",
     "residual_weight": "mergekit reads it and does nothing with it; delete it",
@@ -48,6 +50,10 @@ def check_keys(
 def misplaced(key: str, known: tuple[str, ...], method: Method) -> str:
     """Explain, for an error message, where an unknown or misplaced key belongs."""
     parameter, in_model = method.spellings.get(key), known in (ENTRY, SOURCE)
+    if key in SHORT and parameter is None:
+        entry = "parameters: {weight: …} in the entry of each model"
+        own = entry if key == "weights" else f"{SHORT[key]}:"
+        return f"{key} is a word of model_args; in a file write {own}"
     if key in UNREAD:
         return f"{key}: {UNREAD[key]}"
     if parameter is not None and in_model and parameter.per_expert:

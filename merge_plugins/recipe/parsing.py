@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from merge_plugins.errors import RecipeError
+from merge_plugins.recipe.yaml_mistakes import explained
 
 T = TypeVar("T")
 LONGEST = 2**20
@@ -37,7 +38,9 @@ def each_from_yaml(text: str) -> Iterator[Any]:
             yield bounded(loader.construct_document(node))
     except RecipeError:  # a ValueError too
         raise
-    except (yaml.YAMLError, LookupError, OverflowError, ValueError) as exc:
+    except yaml.YAMLError as exc:
+        raise RecipeError(explained(text, exc)) from exc
+    except (LookupError, OverflowError, ValueError) as exc:
         raise RecipeError(f"not YAML: {exc}") from exc
 
 

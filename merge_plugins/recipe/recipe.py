@@ -61,6 +61,8 @@ class Recipe:
     """How an embedder pools, see `merge_plugins.recipe.pooling`; None: as its models do."""
     compile: bool = field(default=False, compare=False)
     """Whether blocks are merged by compiled code, to the same bits: see docs/devices.md."""
+    file: Path | None = field(default=None, compare=False, repr=False)
+    """Where the recipe was read from, for messages."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -79,13 +81,13 @@ class Recipe:
         """Parse the short form of `merge_plugins.recipe.short_form`, as lm-eval parses it."""
         short = ShortForm(args, _reading())
         short.refuse_rest()
-        return _normal(short.fields())
+        return replace(_normal(short.fields()), file=short.file)
 
     @classmethod
     def split_model_args(cls, args: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         """Split a harness's arguments into a recipe and the remaining arguments."""
         short = ShortForm(args, _reading())
-        return _normal(short.fields()), short.rest
+        return replace(_normal(short.fields()), file=short.file), short.rest
 
     @property
     def models(self) -> tuple[Entry, ...]:
@@ -282,7 +284,7 @@ def _reading(folder: str | Path = ".") -> Reading:
 def _load(path: Path, reading: Reading) -> Recipe:
     file = files.find(path)
     with files.naming(file):
-        return _read(*from_file(file, reading))
+        return replace(_read(*from_file(file, reading)), file=file)
 
 
 def _read(mapping: Mapping[str, Any], reading: Reading) -> Recipe:

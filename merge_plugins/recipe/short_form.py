@@ -26,14 +26,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import ParameterError, RecipeError, did_you_mean
 from merge_plugins.plugins import Method, Parameter, registry
-from merge_plugins.recipe import fields, files
+from merge_plugins.recipe import fields, files, keys
 from merge_plugins.recipe import short_form_values as values
 from merge_plugins.recipe.data import Data
 from merge_plugins.recipe.parsing import bounded
@@ -47,11 +46,8 @@ from merge_plugins.recipe.tokenizer import is_template
 CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor", "pooling")
 """Keys whose value is a model or a keyword."""
 KEYS = {
-    "method": "merge_method",
-    "merge_method": "merge_method",
-    "base": "base_model",
-    "base_model": "base_model",
-    "weights": "weight",
+    **keys.SHORT,
+    **{key: key for key in ("merge_method", "base_model")},
     **{key: key for key in ("models", "params", "config", "data", "task")},
     **{key: key for key in ("seed", "out_dtype", "exclude", "compile", *CHOSEN)},
 }
@@ -71,16 +67,11 @@ class ShortForm:
     """
 
     def __init__(self, args: Mapping[str, Any], reading: Reading) -> None:
-        args = bounded(args)
-        strays = [key for key, value in args.items() if value == "" or not str(key).isidentifier()]
-        if strays:
-            raise RecipeError(
-                f"cannot read {strays[0]!r} in model_args: lists need '+', JSON or config=; "
-                "a bare ',' separates arguments"
-            )
+        args = {str(key).strip(): value for key, value in bounded(args).items()}
+        _refuse_strays(args)
         self._here, self._inner, self._file = reading, reading, _file(args.get("config"))
         self._written: Mapping[str, Any] = {}
-        with self._naming():
+        with files.naming(self._file):
             if self._file:
                 self._written, self._inner = from_file(self._file, reading)
             self.method = self._method(args)
@@ -94,8 +85,10 @@ class ShortForm:
         self.rest = {key: value for key, value in args.items() if key not in {*words, *mistaken}}
         """The arguments that are left to the harness."""
 
-    def _naming(self) -> AbstractContextManager[None]:
-        return files.naming(self._file) if self._file else nullcontext()
+    @property
+    def file(self) -> Path | None:
+        """The config= file, if no argument changes the recipe that it holds."""
+        return self._file if self.ours.keys() == {"config"} else None
 
     def _method(self, args: Mapping[str, Any]) -> Method:
         """Look up the method that the arguments name, or else their config= file."""
@@ -120,7 +113,7 @@ class ShortForm:
             top.pop("tokenizer", None)
         if "models" in given:
             top = {key: value for key, value in top.items() if key not in ("slices", "modules")}
-        with self._naming():
+        with files.naming(self._file):
             recipe = fields.fields(top, self._inner)
         for name in (name for name in given if name not in KEYS.values() or name == "weight"):
             _set_parameter(recipe, method, name, given)
@@ -129,6 +122,20 @@ class ShortForm:
         if "task" in given:
             _set_tasks(recipe, method, values.tasks(given["task"]))
         return recipe
+
+
+def _refuse_strays(args: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` for what a comma cut off from the argument before it."""
+    before = ""
+    for key, value in args.items():
+        if value == "" or not key.isidentifier():
+            rest = key if value == "" else f"{key}={value}"
+            joined = f": {before}=…+{rest}" if before else ""
+            raise RecipeError(
+                f"cannot read {rest!r} in model_args: ',' separates arguments. Join the values of "
+                f"one with '+'{joined}; gradients and filters go into params= or config="
+            )
+        before = key
 
 
 def from_file(file: Path, reading: Reading) -> tuple[Mapping[str, Any], Reading]:

@@ -17,8 +17,11 @@ from merge_plugins.recipe.task import from_setting as read_task
 
 SEPARATOR = re.compile(r"(?<!\+)\+(?!\+)")
 """A '+' between two models; '++' stands between a model and its adapter."""
-WEIGHTED = re.compile(r"(.+):(-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?)")
+NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE]-?\d+)?"
+WEIGHTED = re.compile(rf"(.+?)\s*:\s*({NUMBER}%?)")
 """``MODEL:WEIGHT``; a ``:`` before anything but a number belongs to the model."""
+MISTYPED = re.compile(rf"([^:=*]+?)\s*[=* ]\s*({NUMBER})|({NUMBER})\s*\*\s*([^:=*]+)")
+"""``MODEL=WEIGHT``, ``WEIGHT*MODEL`` and the like, which would be models of that name."""
 
 
 def models(given: Any, reading: Reading) -> list[dict[str, Any]]:
@@ -50,6 +53,9 @@ def _entry(item: Any, reading: Reading) -> dict[str, Any]:
         raise RecipeError("an item of models= is empty; write models=a+b or models=a:0.6+b:0.4")
     weighted = WEIGHTED.fullmatch(item)
     path, weight = weighted.groups() if weighted else (item, None)
+    if not weighted and not exists(item) and (mistyped := MISTYPED.fullmatch(item)):
+        model, number = mistyped[1] or mistyped[4], mistyped[2] or mistyped[3]
+        raise RecipeError(f"{item}: a weight follows ':'; write {model}:{number}")
     return {"model": reference(path, reading), "parameters": {"weight": weight} if weight else {}}
 
 

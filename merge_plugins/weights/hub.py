@@ -6,7 +6,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from merge_plugins.errors import CheckpointError, first_line
+from merge_plugins.errors import CheckpointError, NoModelError, first_line, nearest_path
 from merge_plugins.weights.modules import sentence_modules
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -19,8 +19,10 @@ def resolve(ref: str) -> Path:
     path = Path(ref).expanduser()
     if path.exists():
         return path
+    near = nearest_path(path)
+    hint = f"; did you mean {str(near)!r}?" if near else ""
     if path.is_absolute() or ref.startswith("."):
-        raise CheckpointError(f"no model {ref!r}: no such folder. Check the path.")
+        raise NoModelError(f"no model {ref!r}: no such folder{hint or _from_here(path)}")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, _, revision = ref.partition("@")
@@ -29,10 +31,34 @@ def resolve(ref: str) -> Path:
     except CheckpointError:  # an OSError too
         raise
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        raise CheckpointError(
-            f"no model {ref!r}: no such folder here, and the hub gave none "
-            f"({first_line(exc)}). Check the path, or write org/name[@revision]."
+        link = " The hub" if near else ", and the hub"
+        raise NoModelError(
+            f"no model {ref!r}: no such folder here{hint}{link} gave none ({_why(exc, repo)}). "
+            "Check the path, or write org/name[@revision]."
         ) from exc
+
+
+def _from_here(path: Path) -> str:
+    """Explain a path that is right from the current folder, and stands in a recipe elsewhere."""
+    ends = (Path(*path.parts[i:]) for i in range(1, len(path.parts)))
+    found = next((end for end in ends if end.exists()), None)
+    if found is None:
+        return ". Check the path."
+    return f". Paths in a recipe file start in its folder; from here, {found} is one."
+
+
+def _why(exc: Exception, repo: str) -> str:
+    """Explain why the hub gave no model, and what to do where that is not plain."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(exc, errors.GatedRepoError):
+        return f"accept its terms at https://huggingface.co/{repo}, then run 'hf auth login'"
+    if isinstance(exc, errors.RepositoryNotFoundError):
+        return "it has none, or a private one: then run 'hf auth login'"
+    if isinstance(exc, errors.LocalEntryNotFoundError):
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection"
+        return f"{offline}, and its cache on this machine has none"
+    return first_line(exc)
 
 
 def _snapshot(repo: str, revision: str | None) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from harness_adapters.lm_eval import MergedLM
@@ -48,5 +51,52 @@ def test_two_ways_to_quantise_are_one_too_many(family):
 
 def test_a_bare_comma_between_models_is_explained(evaluate, family):
     arguments = f"method=linear,models={family.math}:0.5,{family.code}:0.5"
-    with pytest.raises(MergeError, match="lists need '\\+', JSON or config="):
+    with pytest.raises(MergeError, match="Join the values of one with '\\+': models=…\\+"):
         evaluate("merged", arguments)
+
+
+TIES = ("method=TIES", "lm_eval", "--model", "merged", "--device", "cpu", "--tasks", "tiny_choice")
+NOT_THERE = "no merge method 'TIES'; did you mean 'ties'? Run 'merge-plugins list' to see them."
+
+
+def shown(error: pytest.ExceptionInfo[MergeError], capsys: pytest.CaptureFixture[str]) -> str:
+    """What Python writes when nobody catches an error."""
+    capsys.readouterr()
+    sys.excepthook(error.type, error.value, error.tb)
+    return capsys.readouterr().err
+
+
+def test_an_error_that_ends_lm_evals_command_is_its_message(here, capsys, monkeypatch):
+    arguments, *words = TIES
+    with pytest.raises(MergeError) as error:
+        here(*words, "--model_args", arguments)
+    assert shown(error, capsys) == f"merge-plugins: {NOT_THERE}\n"
+    monkeypatch.setenv("MERGE_PLUGINS_TRACEBACK", "1")
+    whole = shown(error, capsys)
+    assert "Traceback (most recent call last)" in whole
+    assert "in cli_evaluate" in whole
+    assert whole.endswith(f"{NOT_THERE}\n")
+
+
+def test_an_error_in_a_script_that_calls_lm_eval_keeps_its_traceback(evaluate, capsys):
+    with pytest.raises(MergeError) as error:
+        evaluate("merged", "method=TIES")
+    whole = shown(error, capsys)
+    assert "Traceback (most recent call last)" in whole
+    assert whole.endswith(f"{NOT_THERE}\n")
+
+
+def test_an_error_of_anybody_elses_keeps_its_traceback(here, capsys):
+    with pytest.raises(OSError, match="/nowhere") as error:
+        here("lm_eval", "--model", "hf", "--model_args", "pretrained=/nowhere/x", *TIES[4:])
+    assert "Traceback (most recent call last)" in shown(error, capsys)
+
+
+def test_lm_evals_command_ends_with_the_message(tasks, fewer_tasks):
+    arguments, _, *words = TIES
+    script = fewer_tasks("from lm_eval.__main__ import cli_evaluate\ncli_evaluate()\n")
+    words += ["--model_args", arguments, "--include_path", str(tasks)]
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(f"\nmerge-plugins: {NOT_THERE}\n")

@@ -224,7 +224,7 @@ def test_what_means_nothing_is_refused(changes, message):
 
 @pytest.mark.parametrize("stray", [{"b": ""}, {"0.4]": "x"}, {"'b'": ""}])
 def test_a_bare_comma_is_explained(stray):
-    message = "lists need '\\+', JSON or config=; a bare ',' separates arguments"
+    message = "',' separates arguments. Join the values of one with '\\+': models=…\\+"
     for read in (Recipe.from_model_args, Recipe.split_model_args):
         with pytest.raises(RecipeError, match=message):
             read({"method": "ties", "models": "a", **stray})

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import merge_plugins
+from harness_adapters.ending import end_with_the_message
 from harness_adapters.lm_eval.arguments import without_label
 from harness_adapters.lm_eval.classifiers import experts
 from harness_adapters.lm_eval.classifiers.cache import Answers
@@ -34,6 +35,7 @@ class MergedClassifiers(LM):
     """Score a merge of classifiers: one encoder, and for each task the head of its own model."""
 
     def __init__(self, **arguments: Any) -> None:
+        end_with_the_message("lm_eval.__main__")
         self._build(*Recipe.split_model_args(without_label(arguments)))
 
     @classmethod

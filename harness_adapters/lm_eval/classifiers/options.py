@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness_adapters.lm_eval.arguments import SAME_OUTPUTS
+from harness_adapters.options import check_device
 from merge_plugins.errors import RecipeError, did_you_mean
 from merge_plugins.parallel import accelerator
 from merge_plugins.plugins.values import TRUTH
+from merge_plugins.recipe.dtypes import dtype_name
 
 AUTO = "auto"
 
@@ -42,6 +44,7 @@ class Options:
                 raise RecipeError(f"--model merged-classifiers has no argument {name!r}{hint}")
             if value not in (None, "None"):
                 found[name] = _typed(name, value, known[name])
+        check_device(found.get("device", "cpu"))
         return cls(**found)
 
     @property
@@ -76,4 +79,4 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         if not text.isdecimal() or not int(text):
             raise RecipeError(f"{name}= is a whole number, 1 or more; got {value!r}")
         return int(text)
-    return str(value).removeprefix("torch.")
+    return dtype_name(value, also=(AUTO,)) if name == "dtype" else str(value)
