@@ -21,7 +21,18 @@ ROOMS = (
     *("__init__", "__main__", "cli", "commands", "compare", "search", "lm_cocktail", "outputs"),
     "routing",
     *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),
-    *("weights", "plugins", "ops", "api", "drawing", "folders", "parallel", "signals", "errors"),
+    *(
+        "weights",
+        "plugins",
+        "ops",
+        "api",
+        "drawing",
+        "folders",
+        "parallel",
+        "ranks",
+        "signals",
+        "errors",
+    ),
     "_version",
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""

@@ -21,9 +21,10 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from harness_adapters.vllm import LOAD_FORMAT
+from harness_adapters.vllm.ranks import all_hold, loaded_to, sharing_ranks
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
-from merge_plugins.outputs.lazy_tensor import LazyTensor
+from merge_plugins.outputs.ranks import lazily
 from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import RECIPE_FILES, home
@@ -77,10 +78,15 @@ class MergedModelLoader(DefaultModelLoader):
         shown = self.load_config.use_tqdm_on_load and not (
             in_group and torch.distributed.get_rank()
         )
-        tensors = of_transformer(Merge(plan).tensors()).items()
-        for name, tensor in tqdm(tensors, "Merging", disable=not shown, unit=" weights"):
-            if not should_skip_weight(name, self.local_expert_ids):
-                yield name, LazyTensor(tensor)
+        tensors = [
+            (name, tensor)
+            for name, tensor in of_transformer(Merge(plan).tensors()).items()
+            if not should_skip_weight(name, self.local_expert_ids)
+        ]
+        bar = tqdm(tensors, "Merging", disable=not shown, unit=" weights")
+        yield from lazily(
+            bar, sharing_ranks(), device=loaded_to(self.load_config), all_hold=all_hold
+        )
         plan.refuse_changes()
 
     def recipe(self, model_config: ModelConfig) -> Recipe | None:

@@ -42,9 +42,13 @@ class Region:
         free = next((i for i, n in enumerate(sizes) if n != 1), len(sizes))
         if sizes[free + 1 :] != self.shape[free + 1 :]:
             return None
-        strides = [math.prod(self.shape[i + 1 :]) for i in range(len(sizes))]
-        first = sum(start * stride for (start, _), stride in zip(self.bounds, strides, strict=True))
-        return first, first + self.numel
+        return self.start, self.start + self.numel
+
+    @functools.cached_property
+    def start(self) -> int:
+        """Flat position of the first element in the whole tensor."""
+        strides = [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        return sum(start * stride for (start, _), stride in zip(self.bounds, strides, strict=True))
 
     def of(self, tensor: Tensor) -> Tensor:
         """View this box of a whole tensor."""

@@ -17,6 +17,7 @@ from merge_plugins.api.low_rank import LowRank
 from merge_plugins.api.region import Region
 from merge_plugins.errors import RecipeError
 from merge_plugins.parallel import CPU, Place
+from merge_plugins.ranks import Ranks
 
 T = TypeVar("T")
 RUN = 64
@@ -180,6 +181,8 @@ class Weight:
     whole matrix may write this instead, row by row, rather than hold twice as much."""
     place: Place = CPU
     """Where its parts are read to, and how `map_blocks` walks them."""
+    ranks: Ranks | None = None
+    """Processes of which each looks at a part of it, in `sample` and in `map_blocks`."""
 
     @property
     def shape(self) -> torch.Size:
@@ -205,12 +208,29 @@ class Weight:
         if step == 1 or runs == 0:
             runs, run, stride = -(-total // step), 1, step
 
-        def pick(tensor: Tensor) -> Tensor:
-            flat = tensor.reshape(-1)
-            return flat.as_strided((runs, run), (stride, 1), flat.storage_offset()).reshape(-1)
-
         positions = (torch.arange(runs) * stride)[:, None] + torch.arange(run)
-        return self.reader.sample(pick, positions.view(-1))
+
+        def read(first: int, last: int) -> Slot:
+            def pick(tensor: Tensor) -> Tensor:
+                flat = tensor.reshape(-1)
+                start = flat.storage_offset() + first * stride
+                return flat.as_strided((last - first, run), (stride, 1), start).reshape(-1)
+
+            return self.reader.sample(pick, positions[first:last].reshape(-1))
+
+        ranks = self.ranks
+        if ranks is None or runs < ranks.size:
+            return read(0, runs)
+        own = read(runs * ranks.rank // ranks.size, runs * (ranks.rank + 1) // ranks.size)
+        bases = () if own.maybe_base is None else (own.maybe_base,)
+        parts = ranks.together(
+            lambda: (*bases, *own.experts), work=f"{self.name}: sample", device=self.device
+        )
+        whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+        base, experts = (whole[0] if bases else None), tuple(whole[len(bases) :])
+        return dataclasses.replace(
+            own, maybe_base=base, experts=experts, positions=positions.view(-1)
+        )
 
     def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
         """Read regions one after another; on another device, one ahead of the caller."""
@@ -222,10 +242,21 @@ class Weight:
         """Apply a function to every block: results in order.
 
         Runs on every core, or on the device of the parts, and reads each source once, in bounded
-        memory. ``regions``: walk these instead of all `blocks`, when the results are large.
+        memory. ``regions``: walk these instead of all `blocks`, when the results are large. Use the
+        results alone: those of some blocks may be computed by other `ranks`.
         """
         regions = self.blocks() if regions is None else regions
-        return self.place.through(self.walk, function, regions)
+        if self.ranks is None:
+            return self.place.through(self.walk, function, regions)
+        first, total = self.region.start, self.region.numel
+        owners = [self.ranks.owner(each.start - first, total) for each in regions]
+        return self.ranks.map(
+            lambda own: self.place.through(self.walk, function, own),
+            regions,
+            owners,
+            work=f"{self.name}: blocks",
+            device=self.device,
+        )
 
     def blocks(self, *, whole_rows: bool = False) -> list[Region]:
         """List the regions that `map_blocks` walks, in order; see `Region.blocks`."""

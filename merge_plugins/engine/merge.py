@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.parallel import BLOCK, CPU, DEVICE_BLOCK, Place, alone
 from merge_plugins.planning import Plan, PlannedTensor
 from merge_plugins.plugins import registry
+from merge_plugins.ranks import Ranks
 from merge_plugins.weights import held
 from merge_plugins.weights.stored import NAMES
 
@@ -169,9 +171,47 @@ class MergedTensor:
         if isinstance(kernel, Measures):
             if not self._is_measured(kernel, reader.place):
                 measured = kernel.measure(reader.weight(Region.whole(self.planned.shape)))
-                self._measured[reader.place] = measured
-                remember(self.planned, self._merge.plan, reader.place, kernel, measured)
+                self._keep(kernel, reader.place, measured)
             reader.measured = self._measured[reader.place]
+
+    def _keep(self, kernel: Any, place: Place, measured: Mapping[str, Tensor]) -> None:
+        self._measured[place] = measured
+        remember(self.planned, self._merge.plan, place, kernel, measured)
+
+    @own_defaults()
+    def measure_with(self, ranks: Ranks, device: torch.device) -> None:
+        """Measure the weight for merges on a device, other ranks their parts of it; call on all.
+
+        Does nothing where nothing is measured, or too little to share. Where one rank cannot, each
+        measures alone when it merges.
+        """
+        if self.planned.kernel is None:
+            return
+        place = self._merge.place(indexed(device))
+        kernel: Any = self._merge.kernel_with(ranks, self.planned, place)
+        if not isinstance(kernel, Measures):
+            return
+        with held(self.planned.stored):
+            reader = self._merge.reader(self.planned, place)
+            weight = shared(reader.weight(Region.whole(self.planned.shape)), ranks)
+            if weight.ranks is not None:
+                _ = reader.statistics
+                measure = functools.partial(self._measured_with, ranks, kernel, weight, place)
+                measured = ranks.all_or_none(measure)
+                if measured is not None:
+                    self._keep(kernel, place, measured)
+
+    def _measured_with(
+        self, ranks: Ranks, kernel: Any, weight: Weight, place: Place
+    ) -> Mapping[str, Tensor]:
+        known = functools.partial(self._is_measured, kernel, place)
+        if all(ranks.together(known, work=f"{self.name}: known")):
+            return self._measured[place]
+        if place.by_threads:
+            return cast(Mapping[str, Tensor], kernel.measure(weight))
+        carrier = carrier_to(place.device)
+        with carrier.in_flight, carrier.merging():
+            return cast(Mapping[str, Tensor], kernel.measure(weight))
 
     def _is_measured(self, kernel: Kernel, place: Place) -> bool:
         """Whether it is known what the method measures at a place, also of an earlier merge."""
@@ -246,6 +286,11 @@ class MergedTensor:
         return first.view()
 
 
+def shared(weight: Weight, ranks: Ranks | None) -> Weight:
+    """Let other ranks look at parts of a weight, if it has more than one block."""
+    return dataclasses.replace(weight, ranks=ranks) if len(weight.blocks()) > 1 else weight
+
+
 @dataclasses.dataclass
 class Merge:
     """A plan being carried out: its tensors, and what they share."""
@@ -260,6 +305,7 @@ class Merge:
         self._prepared: Kernel | None = None
         self._has_prepared = False
         self._lock = threading.Lock()
+        self._ranks: Ranks | None = None
         self.sources = PlannedSources(self.plan, self._weights)
 
     def place(self, device: torch.device) -> Place:
@@ -280,9 +326,8 @@ class Merge:
         for planned in self.plan.tensors.values():
             if planned.kernel is not None:
                 with held(planned.stored):
-                    yield self.reader(planned, self._prepares_at).weight(
-                        Region.whole(planned.shape)
-                    )
+                    reader = self.reader(planned, self._prepares_at)
+                    yield shared(reader.weight(Region.whole(planned.shape)), self._ranks)
 
     def kernel(self, planned: PlannedTensor, place: Place | None = None) -> Kernel:
         """Return the kernel of one tensor; a method that prepares does so now, once for all.
@@ -296,6 +341,22 @@ class Merge:
             if not self._has_prepared:
                 self._prepared, self._has_prepared = self._prepare(place or self.here), True
         return self._prepared or cast(Kernel, kernel)
+
+    def kernel_with(self, ranks: Ranks, planned: PlannedTensor, place: Place) -> Kernel | None:
+        """Return the kernel of one tensor, prepared with other ranks if it reads weights alone.
+
+        None if it is not prepared yet, because a rank could not.
+        """
+        kernel: Any = planned.kernel
+        if self._has_prepared or not isinstance(kernel, Prepares):
+            return self.kernel(planned, place)
+        if self.plan.method.reads_data(kernel):
+            return None
+        self._ranks = ranks
+        try:
+            return ranks.all_or_none(lambda: self.kernel(planned, place))
+        finally:
+            self._ranks = None
 
     def settled(self, device: torch.device | None = None) -> dict[str, Any]:
         """Return the method and parameters that a method came down to after it prepared.

@@ -182,11 +182,15 @@ class _Search:
         for weight in self.weights:
             regions = weight.blocks()
             if at < len(regions):
-                block = weight.part(regions[at])
-                equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
-                return start + int(block.index().reshape(-1)[int(equal[nth - 1])])
+                look = functools.partial(self.position_in, row=row, key=key, nth=nth)
+                return start + weight.map_blocks(look, [regions[at]])[0]
             at, start = at - len(regions), start + math.prod(weight.shape)
         raise AssertionError("a block beyond the last one")
+
+    def position_in(self, block: Slot, *, row: int, key: int, nth: int) -> int:
+        """Flat position, in its weight, of the nth entry of a block equal to ``key``."""
+        equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
+        return int(block.index().reshape(-1)[int(equal[nth - 1])])
 
     def samples(self) -> list[Keys]:
         """Keys of a strided sample of each row, sorted downwards."""

@@ -81,7 +81,7 @@ class LazyTensor(Tensor):
         box = self.origin.box(index, device or self.device)
         kept = [dim for dim in self.dims if dim is not None]
         dropped = [dim for dim in range(box.ndim) if dim not in kept]  # of size 1
-        return box.permute(*kept, *dropped).reshape(self.shape)
+        return box.permute([*kept, *dropped]).reshape(self.shape)
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """Merge the box on the device named, if any, and convert like `torch.Tensor.to`."""

@@ -39,8 +39,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def means(checkpoint: Write, merged: Merged) -> dict[str, Any]:
-    """Averages of weights of one to three dimensions."""
-    shapes = {"vector": (7,), "matrix": (6, 9), "experts": (4, 6, 5)}
+    """Averages of weights of up to three dimensions."""
+    shapes = {"scalar": (), "vector": (7,), "matrix": (6, 9), "experts": (4, 6, 5)}
     models = [
         checkpoint({name: numbers(*shape, seed=i) for name, shape in shapes.items()})
         for i in range(2)
@@ -99,7 +99,7 @@ def views(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[View, tuple[int, ...
     return view, tuple(view(torch.empty(shape)).shape)
 
 
-@given(data=st.data(), name=st.sampled_from(["vector", "matrix", "experts"]))
+@given(data=st.data(), name=st.sampled_from(["scalar", "vector", "matrix", "experts"]))
 def test_views_of_it_are_views_of_the_merged_tensor(
     data: st.DataObject, name: str, means: dict[str, Any]
 ) -> None:

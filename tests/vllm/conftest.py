@@ -27,7 +27,7 @@ import json, sys
 from vllm import LLM, SamplingParams
 
 def main():
-    options, prompts, reloads = json.loads(sys.stdin.read())
+    options, prompts, reloads, asked = json.loads(sys.stdin.read())
     engine = LLM(**options)
     sampling = SamplingParams(temperature=0, max_tokens=8, logprobs=1, ignore_eos=True)
     found = []
@@ -39,7 +39,7 @@ def main():
         found.append([
             [one.text, [[t, held[t].logprob] for t, held in zip(one.token_ids, one.logprobs)]]
             for one in outputs
-        ])
+        ] + [engine.collective_rpc(name) for name in asked])
     print("FOUND" + json.dumps(found))
 
 if __name__ == "__main__":  # vLLM starts its workers by spawning
@@ -98,7 +98,7 @@ def spelled(scale: float) -> str:
 
 
 def _configs() -> dict[str, Any]:
-    """A Llama, and a mixture of experts that embeds tokens with the weights of its head."""
+    """A Llama, a mixture of experts that embeds tokens with its head, and a wide Llama."""
     from transformers import LlamaConfig, Qwen3MoeConfig
 
     sizes = {
@@ -111,10 +111,13 @@ def _configs() -> dict[str, Any]:
         "head_dim": 64,
         "max_position_embeddings": 128,
     }
+    wide = {"vocab_size": 4096, "hidden_size": 1024, "intermediate_size": 2816}
+    wide |= {"num_attention_heads": 16, "num_hidden_layers": 1}
     experts = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
     return {
         "dense": LlamaConfig(**sizes),
         "moe": Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=True),
+        "wide": LlamaConfig(**{**sizes, **wide}),
     }
 
 
@@ -122,10 +125,13 @@ def _configs() -> dict[str, Any]:
 def ask(vllm: None, workplace: Path, tmp_path: Path) -> Ask:
     """Start an engine in the workplace; return texts, tokens and log-probabilities.
 
-    One list before, and one after each of ``reloads``.
+    One list before, and one after each of ``reloads``; last in each is what every worker returns
+    for each method that it is ``asked``.
     """
 
-    def run(model: str, *, reloads: tuple[str, ...] = (), **options: Any) -> list[list[Any]]:
+    def run(
+        model: str, *, reloads: tuple[str, ...] = (), asked: tuple[str, ...] = (), **options: Any
+    ) -> list[list[Any]]:
         script = tmp_path / "engine.py"
         script.write_text(ENGINE)
         given = {
@@ -139,10 +145,10 @@ def ask(vllm: None, workplace: Path, tmp_path: Path) -> Ask:
         done = subprocess.run(
             [sys.executable, script],
             cwd=workplace,
-            input=json.dumps([given, PROMPTS, reloads]),
+            input=json.dumps([given, PROMPTS, reloads, asked]),
             capture_output=True,
             text=True,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         line = next((x for x in done.stdout.splitlines() if x.startswith("FOUND")), None)
         if done.returncode or line is None:
