@@ -27,8 +27,10 @@ from harness_adapters.ending import exit_status
 from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean, first_line
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import read_recipe
 from merge_plugins.recipe.parsing import from_yaml
+from merge_plugins.recipe.short_form_values import plugins
 
 DECODER = ("merged", "harness_adapters.alpaca_eval:completions")
 """Names of `completions` in ``fn_completions``."""
@@ -36,8 +38,8 @@ PROMPTS: Mapping[str, Path] = {
     file.stem: file for file in sorted((Path(__file__).parent / "prompts").glob("*.txt"))
 }
 """The papers' templates: ``vicuna`` for WizardLM-13B and -70B, ``wizardlm-7b`` for the 7B model."""
-SAME_OUTPUTS = ("model_name", "batch_size", "device")
-"""Keys of ``completions_kwargs`` that no output depends on, or (the recipe) only by its digest."""
+SAME_OUTPUTS = ("model_name", "plugin", "batch_size", "device")
+"""Keys of ``completions_kwargs`` that no output depends on, or only by the recipe's digest."""
 REPOSITORY = "tatsu-lab/alpaca_eval"
 INSTRUCTIONS = 805
 
@@ -54,14 +56,16 @@ def completions(
     dtype: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    plugin: str | Sequence[str] | None = None,
     stop: Sequence[str] = (),
     **generation: Any,
 ) -> dict[str, list[Any]]:
     """Answer prompts with a merge; the signature and result are those of alpaca_eval's decoders.
 
-    ``model_name``: a recipe's file, folder or short form. ``generation``: arguments of
-    transformers' ``generate``.
+    ``model_name``: a recipe's file, folder or short form. ``plugin``: a Python file that is run for
+    its methods. ``generation``: arguments of transformers' ``generate``.
     """
+    load_plugins(plugins(plugin))
     recipe = read_recipe(model_name).trusting(trust_remote_code)
     key = json.dumps([identity.digest(recipe), batch_size, dtype, device])
     if key not in _generators:
@@ -145,6 +149,10 @@ def resolve(given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     recipe = str(settings["model_name"])
     if "=" not in recipe:
         settings["model_name"] = recipe = str((folder / Path(recipe).expanduser()).absolute())
+    if "plugin" in settings:
+        files = (folder / Path(file).expanduser() for file in plugins(settings["plugin"]))
+        settings["plugin"] = [str(file.absolute()) for file in files]
+        load_plugins(settings["plugin"])
     trusted = bool(settings.get("trust_remote_code"))
     digest = identity.digest(read_recipe(recipe).trusting(trusted))
     decided = {key: value for key, value in settings.items() if key not in SAME_OUTPUTS}

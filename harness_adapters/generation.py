@@ -19,11 +19,13 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from harness_adapters.options import check_device
+from merge_plugins.cli.arguments import add_plugin
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.folders import write_whole
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe, read_recipe
 from merge_plugins.recipe.dtypes import dtype_name
 from merge_plugins.sources.models import model_folder
@@ -229,6 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
     parser.add_argument("--dtype", choices=DTYPES, help="default: the merge's")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, auto; default: a GPU if there is one")
     parser.add_argument("--trust-remote-code", action="store_true")
+    add_plugin(parser)
 
 
 def generator(options: argparse.Namespace) -> Generator:
@@ -236,6 +239,7 @@ def generator(options: argparse.Namespace) -> Generator:
     new_file(options.out)
     if options.limit is not None and options.limit < 1:
         raise MergeError(f"--limit is how many rows to answer, 1 or more; got {options.limit}")
+    load_plugins(options.plugin)
     return Generator(
         read_recipe(options.recipe),
         dtype=options.dtype,

@@ -9,7 +9,7 @@ inspect_ai imports this module, its entry point. The merge answers through inspe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from inspect_ai.model import GenerateConfig, ModelAPI, get_model, modelapi
@@ -25,16 +25,21 @@ def merged(
     config: GenerateConfig | None = None,
     *,
     trust_remote_code: bool = False,
+    plugin: str | Sequence[str] | None = None,
     **arguments: Any,
 ) -> ModelAPI:
     """Load the merge of a recipe, ``RECIPE`` or ``RECIPE@DIGEST``; arguments of provider ``hf``.
 
-    ``trust_remote_code``: whether code of the models may run. Raises `MismatchError` if the merge
+    ``trust_remote_code``: whether code of the models may run. ``plugin``: a Python file that is run
+    for its methods. Raises `MismatchError` if the merge
     is not the one with that digest: a log that is resumed would mix two merges.
     """
     from harness_adapters.mounted import mounted  # seconds; every run imports this module
+    from merge_plugins.plugins import load_plugins
+    from merge_plugins.recipe.short_form_values import plugins
 
     end_with_the_message("inspect_ai._cli.main")
+    load_plugins(plugins(plugin))
     given, _, wanted = model_name.partition("@")
     merge = mounted(given, trust_remote_code=trust_remote_code)
     if wanted not in ("", merge.digest):

@@ -39,7 +39,7 @@ def mounted(given: str, *, trust_remote_code: bool = False) -> Mounted:
     """
     path = None if files.is_short_form(given) else files.path_of(given, ".")
     if path is not None and is_mounted(path):
-        recipe = mounted_recipe(path)
+        recipe = mounted_recipe(path, plugins=trust_remote_code)
         return Mounted(_title(path), digest(recipe), path)
     recipe = read_recipe(given).trusting(trust_remote_code)
     title = recipe.merge_method if path is None else _title(path)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from merge_plugins.outputs.mount import Mounted as Mounted
     from merge_plugins.outputs.mount import mount
     from merge_plugins.outputs.overwrite import overwrite
+    from merge_plugins.outputs.publish import push
     from merge_plugins.outputs.save import save
-    from merge_plugins.plugins import hookimpl, registry
+    from merge_plugins.plugins import hookimpl, load_plugin, registry
     from merge_plugins.recipe import Recipe
     from merge_plugins.weights import shared_sources
 
@@ -37,12 +38,14 @@ __all__ = [
     "load_classifiers",
     "load_embedder",
     "load_merged",
+    "load_plugin",
     "load_reranker",
     "merged_tensors",
     "mount",
     "open_merge",
     "overwrite",
     "parameter",
+    "push",
     "registry",
     "save",
     "shared_sources",
@@ -51,7 +54,7 @@ __all__ = [
 LAZY = {
     **dict.fromkeys(("ELEMENT", "MATRIX", "ROW", "WHOLE", "PerExpert"), "merge_plugins.api"),
     **dict.fromkeys(("Slot", "Weight", "parameter"), "merge_plugins.api"),
-    **dict.fromkeys(("hookimpl", "registry"), "merge_plugins.plugins"),
+    **dict.fromkeys(("hookimpl", "load_plugin", "registry"), "merge_plugins.plugins"),
     "MergeError": "merge_plugins.errors",
     "Recipe": "merge_plugins.recipe",
     "digest": "merge_plugins.identity",
@@ -62,6 +65,7 @@ LAZY = {
     "load_merged": "merge_plugins.outputs.load",
     "load_reranker": "merge_plugins.outputs.embedder",
     "overwrite": "merge_plugins.outputs.overwrite",
+    "push": "merge_plugins.outputs.publish",
     "save": "merge_plugins.outputs.save",
     "shared_sources": "merge_plugins.weights",
     "mount": "merge_plugins.outputs.mount",

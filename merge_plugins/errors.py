@@ -8,6 +8,7 @@ MergeError                   anything this package refuses to do
 │   └── NoModelError         no folder here has that name, and nothing on the hub
 ├── DataError                calibration data is missing, or a row of it is no example
 ├── UntrustedCodeError       Python code that came with a model or a task would have to run
+├── PluginError              a plugin's code failed, or is no plugin
 └── MismatchError            the models do not fit together: names, shapes, vocabularies
 MergeWarning                 a merge goes ahead, but is not what the recipe's words promise
 """
@@ -52,6 +53,10 @@ class DataError(MergeError, ValueError):
 
 class UntrustedCodeError(MergeError, ValueError):
     """Python code that came with a model or a task would have to run, and nobody allowed it."""
+
+
+class PluginError(MergeError):
+    """The code of a plugin failed, or is none of a plugin."""
 
 
 class MismatchError(MergeError, ValueError):

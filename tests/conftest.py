@@ -21,6 +21,7 @@ from torch import Tensor
 
 from merge_plugins import Recipe, parallel
 from merge_plugins.engine import MergedTensor, merged_tensors
+from merge_plugins.plugins import registry
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, also for the programs that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -93,6 +94,43 @@ def recipe() -> Recipes:
 def merged(recipe: Recipes) -> Merged:
     """Merge lazily what `recipe` spells."""
     return lambda *words, **given: merged_tensors(recipe(*words, **given))
+
+
+@pytest.fixture
+def plugin_file(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Write a plugin of one method in a file; what a test loads is forgotten after it."""
+
+    def write(call: str, name: str = "own", *, file: str = "own.py", **parts: str) -> Path:
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(OWN.format(call=call, name=name, **{"body": "", "facts": "", **parts}))
+        return path
+
+    yield write
+    for label in [*registry().files]:
+        registry().unload(label)
+
+
+OWN = """from dataclasses import dataclass
+
+import torch
+from merge_plugins import ELEMENT, WHOLE, hookimpl, parameter
+
+
+@dataclass(frozen=True)
+class Own:
+    scale: float = parameter(1.0, doc="factor")
+    granularity = ELEMENT
+    {body}
+
+    def __call__(self, slot):
+        {call}
+
+
+@hookimpl
+def register_merge_methods(register):
+    register("{name}", Own{facts})
+"""
 
 
 @pytest.fixture

@@ -30,9 +30,11 @@ from transformers import (
 from harness_adapters.bigcode.harness import Harness, complete, named, of_task, prompted, write
 from harness_adapters.ending import exit_status
 from merge_plugins import identity
+from merge_plugins.cli.arguments import add_plugin
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe
 from merge_plugins.tokenizer import tokenizer_folder
 
@@ -53,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="harness_adapters.bigcode", add_help=False, allow_abbrev=False
     )
     parser.add_argument("--harness", required=True, type=Path)
+    add_plugin(parser)
     options, rest = parser.parse_known_args(argv)
-    return exit_status(lambda: _run(options.harness, rest))
+    return exit_status(lambda: _run(options, rest))
 
 
-def _run(folder: Path, rest: Sequence[str]) -> int:
-    harness = Harness.load(folder)
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    load_plugins(options.plugin)
+    harness = Harness.load(options.harness)
     args = harness.parse_args(rest)
     check(args)
     evaluate(harness, args)

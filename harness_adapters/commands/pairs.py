@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from harness_adapters.commands.report_table import FORMATS
+from merge_plugins.cli.arguments import add_plugin
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     recipe, shown = options.pop("recipe"), options.pop("format")
     from harness_adapters.commands.pairs_table import table_of_pairs  # seconds: imports torch
+    from merge_plugins.plugins import load_plugins
 
+    load_plugins(options.pop("plugin"))
     print(FORMATS[shown](table_of_pairs(recipe, options)))
     return 0
 
@@ -32,4 +35,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--model_args", metavar="NAME=VALUE,…")
     add("--limit", type=float)
     add("--include_path", metavar="DIR")
+    add_plugin(parser)
     return parser

@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager, redirect_stderr
 from pathlib import Path
 
 from harness_adapters.commands import search_demo as demo
+from merge_plugins.cli.arguments import add_plugin
 from merge_plugins.errors import MergeError
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import read_recipe
 from merge_plugins.search import loop, processes, proposal, report, winners
 from merge_plugins.search.named import objective as named
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Find the best merge of a space of recipes, scored in one process, without a checkpoint."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(words)
+    load_plugins(options.plugin)
     if options.show:
         _finish(Study.recorded(options.show))
         return 0
@@ -55,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--storage", metavar="URL", help="postgresql://…, for hosts that share no folder")
     add("--on-test", action="store_true", help="tune on a benchmark's test split all the same")
     add("--trust-remote-code", action="store_true", help="run code that came with a model or task")
+    add_plugin(parser)
     add("--show", type=Path, metavar="DIR", help="write the report of a search again")
     add("--init", metavar="RECIPE", help="write a search.yaml with ranges for the recipe's method")
     add("--tasks", default="gsm8k", help="tasks that --init writes, joined by commas")

@@ -35,6 +35,7 @@ from harness_adapters.options import naming
 from merge_plugins import identity
 from merge_plugins.errors import MergeError, first_line
 from merge_plugins.outputs.load import load_merged
+from merge_plugins.outputs.needs import needs
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, short_form
 from merge_plugins.sources.models import model_folder
@@ -107,6 +108,8 @@ class MergedLM(RoutedRequests, HFLM):
             "sources": {str(ref): identity.model_identity(ref) for ref in self.recipe.references},
             "merge_plugins": merge_plugins.__version__,
         }
+        plugins = needs(self.recipe)
+        info["merge"] |= {"plugins": plugins} if plugins else {}
         settled = self.model.merge_settled
         info["merge"] |= {"settled": settled} if settled else {}
         return info

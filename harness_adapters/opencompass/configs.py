@@ -19,9 +19,10 @@ from merge_plugins import identity
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import RecipeError
 from merge_plugins.planning import Plan
-from merge_plugins.plugins import registry
+from merge_plugins.plugins import load_plugins, registry
 from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, parsing
 from merge_plugins.recipe.dtypes import dtype_name
+from merge_plugins.recipe.short_form_values import plugins
 
 PACKAGE = "harness_adapters.opencompass"
 DEFAULTS: Mapping[str, Any] = {
@@ -46,8 +47,9 @@ def merged_model(recipe: Recipe | Mapping[str, Any] | str | Path, **entry: Any) 
     """Build the model entry of a merge for a run config.
 
     ``recipe``: a YAML file or its content; paths are relative to the file, or to the cwd.
-    ``entry``: keys of the stock class of the same name, ``dtype`` (default: the merge's), and
-    ``abbr``, to which the digest is added. Reads headers and computes identities of the recipe's
+    ``entry``: keys of the stock class of the same name, ``dtype`` (default: the merge's),
+    ``abbr``, to which the digest is added, and ``plugin``, a Python file that is run for its
+    methods. Reads headers and computes identities of the recipe's
     models, downloading hub ids; raises `MergeError` if the recipe does not fit them.
     """
     return settled({"recipe": recipe, **entry}, Path())
@@ -63,6 +65,9 @@ def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(entry["type"], str):
         raise RecipeError(f"type is a dotted name, '{DEFAULTS['type']}'; got {entry['type']!r}")
     trusted = trusts(entry)
+    given = (folder / Path(file).expanduser() for file in plugins(entry.get("plugin")))
+    files = [str(file.absolute()) for file in given]
+    load_plugins(files)
     recipe = read(entry["recipe"], folder).trusting(trusted)
     refuse_routed(recipe)
     plan = open_merge(recipe).plan
@@ -71,6 +76,7 @@ def settled(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     checked(text, digest, trusted)
     return {
         **{key: value for key, value in entry.items() if key not in ("dtype", "model_kwargs")},
+        **({"plugin": files} if files else {}),
         "abbr": _abbr(entry.get("abbr"), recipe, digest),
         "recipe": text,
         "digest": digest,

@@ -35,6 +35,7 @@ from merge_plugins.errors import RecipeError, did_you_mean
 from merge_plugins.hf.versions import DTYPE
 from merge_plugins.outputs.load import load_merged
 from merge_plugins.outputs.model_files import copy_companions, write_configs
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.dtypes import dtype_name
 
@@ -162,9 +163,13 @@ class MergedCausalLM(MergedWithChatTemplate, HuggingFaceBaseModel):
             tokenizer.padding_side, tokenizer.truncation_side = sides
 
 
-def accepted(recipe: str, digest: str | None, options: Mapping[str, Any]) -> Recipe:
-    """Read and check the recipe of an entry; raises `MergeError` before any weight is read."""
+def accepted(recipe: str, digest: str | None, options: dict[str, Any]) -> Recipe:
+    """Read and check the recipe of an entry; raises `MergeError` before any weight is read.
+
+    Takes ``plugin`` out of the options, and loads it.
+    """
     refuse(options)
+    load_plugins(options.pop("plugin", ()))
     parsed = checked(recipe, digest, trusts(options))
     refuse_routed(parsed)
     return parsed

@@ -26,8 +26,10 @@ from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.outputs.ranks import lazily
 from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
+from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import RECIPE_FILES, home
+from merge_plugins.recipe.short_form_values import plugins
 from merge_plugins.weights.hub import resolve
 from merge_plugins.weights.modules import of_transformer
 
@@ -42,6 +44,7 @@ class MergedModelLoader(DefaultModelLoader):
     def __init__(self, load_config: LoadConfig) -> None:
         options = dict(load_config.model_loader_extra_config or {})
         self._named = options.pop("recipe", None)
+        load_plugins(plugins(options.pop("plugin", None)))
         super().__init__(  # which would refuse our format and our option
             dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=options)
         )
@@ -104,7 +107,7 @@ class MergedModelLoader(DefaultModelLoader):
         except OSError:  # no such model, or no recipe in it
             pass
         else:
-            return mounted_recipe(folder, trusted)
+            return mounted_recipe(folder, trusted, plugins=trusted)
         recipe = None if self._named is None else named_recipe(self._named)
         if recipe is not None and is_donor(recipe, model_config.model):
             return recipe.trusting(trusted)

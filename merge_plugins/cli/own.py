@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from pathlib import Path
 
+from merge_plugins.cli.arguments import add_plugin
 from merge_plugins.cli.command import Command
 
 RECIPE = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
@@ -13,10 +14,17 @@ RECIPE = "a YAML file, its folder, or the short form method=…,base=…,models=
 
 def _list(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true")
+    add_plugin(parser)
 
 
 def _show(parser: ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD")
+    add_plugin(parser)
+
+
+def _new_method(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the method's, like my_method")
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="new; by default merge-NAME")
 
 
 def _check(parser: ArgumentParser) -> None:
@@ -39,11 +47,28 @@ def _compare(parser: ArgumentParser) -> None:
     add("--json", action="store_true", help="all numbers, of each layer and module type")
     meaning = "singular directions to measure; 0 for none, which saves most of the time"
     add("--directions", type=int, default=16, metavar="N", help=meaning)
+    add_plugin(parser)
 
 
 def _save(parser: ArgumentParser) -> None:
     _mount(parser)
     parser.add_argument("--max-shard-size", default="5GB", help="largest file, e.g. 500MB")
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload it to the hub, too")
+    _publish(parser)
+
+
+def _push(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="that merge-plugins save wrote")
+    parser.add_argument("repo", metavar="ORG/NAME", help="of the model on the hub")
+    _publish(parser)
+
+
+def _publish(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--private", action="store_true", help="a new repository is private")
+    add("--overwrite", action="store_true", help="even if another model is there")
+    scores = "put the merge's scores on its card, from results of lm-eval or OpenCompass"
+    add("--results", type=Path, action="append", default=[], metavar="DIR", help=scores)
 
 
 def _mount(parser: ArgumentParser) -> None:
@@ -58,6 +83,7 @@ def _mount(parser: ArgumentParser) -> None:
 
 def _recipe(parser: ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    add_plugin(parser)
 
 
 def _trust(parser: ArgumentParser) -> None:
@@ -79,6 +105,12 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
             "Explain one merge method: what it does, its parameters, its paper.",
             f"{WORK}.methods:show_method",
             _show,
+        ),
+        Command(
+            "new-method",
+            "Write a package with a merge method of your own and its test, ready to install.",
+            f"{WORK}.new_method:new_method",
+            _new_method,
         ),
     ),
     "merges": (
@@ -106,6 +138,12 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
             "Write the merge as a checkpoint, with tokenizer, recipe and model card.",
             f"{WORK}.save:save_merge",
             _save,
+        ),
+        Command(
+            "push",
+            "Upload a saved merge to the hub, with its card and scores.",
+            f"{WORK}.push:push_merge",
+            _push,
         ),
         Command(
             "mount",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from merge_plugins import identity
+from merge_plugins.commands.recipe import given_recipe
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import UntrustedCodeError
-from merge_plugins.recipe import read_recipe
 
 
 def check(options: argparse.Namespace) -> int:
     """Check a recipe and its models without reading a weight, or running code that came along."""
-    plan = open_merge(read_recipe(options.recipe).trusting(None)).plan
+    plan = open_merge(given_recipe(options).trusting(None)).plan
     # Imports transformers, which takes seconds: most mistakes are found before.
     from merge_plugins.outputs.fits import fits, has_tokenizer
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from merge_plugins._version import __version__
 from merge_plugins.commands.values import plain
-from merge_plugins.plugins import Method, Parameter, registry
+from merge_plugins.plugins import Method, Parameter, load_plugins, registry
 
 
 def list_methods(options: argparse.Namespace) -> int:
     """List the merge methods, their parameters, and plugins that failed to load."""
+    load_plugins(options.plugin)
     known = registry()
     known.load_bridges()
     if options.json:
@@ -35,6 +36,7 @@ def list_methods(options: argparse.Namespace) -> int:
 
 def show_method(options: argparse.Namespace) -> int:
     """Explain one merge method: what it does, its parameters, its paper."""
+    load_plugins(options.plugin)
     method = registry().get(options.method)
     print(f"{method.name}: {method.summary}")
     for line in (f"paper: {method.paper}" if method.paper else "", f"takes: {_needs(method)}"):

@@ -6,14 +6,14 @@ import argparse
 import json
 from typing import Any
 
+from merge_plugins.commands.recipe import given_recipe
 from merge_plugins.commands.values import plain
 from merge_plugins.engine import open_merge
-from merge_plugins.recipe import read_recipe
 
 
 def show_plan(options: argparse.Namespace) -> int:
     """Show which tensors make each merged tensor, and with which parameters."""
-    recipe = read_recipe(options.recipe).trusting(options.trust_remote_code)
+    recipe = given_recipe(options).trusting(options.trust_remote_code)
     plan = open_merge(recipe).plan
     if options.json:
         print(json.dumps(plan.as_dict(), indent=2))

@@ -7,6 +7,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from merge_plugins.engine.carrier import carrier_to, indexed
 from merge_plugins.engine.copied import copied, placed
 from merge_plugins.engine.defaults import own_defaults
 from merge_plugins.engine.elsewhere import SMALLEST_BLOCK, brought_back, there_or_here
+from merge_plugins.engine.guests import blaming
 from merge_plugins.engine.measured import remember, remembered
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
@@ -118,7 +120,8 @@ class MergedTensor:
     def _on(self, device: torch.device, region: Region, into: Tensor | None = None) -> Tensor:
         place = self._merge.place(indexed(device))
         if place.by_threads:
-            return self._merged(region, place, into)
+            with self._blaming():
+                return self._merged(region, place, into)
 
         def merged(there: Place) -> Tensor:
             if there is self._merge.here:
@@ -127,7 +130,11 @@ class MergedTensor:
                 return self._merged(region, there, into)
 
         method = self._merge.plan.method.name
-        return there_or_here(merged, place, self._merge.here, method).to(device)
+        with self._blaming():
+            return there_or_here(merged, place, self._merge.here, method).to(device)
+
+    def _blaming(self) -> AbstractContextManager[None]:
+        return blaming(self._merge.plan.method, self.planned.kernel, f"on {self.name}")
 
     def _merged(self, region: Region, place: Place, into: Tensor | None) -> Tensor:
         planned = self.planned
@@ -151,7 +158,7 @@ class MergedTensor:
 
     def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
         compiles = self._merge.plan.recipe.compile and reader.place.by_threads
-        return Work(self.planned, kernel, reader, self._merge.plan.method.name, compiles)
+        return Work(self.planned, kernel, reader, self._merge.plan.method, compiles)
 
     def _near(self, kernel: Kernel, region: Region, place: Place) -> AnyReader:
         """Read all that is needed onto the device if there is room for it, else read it in parts.
@@ -233,11 +240,13 @@ class MergedTensor:
 
     def ready(self) -> None:
         """Prepare and measure, so that `box` may be called; the inputs are held."""
-        _ = self._ready
+        with self._blaming():
+            _ = self._ready
 
     def box(self, region: Region) -> Tensor:
         """Merge a small box of a weight that another merge reads, from inside its threads."""
-        return self._work(self._merge.kernel(self.planned), self._reader).block(region)
+        with self._blaming():
+            return self._work(self._merge.kernel(self.planned), self._reader).block(region)
 
     @own_defaults()
     def branches(self, device: torch.device) -> Sequence[Branch]:
@@ -256,7 +265,7 @@ class MergedTensor:
             reader.release(whole)
             return branches
 
-        with held(self.planned.stored):
+        with held(self.planned.stored), self._blaming():
             reader = self._ready
             return alone(compute)
 
@@ -384,10 +393,16 @@ class Merge:
                 different.append(planned.kernel)
         for kernel in different:
             try:
-                with held(s for planned in self.plan.tensors.values() for s in planned.stored):
+                every = (s for planned in self.plan.tensors.values() for s in planned.stored)
+                with held(every), blaming(self.plan.method, kernel, "in prepare"):
                     prepared = self._prepared_by(kernel, place)
             finally:
                 self.sources.drop()
+            if prepared is not None and not callable(prepared):
+                raise MismatchError(
+                    f"{self.plan.method}: prepare returns a kernel or None; got "
+                    f"{type(prepared).__name__}"
+                )
             if prepared is not None and len(different) > 1:
                 raise RecipeError(
                     f"{self.plan.method.name} looks at the whole model at once, so each parameter "

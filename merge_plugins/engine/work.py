@@ -28,6 +28,7 @@ from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.planning import PlannedTensor
+from merge_plugins.plugins import Method
 from merge_plugins.weights import StoredTensor
 from merge_plugins.weights.damage import refuse_damage
 
@@ -61,8 +62,7 @@ class Work:
     planned: PlannedTensor
     kernel: Kernel
     reader: AnyReader
-    method: str
-    """Name of the method, for messages."""
+    method: Method
     compile: bool = False
     """Whether blocks are merged by compiled code; see `merge_plugins.engine.compiled`."""
 
@@ -139,7 +139,7 @@ class Work:
         if not self.compile or not all(isinstance(each, StoredTensor) for each in planned.stored):
             return None  # what is computed is computed best block by block, on every core
         dtypes = [stored.read_as for stored in planned.stored]
-        return compiled.Compiled.of(self.method, self.kernel, planned.dtype, dtypes)
+        return compiled.Compiled.of(self.method.name, self.kernel, planned.dtype, dtypes)
 
     def _by_matrices(self, region: Region, into: Tensor | None) -> Tensor:
         kernel, place = cast(MergesMatrices, self.kernel), self.reader.place
@@ -184,7 +184,13 @@ class Work:
             self._name_the_source()
 
     def _check(self, result: Tensor, block: Region) -> None:
-        """Refuse a result of another shape, or one that overflowed."""
+        """Refuse a result that is no tensor, of another shape or kind, or that overflowed."""
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            kind = str(result.dtype) if isinstance(result, Tensor) else type(result).__name__
+            raise MismatchError(
+                f"{self.method} returned {kind} for {self.planned.name}; a kernel returns a tensor "
+                "of floating-point numbers, float32 as a rule"
+            )
         if result.shape != torch.Size(block.sizes):
             raise MismatchError(
                 f"{self.method} returned {list(result.shape)} for {self.planned.name} "

@@ -10,25 +10,29 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from merge_plugins._version import __version__
-from merge_plugins.errors import CheckpointError, MismatchError
+from merge_plugins.errors import CheckpointError, MismatchError, UnknownMethodError
 from merge_plugins.identity import digest, model_identity
+from merge_plugins.outputs.needs import carried, is_file, load_carried, needs
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.weights.files import read_json
 
 KEY = "merge_plugins"
 """Key of the merge's signature in a mounted ``config.json``."""
+PLUGINS = "plugins"
+"""Key, in the signature, of the plugins that the merge needs, if any."""
 
 
 def signature(recipe: Recipe) -> dict[str, Any]:
     """Collect version, digest, method and sources of a merge, to detect later changes."""
     method = registry().get(recipe.merge_method)
-    return {
+    made = {
         "version": __version__,
         "digest": digest(recipe),
         "method": [method.known_as, method.version or __version__],
         "sources": [model_identity(ref) for ref in recipe.references],
     }
+    return {**made, PLUGINS: needs(recipe)} if needs(recipe) else made
 
 
 def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
@@ -36,7 +40,10 @@ def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
 
     ``where``: arguments of `transformers.utils.hub.cached_file`, such as ``revision``.
     """
-    return Path(str(cached_file(name, files.NAME, **where))).parent
+    folder = Path(str(cached_file(name, files.NAME, **where))).parent
+    for file in carried(_plugins(folder)) if is_mounted(folder) else ():
+        cached_file(name, file, **where)
+    return folder
 
 
 def is_mounted(path: Path) -> bool:
@@ -45,17 +52,41 @@ def is_mounted(path: Path) -> bool:
     return (path / files.NAME).is_file() and config.is_file() and KEY in read_json(config)
 
 
-def mounted_recipe(folder: Path, trust_remote_code: bool = True) -> Recipe:
+def mounted_recipe(
+    folder: Path, trust_remote_code: bool = True, *, plugins: bool = False
+) -> Recipe:
     """Read the recipe of a recipe folder, trusting code if `mount` was told to.
 
-    ``trust_remote_code``: whether whoever loads it trusts that too. Raises `MismatchError` if its
-    merge has changed since the folder was written: a harness that identifies the folder by its name
-    would report the scores of one merge for the other.
+    ``trust_remote_code``: whether whoever loads it trusts that too. ``plugins``: whether whoever
+    loads it has allowed code that is in the folder, as a plugin may be. Raises `MismatchError` if
+    its merge has changed since the folder was written: a harness that identifies the folder by its
+    name would report the scores of one merge for the other.
     """
     trusted = trust_remote_code and trusts_code(folder)
-    recipe = Recipe.load(folder).trusting(trusted)
+    load_carried(folder, _plugins(folder), plugins)
+    try:
+        recipe = Recipe.load(folder).trusting(trusted)
+    except UnknownMethodError as exc:
+        raise UnknownMethodError(f"{exc}{_missing(folder)}") from exc
     refuse_changes(recipe, folder)
     return recipe
+
+
+def _plugins(folder: Path) -> list[Mapping[str, str]]:
+    """List the plugins that a folder's merge needs, as `needs` lists them."""
+    listed = read_json(folder / "config.json").get(KEY, {})
+    given = listed.get(PLUGINS) if isinstance(listed, Mapping) else None
+    return [
+        each
+        for each in (given if isinstance(given, list) else ())
+        if isinstance(each, Mapping) and isinstance(each.get("plugin"), str)
+    ]
+
+
+def _missing(folder: Path) -> str:
+    """Name the packages that a folder was mounted with and that may be missing here."""
+    packages = [f"{n['plugin']} {n.get('version')}" for n in _plugins(folder) if not is_file(n)]
+    return f" The folder was mounted with {', '.join(packages)}." if packages else ""
 
 
 def trusts_code(folder: Path) -> bool:

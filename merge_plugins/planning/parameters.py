@@ -47,8 +47,12 @@ def build(
     try:
         fields = {method.parameters[name].field: value for name, value in values.items()}
         return method.factory(**fields), values
-    except (ValueError, TypeError) as exc:
+    except Exception as exc:
+        is_told = isinstance(exc, ValueError | TypeError)
+        if not is_told and not method.is_guest:
+            raise
         message = str(exc).removeprefix(f"{method.name}: ")
+        message = message if is_told else f"{type(exc).__name__}: {message}"
         raise ParameterError(
             f"{method.name}: {message}{_where(slice_, tensor, t, message)}"
         ) from exc

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from merge_plugins.api import MATRIX, Statistic, granularity_of
 
 T = TypeVar("T")
+BUILTIN = "merge_plugins.methods"
+"""Plugins of this package begin with it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,15 @@ class Method:
     def spellings(self) -> Mapping[str, Parameter]:
         """Parameters by every spelling a recipe may use."""
         return {word: p for p in self.parameters.values() for word in (p.name, *p.alias)}
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether a plugin registered the method that is no part of this package."""
+        return not self.plugin.startswith(BUILTIN)
+
+    def __str__(self) -> str:
+        source = f"{self.plugin} {self.version}".strip()
+        return f"{self.name} (plugin {source})" if self.is_guest else self.name
 
     @property
     def summary(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -15,13 +16,22 @@ import pluggy
 from merge_plugins.api import Statistic
 from merge_plugins.errors import UnknownMethodError, did_you_mean
 from merge_plugins.plugins import hookspecs
-from merge_plugins.plugins.method import Method, RegisteredStatistic
+from merge_plugins.plugins.method import BUILTIN, Method, RegisteredStatistic
 
-BUILTIN = "merge_plugins.methods"
 FORMER_FACTS = {"elementwise": "ELEMENT", "rowwise": "ROW", "matrices": "MATRIX"}
 """Facts of earlier releases, and the granularity that each means."""
 BRIDGES = "merge_plugins.bridges"
 """Entry points in this group lead to another program's plugins: see `Registry.load_bridges`."""
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """A plugin that is one Python file, which a user named: see `plugins.files.load_plugin`."""
+
+    path: Path
+    source: bytes
+    version: str
+    """Hash of the source, 12 hex digits."""
 
 
 @dataclass
@@ -32,6 +42,8 @@ class Registry:
     statistics: dict[str, RegisteredStatistic] = field(default_factory=dict)
     broken: dict[str, Exception] = field(default_factory=dict)
     plugins: dict[str, str] = field(default_factory=dict)
+    files: dict[str, PluginFile] = field(default_factory=dict)
+    """Those of the plugins that are no installed package."""
     bridges: list[EntryPoint] = field(default_factory=list)
     """Bridges that are not loaded yet."""
 
@@ -87,6 +99,19 @@ class Registry:
         else:
             self.plugins[plugin] = version
 
+    def of_plugin(self, plugin: str) -> list[str]:
+        """List the methods and statistics that a plugin registered, by name."""
+        methods = [method.name for method in self.methods.values() if method.plugin == plugin]
+        return methods + [s.name for s in self.statistics.values() if s.plugin == plugin]
+
+    def unload(self, plugin: str) -> None:
+        """Forget a plugin with all that it registered."""
+        self._manager.unregister(name=plugin)
+        self.methods = {n: m for n, m in self.methods.items() if m.plugin != plugin}
+        self.statistics = {n: s for n, s in self.statistics.items() if s.plugin != plugin}
+        del self.plugins[plugin]
+        self.files.pop(plugin, None)
+
     def load_builtin(self) -> None:
         """Register our own methods, through the hooks that everyone's go through."""
         room = import_module(BUILTIN)
@@ -125,9 +150,10 @@ class Registry:
         for plugin, exc in self.broken.items():
             if plugin.partition(":")[2] == name:
                 raise UnknownMethodError(f"{plugin} failed to load: {exc}") from exc
+        near = did_you_mean(name, named)
+        own = "" if near else " One in a file of your own is named by --plugin, or plugin=."
         raise UnknownMethodError(
-            f"no merge method {name!r}{did_you_mean(name, named) or '.'} "
-            "Run 'merge-plugins list' to see them."
+            f"no merge method {name!r}{near or '.'} Run 'merge-plugins list' to see them.{own}"
         )
 
 

@@ -21,6 +21,8 @@ from merge_plugins.recipe.slices import Entry, Layers, Slice
 def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     """Parse a recipe's fields, not yet normalised; ``reading`` resolves the references in it."""
     given = {key: value for key, value in mapping.items() if value is not None}
+    if "plugin" in given:  # before the method, which may be that plugin's
+        raise RecipeError(f"plugin: {keys.UNREAD['plugin']}")
     method = _method(_method_name(given))
     keys.check_keys(given, keys.TOP, method)
     base = _optional(given.get("base_model"), reading)

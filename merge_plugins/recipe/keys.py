@@ -32,9 +32,11 @@ UNREAD = {
     "experts": "mixtures of experts are not built",
     "residual_weight": "mergekit reads it and does nothing with it; delete it",
     "input_model_parameters": "no mergekit reads it; write parameters: in the model's entry",
+    "plugin": "no recipe can have code run; whoever uses it says --plugin FILE, or plugin=FILE "
+    "in model_args",
     "override_architecture": "the architecture is that of the model; delete it",
 }
-"""Keys of mergekit's recipes that are refused, with the reason."""
+"""Keys, mergekit's first, that are refused, with the reason."""
 
 
 def check_keys(

@@ -15,6 +15,7 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     task=cola+rte                   what the head of each model answers: one per model, or a list
     exclude=head+bias               parts of tensor names that are not merged
     compile=true                    merge by compiled code, to the same bits: see docs/devices.md
+    plugin=file.py                  or a.py+b.py: runs it, for methods that are in no package
     seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import ParameterError, RecipeError, did_you_mean
-from merge_plugins.plugins import Method, Parameter, registry
+from merge_plugins.plugins import Method, Parameter, load_plugins, registry
 from merge_plugins.recipe import fields, files, keys
 from merge_plugins.recipe import short_form_values as values
 from merge_plugins.recipe.data import Data
@@ -48,7 +49,7 @@ CHOSEN = ("tokenizer_source", "chat_template", "generation_config", "donor", "po
 KEYS = {
     **keys.SHORT,
     **{key: key for key in ("merge_method", "base_model")},
-    **{key: key for key in ("models", "params", "config", "data", "task")},
+    **{key: key for key in ("models", "params", "config", "data", "task", "plugin")},
     **{key: key for key in ("seed", "out_dtype", "exclude", "compile", *CHOSEN)},
 }
 MISTAKEN = {
@@ -69,6 +70,7 @@ class ShortForm:
     def __init__(self, args: Mapping[str, Any], reading: Reading) -> None:
         args = {str(key).strip(): value for key, value in bounded(args).items()}
         _refuse_strays(args)
+        load_plugins(values.plugins(args.get("plugin")))  # before any name of a method is read
         self._here, self._inner, self._file = reading, reading, _file(args.get("config"))
         self._written: Mapping[str, Any] = {}
         with files.naming(self._file):
@@ -108,6 +110,7 @@ class ShortForm:
         """Parse the recipe's fields, as `merge_plugins.recipe.fields` does for a file."""
         method, given = self.method, _by_name(self.ours, self.method)
         given.pop("config", None)
+        given.pop("plugin", None)
         top = {**self._written, **_settings(given, self._written, self._here)}
         if "tokenizer_source" in given:
             top.pop("tokenizer", None)

@@ -76,6 +76,14 @@ def tasks(given: Any) -> list[Task | None]:
     return [read_task(one) for one in (given if isinstance(given, list | tuple) else [given])]
 
 
+def plugins(given: Any) -> list[str]:
+    """Parse plugin=: the Python files of plugins."""
+    given = parsed(given) if is_set(given) else []
+    if isinstance(given, str) and "+" in given and not exists(given):
+        given = given.split("+")
+    return [text(one) for one in (given if isinstance(given, list | tuple) else [given])]
+
+
 def reference(given: Any, reading: Reading) -> Resolved:
     """Parse a reference to a model; ``reading``: that of the current folder."""
     if isinstance(given, int | float | complex | str):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +18,7 @@ from merge_plugins.calibration.losses import ExampleLoss
 from merge_plugins.errors import MergeError, did_you_mean
 from merge_plugins.outputs.live import LiveMerge
 from merge_plugins.parallel import accelerator
+from merge_plugins.plugins.files import run
 from merge_plugins.recipe import Data, Recipe
 from merge_plugins.search.goals import Numbers, read_goals
 from merge_plugins.search.objective import Goal
@@ -123,22 +122,15 @@ def _function(name: str) -> tuple[Callable[..., Any], str]:
     """Run a file and take a function of it; also return the file's text."""
     path, _, wanted = name.rpartition(":")
     file = Path(path).expanduser().resolve()
-    if not path or not file.is_file():
+    if not path or file.suffix != ".py" or not file.is_file():
         raise MergeError(f"{name!r}: no file {path or name!r}; write file.py:function")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise MergeError(f"{file} is no Python file; write file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(file.parent))  # what lies beside it can be imported, as when it is run
-    try:
-        spec.loader.exec_module(module)
-    except Exception as exc:
-        raise MergeError(f"{file} failed: {type(exc).__name__}: {exc}") from exc
+    source = file.read_bytes()
+    module = run(file, source, beside=True)
     function = getattr(module, wanted, None)
     if not callable(function):
         hint = did_you_mean(wanted, (n for n, value in vars(module).items() if callable(value)))
         raise MergeError(f"{file} has no function {wanted!r}{hint}")
-    return function, file.read_text(encoding="utf-8")
+    return function, source.decode()
 
 
 def _placed(device: str | None) -> dict[str, Any]:

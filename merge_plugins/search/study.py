@@ -9,7 +9,9 @@ from pathlib import Path
 
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError
+from merge_plugins.plugins import registry
 from merge_plugins.recipe import Recipe
+from merge_plugins.recipe.guests import guests
 from merge_plugins.search import racing
 from merge_plugins.search.database import DatabaseClaims, DatabaseLedger
 from merge_plugins.search.history import Sampler
@@ -70,7 +72,8 @@ class Study:
         PostgreSQL database, for hosts that share no folder.
         """
         space, settings = Space.parse(file.recipe, file.folder), file.settings
-        open_merge(space.check().trusting(None))
+        recipe = space.check().trusting(None)
+        open_merge(recipe)
         ranking = Ranking(objective.goals, settings.pareto)
         chosen = sampler(settings.sampler, space, ranking, settings.seed)
         documents = {goal: list(objective.documents.get(goal, ())) for goal in objective.goals}
@@ -85,6 +88,12 @@ class Study:
             "notes": list(notes),
             FOLDER: str(file.folder),
         }
+        code = {
+            m.plugin: m.version
+            for m in (*space.methods, *guests(recipe))
+            if m.plugin in registry().files
+        }
+        header |= {"plugins": code} if code else {}  # a candidate's score is of that code
         if storage is None:
             ledger = Ledger.open(folder, header)
         else:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import in_memory
 import pytest
 import torch
 from families import drift, seeded, word_tokenizer, write_family
@@ -27,6 +26,7 @@ from merge_plugins.errors import CheckpointError, DataError, MergeError, RecipeE
 from merge_plugins.folders import cache_folder
 from merge_plugins.plugins import registry
 from merge_plugins.plugins.method import RegisteredStatistic
+from merge_plugins.testing import in_memory
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")

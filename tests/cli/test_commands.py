@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from merge_plugins.cli import main
 from merge_plugins.cli.own import GROUPS
+from merge_plugins.plugins import registry
 
 Start = Callable[..., "subprocess.Popen[str]"]
 METADATA = "Metadata-Version: 2.1\nName: merge-guest\nVersion: 1.0\n"
@@ -141,3 +143,39 @@ def test_help_fits_the_terminal(
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
+TAKE_A_PLUGIN = {"list", "show", "compare", "check", "plan", "save", "mount"}
+
+
+def test_every_command_on_methods_or_recipes_takes_a_plugin() -> None:
+    commands = {command.name: command for group in GROUPS.values() for command in group}
+    for name, command in commands.items():
+        parser = ArgumentParser()
+        assert command.arguments is not None
+        command.arguments(parser)
+        takes = any("--plugin" in action.option_strings for action in parser._actions)
+        reads = any(action.dest in ("recipe", "models", "method") for action in parser._actions)
+        assert takes == (name in TAKE_A_PLUGIN)
+        assert takes or not reads
+
+
+def test_a_plugin_in_a_file_is_used_by_each_command(
+    plugin_file: Callable[..., Path],
+    llamas: Mapping[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = "return self.scale * slot.stacked().median(dim=0).values"
+    plugin = ("--plugin", str(plugin_file(call)))
+    short = f"method=own,models={llamas['math']}+{llamas['code']}"
+    for words in (("check", short), ("plan", short), ("show", "own"), ("list",)):
+        assert main(words) == (1 if words != ("list",) else 0)
+        capsys.readouterr()
+        assert main([*words, *plugin]) == 0
+        assert "own" in capsys.readouterr().out
+        registry().unload("own.py")
+    assert main(["check", f"{short},plugin={plugin[1]}"]) == 0
+    (tmp_path / "no.py").write_text("import nowhere_to_be_found\n")
+    assert main(["check", short, "--plugin", str(tmp_path / "no.py")]) == 1
+    assert "no.py failed: ModuleNotFoundError: " in capsys.readouterr().err

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import in_memory
 import pytest
-import torch
-from families import drift, seeded, word_tokenizer
-from torch import Tensor
 
-from merge_plugins import Slot
-from merge_plugins.api import Example, Prepares, Weight
-from merge_plugins.calibration.batches import batches
-from merge_plugins.engine import Merge
-from merge_plugins.plugins import Method, registry
-from merge_plugins.recipe import Data
+from merge_plugins import testing
+from merge_plugins.plugins import registry
 
 REQUIRED = {"weight": 0.5, "t": 0.375}
 """Values for parameters without a default, by name."""
@@ -130,22 +120,12 @@ SCALES = ("lambda", "scaling_coefficient")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """A method with parameters, as a recipe could set them."""
-
-    method: Method
-    parameters: Mapping[str, Any]
-    on_base: bool = False
-    """Whether there is a base for a method that need not have one."""
-
-    @property
-    def has_base(self) -> bool:
-        return self.method.needs_base or self.on_base
+class Case(testing.Case):
+    """A method with parameters, and what is known of ours beside the contract."""
 
     @property
     def n_experts(self) -> int:
-        most = 2 if self.inner == "slerp_merging" else self.method.max_experts or 3
-        return max(self.method.min_experts, min(3, most))
+        return 2 if self.inner == "slerp_merging" else super().n_experts
 
     @property
     def inner(self) -> str:
@@ -191,100 +171,6 @@ class Case:
         by_name = self.inner == "cocktail"  # weighs live models, whose order stays
         return halfway and not (own or by_name or self.is_random) and self.n_experts > 1
 
-    def kernel(self, **changes: Any) -> Any:
-        """The method's dataclass for `n_experts` experts."""
-        values = {}
-        for parameter in self.method.parameters.values():
-            default = REQUIRED.get(parameter.name) if parameter.required else parameter.default
-            value = {**self.parameters, **changes}.get(parameter.name, default)
-            if parameter.per_expert:
-                each = value if isinstance(value, tuple) else (value,) * 3
-                value = each[: self.n_experts]
-            values[parameter.field] = value
-        return self.method.factory(**values)
-
-    def merge(self, *slots: Slot, **changes: Any) -> list[Tensor]:
-        """Merge whole weights in memory, as the runner would."""
-        kernel = self.kernel(**changes)
-        if isinstance(kernel, Prepares):
-            kernel = kernel.prepare(InMemory(slots)) or kernel
-        return [in_memory.merged(kernel, slot) for slot in slots]
-
-    def measured(self, slot: Slot) -> Mapping[str, Tensor]:
-        """What the method measures of a whole weight."""
-        return in_memory.measured(self.kernel(), slot)
-
-    def slot(self, base: Tensor, *experts: Tensor, name: str = "w", seed: int = 0) -> Slot:
-        maybe_base, experts = base if self.has_base else None, experts[: self.n_experts]
-        asked = self.method.statistics(self.kernel())
-        stats = {stat: tuple(statistic(stat, expert) for expert in experts) for stat in asked}
-        return Slot(name, maybe_base, experts, stats, seed=seed)
-
-
-def statistic(name: str, expert: Tensor) -> Tensor | None:
-    """Make up a calibration statistic of a weight, which depends on nothing but its values."""
-    if registry().statistics[name].elementwise:
-        return (1e-3 * expert.float().sin().square() + 1e-6).reshape(expert.shape)
-    if expert.ndim != 2:
-        return None  # of no linear layer
-    seed = int(1000 * expert.double().abs().sum())
-    inputs = torch.randn(99, expert.shape[1], generator=torch.Generator().manual_seed(seed))
-    return inputs.T @ inputs / 99
-
-
-class InMemory:
-    """What a method that looks at the whole model sees; the live models are not the slots'."""
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self._slots = slots
-        self.seed = slots[0].seed
-        self.names = tuple(f"expert {i}" for i, _ in enumerate(slots[0].experts))
-
-    def slots(self) -> Iterator[Weight]:
-        return (slot.weight() for slot in self._slots)
-
-    def module(self, expert: int) -> Any:
-        return copy.deepcopy(live_model(expert))  # the method's own to change
-
-    def tokenizer(self, expert: int) -> Any:
-        return live_tokenizer()
-
-    def examples(self, expert: int) -> tuple[Example, ...]:
-        return EXAMPLES
-
-    def stat(self, name: str, expert: int) -> Mapping[str, Tensor]:
-        found = {slot.name: slot.stats[name][expert] for slot in self._slots}
-        return {key: tensor for key, tensor in found.items() if tensor is not None}
-
-    def batches(self, expert: int) -> Iterator[Mapping[str, Tensor]]:
-        return batches(live_tokenizer(), EXAMPLES, Data(path="examples"), classifier=False)
-
-
-EXAMPLES = (Example("1 2 3", "4 5"), Example("6", "7 8 9 10"), Example("11 12", "13"))
-
-
-@functools.cache
-def live_model(number: int) -> Any:
-    """Build one of a family of tiny Llamas: 0, 1, 2, … are fine-tunes of -1."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.5,
-    )
-    model = seeded(config, LlamaForCausalLM).eval()
-    torch.manual_seed(number + 1)
-    return drift(model, 0.3 * (number + 1))
-
-
-@functools.cache
-def live_tokenizer() -> Any:
-    return word_tokenizer(["?", "end", *map(str, range(14))], unknown="?", eos_token="end")
-
 
 def every_case(that: Callable[[Case], Any] = bool) -> pytest.MarkDecorator:
     """Run a test on every method and its settings in this suite."""
@@ -303,25 +189,6 @@ every_method = pytest.mark.parametrize("name", list(registry().methods))
 
 
 def case_of(method: str, *, on_base: bool = False, **parameters: Any) -> Case:
-    return Case(registry().get(method), {**ALWAYS.get(method, {}), **parameters}, on_base)
-
-
-def weights(n: int, shape: Sequence[int] = (13, 29), *, seed: int = 0) -> list[Tensor]:
-    """Draw numbers whose sums are exact in float32: multiples of 1/256, with many ties."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(-512, 513, tuple(shape), generator=generator) / 256 for _ in range(n)]
-
-
-def near(base: Tensor, n: int, *, seed: int = 1) -> list[Tensor]:
-    """Draw fine-tunes: small steps from a base."""
-    return [base + step / 16 for step in weights(n, base.shape, seed=seed)]
-
-
-def read(merge: Merge) -> dict[str, Tensor]:
-    return {name: tensor[...] for name, tensor in merge.tensors().items()}
-
-
-def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in one
-    )
+    found = registry().get(method)
+    required = {p.name: REQUIRED[p.name] for p in found.parameters.values() if p.required}
+    return Case(found, {**required, **ALWAYS.get(method, {}), **parameters}, on_base)

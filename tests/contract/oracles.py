@@ -11,12 +11,13 @@ from typing import Any
 import field_formulas as field
 import mergekit_formulas as mergekit
 import torch
-from contract.cases import EXAMPLES, live_model, live_tokenizer, statistic
 from torch import Tensor
 
 from merge_plugins import Slot
 from merge_plugins.calibration.losses import ExampleLoss
 from merge_plugins.ops.random import drop_at_random, keep_at_random
+from merge_plugins.testing import living
+from merge_plugins.testing.case import statistic
 
 
 def average(_: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -236,8 +237,8 @@ def smallest_dropped(b: Tensor, x: Tensor, rate: float) -> Tensor:
 
 
 def cocktail(b: Tensor, x: Tensor, w: Tensor, temperature: float) -> Tensor:
-    loss, tokenizer = ExampleLoss(), live_tokenizer()
-    losses = [loss(live_model(i), tokenizer, EXAMPLES) for i in range(len(x))]
+    loss, tokenizer = ExampleLoss(), living.tokenizer()
+    losses = [loss(living.model(i), tokenizer, living.EXAMPLES) for i in range(len(x))]
     odds = [math.exp(-one / temperature) for one in losses]
     return sum(o / sum(odds) * one for o, one in zip(odds, x, strict=True))  # type: ignore[return-value]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from contract.cases import Case, every_case, near, weights
+from contract.cases import Case, every_case
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from merge_plugins.testing.promises import shape_stays
 
 
 @every_case()
@@ -20,8 +22,4 @@ from hypothesis import strategies as st
 def test_any_shape_merges_to_a_finite_tensor_of_that_shape(
     case: Case, shape: tuple[int, ...], dtype: torch.dtype, seed: int
 ) -> None:
-    base, *_ = weights(1, shape, seed=seed)
-    slot = case.slot(*(tensor.to(dtype) for tensor in (base, *near(base, 3, seed=seed + 10))))
-    (merged,) = case.merge(slot)
-    assert merged.shape == shape
-    assert torch.isfinite(merged).all()
+    shape_stays(case, shape, dtype, seed)

@@ -6,18 +6,16 @@ C++ compiler and some minutes.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator
 
 import torch
-from contract.cases import Case, every_case, near, weights
+from contract.cases import Case, every_case
 
-from merge_plugins.api import ELEMENT, ROW, Prepares, Region, Slot, granularity_of
+from merge_plugins import Slot
 from merge_plugins.engine.compiled import Compiled, Writer, compiled, run, same_bits
-from merge_plugins.engine.recording import RecordingError
+from merge_plugins.testing import weights
+from merge_plugins.testing.engine import SHAPE, blocks, is_compiled, recorded_has_the_bits
 
-SHAPE = (40, 320)
 DTYPES = (torch.bfloat16, torch.float32)
 NEED_DATA = {
     *("della", "della_linear", "della_norank", "della_layer_norm", "dare_della", "ties_row"),
@@ -27,44 +25,11 @@ NEED_DATA = {
 what is in a block."""
 
 
-def by_blocks(case: Case) -> bool:
-    kernel = case.kernel()  # what `prepare` returns is another method's
-    return granularity_of(kernel) in (ELEMENT, ROW) and not isinstance(kernel, Prepares)
-
-
-def blocks(case: Case, dtype: torch.dtype) -> Iterator[tuple[object, Slot]]:
-    """The kernel of a case, and parts of a weight that a merge would be cut into."""
-    base, *_ = weights(1, SHAPE)
-    models = [model.to(dtype) for model in (base, *near(base, 3))]
-    slot, kernel = case.slot(*models), case.kernel()
-    measured = case.measured(slot)
-    whole = dataclasses.replace(slot, measured=measured).weight()
-    for first, last in ((0, 20), (21, 40)):
-        region = Region(SHAPE, ((first, last), (0, SHAPE[1])))
-        part = whole.part(region)
-        yield kernel, dataclasses.replace(part, measured=measured)
-
-
-@every_case(by_blocks)
+@every_case(is_compiled)
 def test_what_is_recorded_has_the_bits_of_the_kernel(case: Case) -> None:
     for dtype in DTYPES:
-        for kernel, slot in blocks(case, dtype):
-            wanted = kernel(slot).to(dtype)  # type: ignore[operator]
-            merged = torch.empty_like(wanted)
-            code = Compiled(kernel, dtype, ("tests",))  # type: ignore[arg-type]
-            try:
-                recorded = code.record(slot, merged)
-            except RecordingError:
-                if case.method.name in NEED_DATA:
-                    continue
-                raise
-            function = Writer(recorded.program).module()
-            if os.environ.get("COMPILE_EVERY"):
-                function = compiled(recorded.program)  # type: ignore[assignment]
-            total = run(function, recorded)
-            assert total.isfinite()
-            if not recorded.alphas:
-                assert same_bits(merged, wanted), (dtype, slot.region)
+        code = compiled if os.environ.get("COMPILE_EVERY") else None
+        assert recorded_has_the_bits(case, dtype, code) or case.method.name in NEED_DATA
 
 
 def test_blocks_of_one_weight_have_one_program() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import Case, case_of, near, weights
+from contract.cases import Case, case_of
+
+from merge_plugins.testing import near, weights
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from contract.cases import Case, every_case, read
-from torch import Tensor
+from contract.cases import Case, every_case
 
-from merge_plugins.engine import Merge
 from merge_plugins.parallel import Place
+from merge_plugins.testing.family import Family, read
 
 GPU = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 pytestmark = pytest.mark.skipif(GPU is None, reason="needs a GPU")
@@ -21,33 +18,20 @@ MAY_DIFFER = {"arcee_fusion", "pcb", "regmean_merging", "tsv", "iso_c", "iso_cts
 
 
 @pytest.fixture(scope="session")
-def family(checkpoint: Callable[..., str]) -> dict[str, str]:
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """A base and three fine-tunes with a weight of several blocks, in bfloat16."""
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(weights: dict[str, Tensor], spread: float) -> dict[str, Tensor]:
-        return {
-            name: weight + spread * torch.randn(weight.shape, generator=generator)
-            for name, weight in weights.items()
-        }
-
-    base = moved({name: torch.zeros(shape) for name, shape in SHAPES.items()}, 0.02)
-    experts = {str(i): moved(base, 0.003) for i in range(3)}
-    return {
-        name: checkpoint({key: weight.bfloat16() for key, weight in weights.items()})
-        for name, weights in {"base": base, **experts}.items()
-    }
+    return Family(tmp_path_factory.mktemp("family"), SHAPES, base=0.02, step=0.003)
 
 
 @every_case()
 def test_a_merge_on_a_gpu_is_that_on_the_cpu(
-    case: Case, lazily: Callable[..., Merge], caplog: pytest.LogCaptureFixture
+    case: Case, family: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether a weight is held there, or read in parts."""
     assert GPU is not None
-    device, expected = torch.empty(0, device=GPU).device, read(lazily(case))
+    device, expected = torch.empty(0, device=GPU).device, read(family.planned(case))
     for room in (0, 1 << 30):
-        merge = lazily(case)
+        merge = family.planned(case)
         merge.places[device] = Place(device, 1 << 18, by_threads=False, room=room)
         for name, tensor in merge.tensors().items():
             found = tensor.on(device)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import weights
 
 from merge_plugins import Slot
 from merge_plugins.api import Region
+from merge_plugins.testing import weights
 
 
 def test_a_kernel_may_be_called_on_a_region_of_a_slot() -> None:

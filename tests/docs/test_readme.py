@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from readme import SEARCH, SETUP, blocks, rows, run, run_here, shown_after
 
+from merge_plugins.plugins import registry
+
 
 def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_them() -> None:
     lines = [line for b in blocks() if b.language == "bash" for line in b.text.splitlines()]
@@ -19,6 +21,14 @@ def test_the_readme_has_exactly_two_set_up_commands_and_ci_runs_them() -> None:
 
 def test_every_command_and_file_of_the_readme_works(tmp_path: Path) -> None:
     folder = tmp_path
+    try:
+        run_all(folder)
+    finally:
+        for label in [*registry().files]:  # what --plugin and plugin= loaded here
+            registry().unload(label)
+
+
+def run_all(folder: Path) -> None:
     for block in blocks():
         if block.language == "bash":
             for command in block.text.splitlines():

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import field_formulas as field
-import in_memory
 import pytest
 import torch
 from hypothesis import example, given
@@ -26,6 +25,7 @@ from merge_plugins.methods.tsv_iso import IsoC, IsoCTS, TaskSingularVectors, whi
 from merge_plugins.methods.wudi import Wudi
 from merge_plugins.ops import matrices
 from merge_plugins.plugins import registry
+from merge_plugins.testing import in_memory
 
 Merging = TaskSingularVectors | IsoC | IsoCTS | Wudi
 BY_MATRIX: list[Merging] = [

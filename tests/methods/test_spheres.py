@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import in_memory
 import mergekit_formulas as mergekit
 import pytest
 import torch
@@ -20,6 +19,7 @@ from merge_plugins.methods.karcher import Karcher
 from merge_plugins.methods.multislerp import MultiSlerp
 from merge_plugins.methods.nuslerp import NuSlerp
 from merge_plugins.plugins import registry
+from merge_plugins.testing import in_memory
 
 
 def merge(kernel: Any, *experts: Tensor, base: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import in_memory
 import mergekit_formulas as mergekit
 import pytest
 import torch
@@ -18,6 +17,7 @@ from merge_plugins.methods.nearswap_arcee import ArceeFusion, NearSwap
 from merge_plugins.methods.ram import Ram, RamPlus
 from merge_plugins.methods.sce import Sce
 from merge_plugins.parallel import Place
+from merge_plugins.testing import in_memory
 
 
 def merge(kernel: Any, base: Tensor, *experts: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import in_memory
 import pytest
 import torch
 import transformers
@@ -22,6 +21,7 @@ from merge_plugins.engine import MergedTensor, merged_tensors
 from merge_plugins.errors import ParameterError
 from merge_plugins.methods.widen import WidenMerging, column_products, divergences
 from merge_plugins.parallel import Place
+from merge_plugins.testing import in_memory
 
 Merged = Callable[..., dict[str, MergedTensor]]
 SIZES = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
