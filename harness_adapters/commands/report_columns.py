@@ -66,9 +66,7 @@ def choose(
         for name in given:
             if name not in known:
                 raise ReportError(f"{option} {name}: no result of that{did_you_mean(name, known)}")
-    hidden = {
-        task for group in results.groups if group in scored for task in _below(group, results)
-    }
+    hidden = parts_of_scored(results)
     shown = [name for name in scored if name not in hidden or name in asked]
     if names:
         parts = [[name] if name in scored else _below(name, results) for name in names]
@@ -79,6 +77,12 @@ def choose(
         for task in metrics
         if task.name == name
     }
+
+
+def parts_of_scored(results: Results) -> set[str]:
+    """Name the tasks and groups that are part of a group with a score of its own."""
+    scored = {score.task.name for score in results.scores}
+    return {part for group in results.groups if group in scored for part in _below(group, results)}
 
 
 def _below(group: str, results: Results) -> list[str]:

@@ -36,6 +36,7 @@ from merge_plugins.outputs.mounted_code import (
     refuse_needed_code,
     without_code,
 )
+from merge_plugins.outputs.needs import carry
 from merge_plugins.outputs.recipe_folder import (
     KEY,
     mounted_recipe,
@@ -88,8 +89,10 @@ def mount(
             _remove_code(unfinished / "tokenizer_config.json")
         (unfinished / f"{CODE}.py").write_text(code(classes), encoding="utf-8")
         _name_encoder(plan, unfinished)
-        (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
-        card = model_card(plan, target.name, settled={}) + HOW_TO_LOAD
+        carry(recipe, unfinished)
+        text = portable(recipe, target, carried=True)
+        (unfinished / files.NAME).write_text(text, encoding="utf-8")
+        card = model_card(plan, target.name, settled={}, carried=True) + HOW_TO_LOAD
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         plan.refuse_changes()
     return target
@@ -155,7 +158,7 @@ class Mounted:
         """
         where = {key: kwargs.pop(key) for key in DOWNLOAD if key in kwargs}
         folder = recipe_folder(name, **where)
-        recipe = mounted_recipe(folder)
+        recipe = mounted_recipe(folder, plugins=True)  # who loads it trusts what is in it
         trusted = kwargs["trust_remote_code"] = trusts_code(folder)
         _warn_of_routing(recipe)
         for bits in ("load_in_4bit", "load_in_8bit"):

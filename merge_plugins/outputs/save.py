@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from merge_plugins.folders import complete_or_nothing, naming_file, new_folder
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.model_files import copy_companions, write_configs
+from merge_plugins.outputs.scores import Score
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.weights.modules import WEIGHTS, of_modules, of_transformer
 from merge_plugins.weights.stored import write_header
@@ -36,11 +37,15 @@ def save(
     max_shard_size: int | str = "5GB",
     extra: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    name: str | None = None,
+    scores: Sequence[Score] = (),
 ) -> Path:
     """Write the merge with tokenizer, generation config, recipe and model card; return the folder.
 
     ``extra``: texts of further files, by their path in the folder. ``trust_remote_code``: whether
     code that came with a task of the recipe runs; that of the models is copied, and never runs.
+    ``name``: what the card calls the model, by default the folder. ``scores``: those on the card,
+    see `merge_plugins.outputs.scores.scores_of`.
 
     Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
     """
@@ -60,7 +65,7 @@ def save(
             (unfinished / name).parent.mkdir(exist_ok=True)
             (unfinished / name).write_text(text, encoding="utf-8")
         (unfinished / files.NAME).write_text(portable(recipe, target), encoding="utf-8")
-        card = model_card(plan, target.name, merge.settled())
+        card = model_card(plan, name or target.name, merge.settled(), scores)
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         plan.refuse_changes()  # after the card, which has the digest
     return target
