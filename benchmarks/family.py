@@ -36,8 +36,7 @@ def create_family(
 ) -> list[Path]:
     """Write a base and two experts; ``changes`` are those of the config."""
     config = LlamaConfig(
-        **{**SIZES[size], **changes},
-        tie_word_embeddings=True,
+        **{"tie_word_embeddings": True, **SIZES[size], **changes},
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
     )
@@ -90,3 +89,5 @@ def shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{at}.mlp.up_proj.weight", (inner, hidden)
         yield f"{at}.mlp.down_proj.weight", (hidden, inner)
     yield "model.norm.weight", (hidden,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, hidden)

@@ -28,6 +28,14 @@ REFUSED: Mapping[str, str] = {
     "token": "set the environment variable HF_TOKEN, which every source obeys",
     "variant": "name a folder whose weights have standard file names",
 }
+REFUSED_BY_VLLM: Mapping[str, str] = {
+    "download_dir": "set the environment variable HF_HOME, which every source obeys",
+    "hf_config_path": "the config is that of the recipe's donor",
+    "hf_token": "set the environment variable HF_TOKEN, which every source obeys",
+    "load_format": "the recipe says what the weights are",
+    "model_loader_extra_config": "write the recipe as method=… or config=merge.yaml",
+    "weight_transfer_config": "one engine becomes one merge after another by the one that is set",
+}
 FROM_PRETRAINED = {
     *("attn_implementation", "device_map", "device_mesh", "distributed_config", "dtype"),
     *("experts_implementation", "generation_config", "ignore_mismatched_sizes", "kernel_config"),
@@ -43,9 +51,16 @@ SAME_OUTPUTS = {
     *("offload_state_dict", "parallelize", "tp_plan", "tp_size"),
 }
 """Arguments on devices, memory and speed; two runs that differ in them may share a cache."""
+SAME_OUTPUTS_OF_VLLM = {
+    *("batch_size", "cpu_offload_gb", "data_parallel_size", "device", "disable_log_stats"),
+    *("distributed_executor_backend", "enable_chunked_prefill", "enable_prefix_caching"),
+    *("enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_batch_size"),
+    *("max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "swap_space"),
+    "tensor_parallel_size",
+}
 LABEL = re.compile(r"\w+-[0-9a-f]{12}")
 """A merge's name in tables, `identity.label`: its method and digest."""
-FILES = ("peft", "steer_path")
+FILES = ("lora_local_path", "peft", "steer_path")
 """Arguments that name local files; outputs depend on the files' content, not on their paths."""
 
 
@@ -58,11 +73,14 @@ def without_label(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key != "model" or not label}
 
 
-def refuse(options: dict[str, Any]) -> None:
-    """Raise `RecipeError` for an argument that no merge supports; drop it if it is falsy."""
-    for name in REFUSED.keys() & options.keys():
+def refuse(options: dict[str, Any], refused: Mapping[str, str] = REFUSED) -> None:
+    """Raise `RecipeError` for an argument that no merge supports; drop it if it is falsy.
+
+    ``refused``: such arguments, and what to do instead.
+    """
+    for name in refused.keys() & options.keys():
         if options.pop(name):
-            raise RecipeError(f"{name}= does not go with a merge: {REFUSED[name]}.")
+            raise RecipeError(f"{name}= does not go with a merge: {refused[name]}.")
 
 
 def check_values(options: Mapping[str, Any]) -> None:
@@ -91,13 +109,29 @@ def check_names(
 ) -> None:
     """Raise `RecipeError` for an unknown argument, before a model's constructor fails on it."""
     known = {*_defaults(lm_class), *FROM_PRETRAINED, *QUANTIZATION, *config.to_dict()}
+    known |= {name for name in options if _is_key(config, name)}
+    refuse_unknown("merged", options, known, recipe_words)
+
+
+def refuse_unknown(
+    model: str, options: Mapping[str, Any], known: Set[str], recipe_words: Set[str]
+) -> None:
+    """Raise `RecipeError` for an argument that is neither known nor a word of the recipe."""
     for name in options:
-        if name not in known and not _is_key(config, name):
+        if name not in known:
             hint = did_you_mean(name, known | recipe_words) or "."
             raise RecipeError(
-                f"--model merged has no argument {name!r}{hint} "
+                f"--model {model} has no argument {name!r}{hint} "
                 "'merge-plugins show METHOD' lists a method's parameters."
             )
+
+
+def refuse_unknown_to_vllm(
+    options: Mapping[str, Any], lm_class: type, engine: Set[str], recipe_words: Set[str]
+) -> None:
+    """Raise `RecipeError` for an argument that neither lm-eval's class nor an engine takes."""
+    known = {*_defaults(lm_class), *engine, *SAME_OUTPUTS_OF_VLLM}
+    refuse_unknown("merged-vllm", options, known, recipe_words)
 
 
 def take_quantization(options: dict[str, Any]) -> Any:
@@ -124,13 +158,18 @@ def _is_key(config: PretrainedConfig, name: str) -> bool:
     return hasattr(config, name) and not callable(getattr(config, name))
 
 
-def outputs_depend_on(options: Mapping[str, Any], lm_class: type) -> dict[str, str]:
-    """Select the arguments that may change a merge's answers: name to value or file hash."""
+def outputs_depend_on(
+    options: Mapping[str, Any], lm_class: type, same: Set[str] = SAME_OUTPUTS
+) -> dict[str, str]:
+    """Select the arguments that may change a merge's answers: name to value or file hash.
+
+    ``same``: those that do not.
+    """
     defaults = _defaults(lm_class)
     return {
         name: _content(value) if name in FILES else str(value).removeprefix("torch.")
         for name, value in options.items()
-        if name not in SAME_OUTPUTS | {"tokenizer"}  # its content is a key already
+        if name not in {*same, "tokenizer"}  # its content is a key already
         and (name not in defaults or value != defaults[name])
     }
 

@@ -16,8 +16,9 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import finalize
 
 from lm_eval import evaluator
@@ -26,10 +27,8 @@ from lm_eval.evaluator import evaluate, simple_evaluate
 from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.utils import simple_parse_args_string
 
-from harness_adapters.lm_eval.classifiers.model import MergedClassifiers
 from harness_adapters.lm_eval.depends import identity
 from harness_adapters.lm_eval.goals import Scored
-from harness_adapters.lm_eval.live import LiveLM
 from harness_adapters.lm_eval.prepared import Tasks, manager_of
 from harness_adapters.lm_eval.prompting import Prompting
 from merge_plugins import shared_sources
@@ -37,10 +36,17 @@ from merge_plugins.errors import MergeError, did_you_mean
 from merge_plugins.recipe import Recipe
 from merge_plugins.search.objective import Goal, Score
 
-Live: TypeAlias = LiveLM | MergedClassifiers
-MODELS: Mapping[str, type[LiveLM] | type[MergedClassifiers]] = {
-    "merged": LiveLM,
-    "merged-classifiers": MergedClassifiers,
+if TYPE_CHECKING:
+    from harness_adapters.lm_eval.classifiers.model import MergedClassifiers
+    from harness_adapters.lm_eval.live import LiveLM
+    from harness_adapters.lm_eval.vllm import MergedVLLM
+
+    Live: TypeAlias = LiveLM | MergedClassifiers | MergedVLLM
+
+MODELS = {
+    "merged": "harness_adapters.lm_eval.live:LiveLM",
+    "merged-classifiers": "harness_adapters.lm_eval.classifiers.model:MergedClassifiers",
+    "merged-vllm": "harness_adapters.lm_eval.vllm:MergedVLLM",
 }
 """Classes of models by lm-eval's names, each of which becomes one merge after another."""
 
@@ -50,10 +56,10 @@ class Evaluator:
 
     ``tasks``: names of tasks or groups, separated by commas or in a list; or a mapping from names
     to ``metric`` (lm-eval's, with its filter: ``exact_match,strict-match``; by default the task's
-    first), ``weight`` and ``higher_is_better``. ``model``: ``merged`` or ``merged-classifiers``;
-    ``model_args``: its arguments in lm-eval, without the recipe. ``resident``: a device in whose
-    memory sources stay, as of `shared_sources`. ``progress``: whether lm-eval shows a progress bar
-    for each candidate.
+    first), ``weight`` and ``higher_is_better``. ``model``: ``merged``, ``merged-classifiers`` or
+    ``merged-vllm``; ``model_args``: its arguments in lm-eval, without the recipe. ``resident``: a
+    device in whose memory sources stay, as of `shared_sources`. ``progress``: whether lm-eval shows
+    a progress bar for each candidate.
 
     The others are lm-eval's, with the names and defaults of its command line; ``prompting``: the
     fields of `Prompting`.
@@ -82,7 +88,7 @@ class Evaluator:
         if model not in MODELS:
             raise MergeError(f"model is {' or '.join(MODELS)}; got {model!r}")
         wanted = _by_name(tasks)
-        self._model = model
+        self._model, self._model_class = model, _live_class(model)
         self._open = ExitStack()
         self._closed = finalize(self, self._open.close)  # at the latest when Python ends
         given = _parsed(model_args)
@@ -132,7 +138,7 @@ class Evaluator:
         Tasks, their versions and documents; few-shot examples, chat template, seeds; arguments that
         may change a model's answers; releases of lm-eval, transformers and torch.
         """
-        options = MODELS[self._model].answers_depend_on(self._options)
+        options = self._model_class.answers_depend_on(self._options)
         return identity(self._tasks, self._scored.values(), self._prompting, options)
 
     def score(
@@ -209,7 +215,7 @@ class Evaluator:
         lm, self._lm = self._lm, None  # dropped after an error, as it may be neither merge
         if lm is None or not lm.become(recipe):
             del lm  # before another takes as much memory
-            lm = MODELS[self._model].of(recipe, self._options, self._progress)
+            lm = self._model_class.of(recipe, self._options, self._progress)
             if lm.world_size > 1:
                 raise MergeError("an evaluator is one process; start it without a launcher")
         self._lm = lm
@@ -277,6 +283,14 @@ def _samples(
         for task, number in scored.samples(documents[name]):
             found.setdefault(task, set()).add(number)
     return {task: sorted(numbers) for task, numbers in found.items()}
+
+
+def _live_class(model: str) -> type[Live]:
+    try:
+        found: type[Live] = resolve_name(MODELS[model])
+    except ImportError as exc:
+        raise MergeError(f"{model} needs a package that is not installed: {exc}") from exc
+    return found
 
 
 def _by_name(tasks: Any) -> Mapping[str, Mapping[str, Any] | None]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from harness_adapters.lm_eval.arguments import outputs_depend_on
 from harness_adapters.lm_eval.model import MergedLM
 from merge_plugins.outputs.live import become
 from merge_plugins.recipe import Recipe
@@ -35,11 +34,6 @@ class LiveLM(MergedLM):
         lm._shown = {} if progress else {"disable_tqdm": True}
         lm._build(recipe, dict(options))
         return lm
-
-    @staticmethod
-    def answers_depend_on(options: Mapping[str, Any]) -> dict[str, str]:
-        """Select the arguments that may change a merge's answers."""
-        return outputs_depend_on(options, MergedLM)
 
     _tokenised: dict[Hashable, Any]
     _shown: dict[str, Any]

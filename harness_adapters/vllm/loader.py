@@ -26,6 +26,7 @@ from merge_plugins.engine import Merge, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.outputs.ranks import lazily
 from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
+from merge_plugins.planning import Plan
 from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe
 from merge_plugins.recipe.references import RECIPE_FILES, home
@@ -65,16 +66,12 @@ class MergedModelLoader(DefaultModelLoader):
         if recipe is None:
             yield from super().get_all_weights(model_config, model)
             return
-        yield from self._merged(recipe, model_config)
+        yield from self.merged(planned(recipe, model_config))
         for source in getattr(model, "secondary_weights", ()):
             yield from self._get_weights_iterator(source)
 
-    def _merged(
-        self, recipe: Recipe, model_config: ModelConfig
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        plan = open_merge(recipe).plan
-        plan.refuse_routing("vLLM engine")
-        refuse_other_shapes(plan.config, model_config.hf_config)
+    def merged(self, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield a merge's weights by checkpoint name, each merged as it is copied."""
         logger.info("%s, while it loads", plan)
         self.counter_before_loading_weights = time.perf_counter()  # for its message
         in_group = torch.distributed.is_initialized()
@@ -124,6 +121,14 @@ class MergedModelLoader(DefaultModelLoader):
             f"{home(recipe.donor)}: give it that as its model, or the folder that 'merge-plugins "
             "mount' writes"
         )
+
+
+def planned(recipe: Recipe, model_config: ModelConfig) -> Plan:
+    """Open a merge, or raise `MergeError` unless it can be the weights of vLLM's model."""
+    plan = open_merge(recipe).plan
+    plan.refuse_routing("vLLM engine")
+    refuse_other_shapes(plan.config, model_config.hf_config)
+    return plan
 
 
 def named_recipe(named: str | Mapping[str, Any]) -> Recipe:

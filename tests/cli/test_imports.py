@@ -30,7 +30,7 @@ HEAVY = {"torch", "numpy", "transformers", "lm_eval", "openai", "matplotlib"}
 LIGHT = (
     *("--version", "--help", "", "reprot", "--bogus", "check"),
     *(f"{name} --help" for name in ("list", "show", "compare", "check", "plan", "save", "mount")),
-    *(f"{name} --help" for name in ("demo", "judge", "pairs", "report", "sea-data")),
+    *(f"{name} --help" for name in ("demo", "judge", "pairs", "report", "sea-data", "swap")),
 )
 """Lines that end before the work of a command is imported."""
 

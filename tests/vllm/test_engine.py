@@ -11,9 +11,11 @@ Ask = Callable[..., list[list[Any]]]
 MERGED = {"load_format": "merged"}
 
 
-def test_a_recipe_folder_is_served_like_the_saved_merge(ask: Ask) -> None:
+def test_a_recipe_folder_is_served_like_the_saved_merge(
+    ask: Ask, dense: dict[str, list[Any]]
+) -> None:
     """Also once its weights are replaced by another recipe's, by its name or its folder's."""
-    good, wrecked = ask("dense/good-saved", reloads=("dense/wrecked-saved",))
+    good, wrecked = dense.values()
     assert good != wrecked
     reloads = ("dense/wrecked.yaml", "dense/good", "dense/wrecked")
     assert ask("dense/good", **MERGED, reloads=reloads) == [good, wrecked, good, wrecked]
