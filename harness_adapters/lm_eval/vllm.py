@@ -20,6 +20,7 @@ import vllm
 from lm_eval.models.vllm_causallms import VLLM
 from vllm.engine.arg_utils import EngineArgs
 
+from harness_adapters.ending import end_with_the_message
 from harness_adapters.lm_eval.arguments import (
     REFUSED_BY_VLLM,
     SAME_OUTPUTS_OF_VLLM,
@@ -47,6 +48,7 @@ class MergedVLLM(NamedByDigest, VLLM):
     """Score a merge in vLLM: weights come from a recipe, everything else from lm-eval's `VLLM`."""
 
     def __init__(self, **arguments: Any) -> None:
+        end_with_the_message("lm_eval.__main__")
         self._build(*Recipe.split_model_args(without_label(arguments)))
 
     @classmethod

@@ -71,7 +71,7 @@ class LiveEngine:
 
     def log_probabilities(self) -> list[list[float]]:
         """Score the canary's prompts, of tokens at random."""
-        return self._engine.log_probabilities(self._prompts(_fixed(self.recipe)[0]))
+        return self._ask(self._prompts(_fixed(self.recipe)[0]))
 
     def _same_model(self, recipe: Recipe) -> Mapping[str, Any]:
         """Return the config that two merges share, or raise `SwapError`."""
@@ -99,10 +99,17 @@ class LiveEngine:
         trusted = bool(canary.setting(self._engine.config, "model_config.trust_remote_code"))
         probe = canary.probe(self.recipe).trusting(trusted)
         merge, halved = (canary.expected(one, asked, dtype) for one in (self.recipe, probe))
-        noise = canary.distance(self._engine.log_probabilities(asked), merge)
+        noise = canary.distance(self._ask(asked), merge)
         self._replace(probe)
-        swapped = canary.distance(self._engine.log_probabilities(asked), halved)
+        swapped = canary.distance(self._ask(asked), halved)
         return canary.Verdict(noise, swapped, canary.distance(merge, halved))
+
+    def _ask(self, prompts: Prompts) -> list[list[float]]:
+        try:
+            return self._engine.log_probabilities(prompts)
+        except Exception as exc:  # vLLM's own; it has stopped
+            self._broken = f"the engine does not score a prompt, so no swap can be verified: {exc}"
+            raise SwapError(self._broken) from exc
 
     def _prompts(self, layers: Mapping[str, Any]) -> Prompts:
         vocabulary = layers.get("text_config", layers)["vocab_size"]
