@@ -158,7 +158,8 @@ class Place:
     by_threads: bool = True
     """Whether every core merges blocks of its own; else one thread merges them in order."""
     room: int = 0
-    """Bytes of inputs that may stay on the device while a weight is measured and merged."""
+    """Bytes of inputs that may stay there, mapped on the CPU, while a weight is measured and
+    merged; methods may keep as much of it (`merge_plugins.api.Weight.has_room`)."""
 
     @classmethod
     def on(cls, device: torch.device) -> Place:

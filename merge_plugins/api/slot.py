@@ -194,6 +194,15 @@ class Weight:
         """Device that parts of it are read to."""
         return self.place.device
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is memory to keep as much as its experts take until it is merged.
+
+        Then ``measure`` may return the merge itself, or any tensor of the weight's shape, for the
+        kernel to cut: it is dropped when the weight is merged.
+        """
+        return self.n_experts * self.region.numel * self.dtype.itemsize <= self.place.room
+
     def part(self, region: Region) -> Slot:
         """Read a region, in coordinates of the stored weight."""
         return self.reader.read(region)

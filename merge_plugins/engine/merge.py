@@ -45,8 +45,8 @@ from merge_plugins.weights import held
 from merge_plugins.weights.stored import NAMES
 
 SHARE = 25
-"""On another device, inputs of one weight and what a kernel needs beside a block may each take this
-part of the merge's bytes: with two weights in flight, a tenth."""
+"""Inputs of one weight may take this part of the merge's bytes while it is merged, and on another
+device so may what a kernel needs beside a block: with two weights in flight, a tenth."""
 SCRATCH = 32
 """Bytes that a kernel needs for each element of a block, about."""
 
@@ -149,6 +149,8 @@ class MergedTensor:
                 return placed(
                     torch.empty(region.sizes, dtype=self.dtype, device=place.device), into
                 )
+            if place.by_threads and region == Region.whole(planned.shape):
+                return self._at_once(kernel, into)
             if place.by_threads:
                 return self._work(kernel, self._ready).merge(region, into)
             reader = self._near(kernel, region, place)
@@ -159,6 +161,19 @@ class MergedTensor:
     def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
         compiles = self._merge.plan.recipe.compile and reader.place.by_threads
         return Work(self.planned, kernel, reader, self._merge.plan.method, compiles)
+
+    def _at_once(self, kernel: Kernel, into: Tensor | None) -> Tensor:
+        """Merge the whole weight on the CPU; what is kept of it meanwhile is forgotten."""
+        reader, whole = self._merge.reader(self.planned, self._merge.at_once), self.planned.shape
+        _ = reader.statistics
+        with self._lock:
+            self._measure(kernel, reader)
+        try:
+            return self._work(kernel, reader).merge(Region.whole(whole), into)
+        finally:
+            reader.release(Region.whole(whole))
+            if any(each.shape == self.shape for each in reader.measured.values()):
+                self._measured.pop(reader.place, None)
 
     def _near(self, kernel: Kernel, region: Region, place: Place) -> AnyReader:
         """Read all that is needed onto the device if there is room for it, else read it in parts.
@@ -224,6 +239,8 @@ class MergedTensor:
         """Whether it is known what the method measures at a place, also of an earlier merge."""
         if place not in self._measured:
             found = remembered(self.planned, self._merge.plan, place, kernel)
+            if found is None and place.by_threads:
+                found = self._measured.get(self._merge.here)
             if found is not None:
                 self._measured[place] = found
         return place in self._measured
@@ -320,12 +337,22 @@ class Merge:
     def place(self, device: torch.device) -> Place:
         """Return how weights are merged on a device: in little memory beside the merge itself."""
         if device not in self.places:
-            weights = self.plan.tensors.values()
-            share = sum(math.prod(t.shape) * t.dtype.itemsize for t in weights) // SHARE
+            share = self.share
             block = min(DEVICE_BLOCK, max(SMALLEST_BLOCK, share // SCRATCH))
             self.places[device] = Place(device, block, by_threads=False, room=share)
             self.sources.device = self.sources.device or device
         return self.places[device]
+
+    @cached_property
+    def share(self) -> int:
+        """Bytes that the inputs of a weight may take beside the merge."""
+        weights = self.plan.tensors.values()
+        return sum(math.prod(t.shape) * t.dtype.itemsize for t in weights) // SHARE
+
+    @property
+    def at_once(self) -> Place:
+        """The CPU, for a whole weight: what is kept of it meanwhile is forgotten soon."""
+        return dataclasses.replace(self.here, room=self.share)
 
     def reader(self, planned: PlannedTensor, place: Place = CPU) -> WeightReader:
         """Return a reader of one tensor's inputs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -38,20 +39,32 @@ class WeightReader:
         return self._slot(self.bring(self.planned.stored, region), region)
 
     def walk(self, regions: Iterable[Region]) -> Iterator[Slot]:
-        """Read regions in turn, and release each when the next is asked for.
+        """Read regions in turn, and release each when the next is asked for, unless it `stays`.
 
         Onto a device, the next is read while the caller works on the last.
         """
         if self.place.by_threads:
             for region in regions:
                 yield self.read(region)
-                self.release(region)
+                if not self.stays:
+                    self.release(region)
             return
         wanted, stored = list(regions), self.planned.stored
         with closing(carrier_to(self.place.device).bring_each(stored, wanted)) as brought:
             for region in wanted:
                 yield self._slot(next(brought), region)
                 self.release(region)
+
+    @cached_property
+    def stays(self) -> bool:
+        """Whether there is room for the inputs until the weight is merged.
+
+        A method that measures it reads the same pages again, and to map them anew takes longer than
+        a pass of arithmetic.
+        """
+        planned = self.planned
+        n_bytes = sum(math.prod(each.shape) * each.read_as.itemsize for each in planned.stored)
+        return n_bytes <= self.place.room
 
     def bring(self, sources: Sequence[SourceTensor], region: Region) -> list[Tensor]:
         """Read a region of some weights: views of their files, or copies on the device."""
@@ -92,8 +105,15 @@ class WeightReader:
             planned.input_dim,
             self,
             planned.dtype,
-            CPU if self.place.by_threads else self.place,  # sums have one order, whatever the block
+            self._place_of_weights,
         )
+
+    @property
+    def _place_of_weights(self) -> Place:
+        """Where whole weights are looked at: on the CPU sums have one order, whatever the block."""
+        if self.place.by_threads:
+            return dataclasses.replace(CPU, room=self.place.room)
+        return dataclasses.replace(self.place, room=0)  # taken by the inputs
 
     def _slot(self, read: Sequence[Tensor], region: Region) -> Slot:
         if self.dtype is not None:

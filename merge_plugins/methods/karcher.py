@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from merge_plugins.errors import MergeWarning, ParameterError
 from merge_plugins.ops.arithmetic import block_sums, dot_products, sums, weighted_sum
 from merge_plugins.plugins import hookimpl
 
+Blocks: TypeAlias = dict[Region, Tensor]
 NO_DIRECTION = 1e-8
 """Norm up to which a weight, or a mean of directions, counts as zero."""
 
@@ -82,73 +84,85 @@ class Karcher:
         return middle
 
     def path(self, weight: Weight, norms: Tensor) -> Mapping[str, Tensor]:
-        """Compute the iteration in the inputs' dtype, as scalars from which `_replayed` repeats it.
+        """Compute the iteration in the inputs' dtype.
 
-        Norms [N], cosines [steps, N], steps [steps] and lengths [steps + 1]. Reads the weight three
-        times for each step; a weight of one block is read once, and only its ``mean`` kept.
+        If there is room for the directions, they are kept meanwhile, and the ``mean`` results: the
+        merge. Else scalars do, from which `_replayed` repeats it: norms [N], cosines [steps, N],
+        steps [steps] and lengths [steps + 1], and the weight is read three times for each step.
         Ends where a step changes no bit, since all later ones would change none.
         """
         self._warn_of_tol(weight.dtype)
-        if len(weight.blocks()) > 1:
-            return self._steps(lambda terms: sums(weight, terms), norms, weight.dtype)
+        is_one_block = len(weight.blocks()) == 1
+        if not (is_one_block or weight.has_room):
+            return self._steps(lambda terms: sums(weight, terms), norms, weight.dtype, {})
+        held: Blocks = {}
+        mean = torch.empty(weight.shape, dtype=weight.dtype)
 
-        def alone(block: Slot) -> Mapping[str, Tensor]:
-            units = _units(block, norms)
-            held: dict[Region | None, Tensor] = {}
-            self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, units, held)
-            return {"mean": torch.mul(held[block.region], norms.mean().to(weight.dtype))}
+        def alone(block: Slot) -> None:
+            self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, held, {})
 
-        [found] = weight.map_blocks(alone)
-        return found
+        def finish(block: Slot) -> None:
+            block.box.of(mean).copy_(held.pop(block.box)).mul_(norms.mean().to(weight.dtype))
+
+        if is_one_block:
+            weight.map_blocks(alone)
+        else:
+            self._steps(lambda terms: sums(weight, terms), norms, weight.dtype, held, {})
+        weight.map_blocks(finish)
+        return {"mean": mean}
 
     def _steps(
         self,
         total: Callable[[Callable[[Slot], Sequence[Tensor]]], Tensor],
         norms: Tensor,
         dtype: torch.dtype,
-        own: list[Tensor] | None = None,
-        held: dict[Region | None, Tensor] | None = None,
+        held: Blocks,
+        kept: dict[Region, list[Tensor]] | None = None,
     ) -> Mapping[str, Tensor]:
-        """Iterate; ``total`` sums terms over the weight.
+        """Iterate; ``total`` sums terms over the weight, and ``held`` gets the mean's direction.
 
-        Of a weight that is one block, ``own`` are the directions, and ``held`` gets the mean's.
+        ``kept``: gets the directions of the models, where there is room for them.
         """
-        held = {} if held is None else held
-        tangents: dict[Region | None, Tensor] = {}
-        before: dict[Region | None, Tensor] = {}
+        tangents: Blocks = {}
+        before: Blocks = {}
         changes: list[bool] = []
         cosines: list[Tensor] = []
         steps: list[Tensor] = []
 
         def units(block: Slot) -> list[Tensor]:
-            return _units(block, norms) if own is None else own
+            if kept is None:
+                return _units(block, norms)
+            if block.box not in kept:
+                kept[block.box] = _units(block, norms)
+            return kept[block.box]
 
         def begin(block: Slot) -> Sequence[Tensor]:
-            held[block.region] = middle = _start(units(block))
-            return [middle.float().square()]
+            held[block.box] = middle = _start(units(block))
+            return [middle.float().square_()]
 
         lengths = [total(begin)[0].sqrt().float()]
 
         def turn(block: Slot) -> Sequence[Tensor]:
-            held[block.region] = middle = held[block.region] / float(lengths[-1])
-            last = before.get(block.region)
+            held[block.box] = middle = held[block.box] / float(lengths[-1])
+            last = before.get(block.box)
             changes.append(last is None or not torch.equal(middle, last))
-            before[block.region] = middle
-            return [middle.float() * unit.float() for unit in units(block)]
+            before[block.box] = middle
+            wide = middle.float()
+            return [wide * unit for unit in units(block)]
 
         def pull(block: Slot) -> Sequence[Tensor]:
-            tangent = _tangent(held[block.region], units(block), cosines[-1])
-            if own is not None:
-                tangents[block.region] = tangent
-            return [tangent.float().square()]
+            tangent = _tangent(held[block.box], units(block), cosines[-1])
+            if kept is not None:
+                tangents[block.box] = tangent
+            return [tangent.float().square_()]
 
         def move(block: Slot) -> Sequence[Tensor]:
-            middle = held[block.region]
-            tangent = tangents.pop(block.region, None)
+            middle = held[block.box]
+            tangent = tangents.pop(block.box, None)
             if tangent is None:
                 tangent = _tangent(middle, units(block), cosines[-1])
-            held[block.region] = middle = _moved(middle, tangent, float(steps[-1]))
-            return [middle.float().square()]
+            held[block.box] = middle = _moved(middle, tangent, float(steps[-1]))
+            return [middle.float().square_()]
 
         for _ in range(self.max_iter):
             changes.clear()

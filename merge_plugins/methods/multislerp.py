@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_plugins.api import ELEMENT, PerExpert, Slot, Weight, parameter
+from merge_plugins.api import ELEMENT, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
 from merge_plugins.ops.arithmetic import added, least, sums, vector_norms, vectors
 from merge_plugins.plugins import hookimpl
@@ -69,34 +69,61 @@ class MultiSlerp:
         """Compute the norms [N], the mean's length [] and the directions' cosines with it [N].
 
         In the inputs' dtype. Reads the weight three times, because mergekit rounds whole vectors
-        between these steps.
+        between these steps. If there is room, directions are kept and the ``mean`` results.
         """
         if len(self.weight) == 1:
             return {}
         dtype = weight.dtype
         norms = vector_norms(weight, vectors, dtype)
+        kept: dict[Region, tuple[list[Tensor], Tensor]] = {}
 
         def mean(block: Slot) -> Sequence[Tensor]:
-            return [self.weighed(self.directions(block, norms)).float().square()]
+            directions, middle = self.ahead(block, norms)
+            if weight.has_room:
+                kept[block.box] = directions, middle
+            return [middle.float().square_()]
 
         length = sums(weight, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
 
         def products(block: Slot) -> Sequence[Tensor]:
-            directions = self.directions(block, norms)
-            middle = self.weighed(directions).div_(length)
+            directions, middle = kept.get(block.box) or self.ahead(block, norms)
+            middle.div_(length)
             return [(direction * middle).float() for direction in directions]
 
-        return {"norms": norms, "length": length, "cosines": sums(weight, products).to(dtype)}
+        cosines = sums(weight, products).to(dtype)
+        if not weight.has_room:
+            return {"norms": norms, "length": length, "cosines": cosines}
+        merged = torch.empty(weight.shape, dtype=dtype)
+
+        def finish(block: Slot) -> None:
+            block.box.of(merged).copy_(self.step(*kept.pop(block.box), cosines, norms))
+
+        weight.map_blocks(finish)
+        return {"mean": merged}
+
+    def ahead(self, slot: Slot, norms: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute the directions, N of [*shape], and their mean: [*shape]."""
+        directions = self.directions(slot, norms)
+        return directions, self.weighed(directions)
+
+    def step(
+        self, directions: Sequence[Tensor], middle: Tensor, cosines: Tensor, norms: Tensor
+    ) -> Tensor:
+        """Step from the mean direction along the tangent, and lengthen: [*shape], overwrites."""
+        pairs = zip(directions, cosines, strict=True)
+        tangents = [u.sub_(cosine * middle) for u, cosine in pairs]
+        return middle.add_(self.weighed(tangents)).mul_(self.weighed(list(norms)))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return the mean, plus the base if there is one: [*shape] in the inputs' dtype."""
         if len(self.weight) == 1:
             return slot.experts[0].clone()
+        if "mean" in slot.measured:
+            mean = slot.box.of(slot.measured["mean"])
+            return mean.clone() if slot.maybe_base is None else slot.base + mean
         norms, length, cosines = (slot.measured[k] for k in ("norms", "length", "cosines"))
-        directions = self.directions(slot, norms)
-        middle = self.weighed(directions).div_(length)
-        tangents = [u - cosine * middle for u, cosine in zip(directions, cosines, strict=True)]
-        mean = middle.add_(self.weighed(tangents)).mul_(self.weighed(list(norms)))
+        directions, middle = self.ahead(slot, norms)
+        mean = self.step(directions, middle.div_(length), cosines, norms)
         return mean if slot.maybe_base is None else slot.base + mean
 
 

@@ -68,8 +68,10 @@ class NuSlerp:
         dtype = weight.dtype
         if self.nuslerp_flatten:
             norms = vector_norms(weight, vectors, dtype)
-            dots = dot_products(weight, lambda block: units(vectors(block), norms), dtype)
-            return {"cosine": dots[0, 1].to(dtype)}
+            between = dot_products(
+                weight, lambda block: units(vectors(block), norms), dtype, squares=False
+            )
+            return {"cosine": between[0, 1].to(dtype)}
         squares = sums_over(weight, 0, lambda block: (v.float().square() for v in vectors(block)))
         norms = squares.sqrt().to(dtype)
 

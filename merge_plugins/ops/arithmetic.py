@@ -68,24 +68,29 @@ def dot_products(
     weight: Weight,
     vectors: Callable[[Slot], Sequence[Tensor]],
     dtype: torch.dtype = torch.float32,
+    *,
+    squares: bool = True,
 ) -> Tensor:
     """Compute all dot products between whole vectors: float64 [N, N], summed block by block.
 
     What follows from them is rounded to ``dtype``. To 16 bits, products of different vectors are
     rounded before they are summed, as mergekit does; else all is float64, so that the result does
-    not depend on the order in which a device sums, nor on its blocks.
+    not depend on the order in which a device sums, nor on its blocks. ``squares``: whether those of
+    a vector with itself are needed; else they may be 0.
     """
 
     def gram(block: Slot) -> Tensor:
         rows = [vector.reshape(-1) for vector in vectors(block)]
         if dtype.itemsize > 2:
             return _exact_gram(rows)
-        rows = [row.float() for row in rows]
         dots = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for i, row in enumerate(rows):
-            dots[i, i] = torch.dot(row, row)
+            if squares:
+                wide = row.float()
+                dots[i, i] = torch.dot(wide, wide)
             for j in range(i):
-                dots[i, j] = dots[j, i] = block_sum(rounded(row * rows[j], dtype))
+                product = row * rows[j]  # rounded, if they have 16 bits
+                dots[i, j] = dots[j, i] = block_sum(rounded(product, dtype))
         return dots
 
     return torch.stack(weight.map_blocks(gram)).sum(0)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_plugins import Recipe, Slot
-from merge_plugins.engine import merged_tensors
+from merge_plugins.engine import merged_tensors, open_merge, reader
 from merge_plugins.errors import ParameterError, RecipeError
 from merge_plugins.methods.karcher import Karcher
 from merge_plugins.methods.multislerp import MultiSlerp
 from merge_plugins.methods.nuslerp import NuSlerp
+from merge_plugins.parallel import Place
 from merge_plugins.plugins import registry
 from merge_plugins.testing import in_memory
 
@@ -129,6 +130,33 @@ def test_the_karcher_mean_is_where_no_step_is_left() -> None:
         angle = (unit * mean).sum().acos()
         tangent += angle / angle.sin() * (unit - (unit * mean).sum() * mean)
     assert float(tangent.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "on_base"), [("karcher", False), ("multislerp", False), ("multislerp", True)]
+)
+def test_what_is_kept_of_a_weight_meanwhile_changes_no_bit(
+    method: str,
+    on_base: bool,
+    checkpoint: Callable[..., str],
+    recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Merged at once with room for its blocks, then without, then in parts."""
+    base, *moves = drawn(9, 40, n=4)
+    models = [checkpoint({"w": (base + 0.05 * move).bfloat16()}) for move in (0 * base, *moves)]
+    monkeypatch.setattr(reader, "CPU", Place(block=64))
+    given = {"weight": 0.3} if method == "multislerp" else {}
+    spelt = recipe(method, models[0] if on_base else None, models[1:], **given)
+    opened = [open_merge(spelt, block=48) for _ in range(3)]
+    opened[0].share = 1 << 20
+    kept, streamed, parts = (merge.tensors()["w"] for merge in opened)
+    merged = kept[...]
+    assert merged.shape == (9, 40)
+    assert torch.equal(merged, streamed[...])
+    assert torch.equal(merged, torch.cat([parts[:2], parts[2:]]))
+    assert not kept._measured, "what is as large as the weight is not kept for ever"
+    assert torch.equal(merged, kept[...])
 
 
 def test_a_base_that_is_not_listed_is_one_more_model_for_karcher_only(
