@@ -28,8 +28,6 @@ from tqdm import tqdm
 RANDOM_METHODS = {"dare_ties"}
 SECONDS = {"linear": 30, "task_arithmetic": 35, "slerp": 30, "dare_ties": 55, "ties": 105}
 """What one round of a method takes at 24 layers on two cores; only for the estimate."""
-WAYS = {"": "merged", "compiled ": "compiled"}
-"""How we merge: words before ours in the figures, and the step."""
 MERGEKIT_VERSION = "from importlib.metadata import version; print(version('mergekit'))"
 
 
@@ -67,7 +65,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--layers", type=int, default=24, help="fewer make a smaller model")
     parser.add_argument("--workdir", type=Path, help="kept, for the next run (default: temporary)")
-    parser.add_argument("--compile", action="store_true", help="time compiled merges too")
     parser.add_argument("--raw", type=Path, help="write every figure to this JSON file")
     parser.add_argument("--verbose", action="store_true", help="print absolute times too")
     args = parser.parse_args()
@@ -133,8 +130,6 @@ def time_all(workdir: Path, args: argparse.Namespace) -> Figures:
     """Run every step once per round; return its figures by step and method."""
     sources = [workdir / "base", *(workdir / f"expert_{i}" for i in range(args.experts))]
     step("read", *sources)  # warm
-    for method in tqdm(args.methods if args.compile else (), "compiling", unit="method"):
-        step("compiled", recipe(workdir, method, args.experts))
     times: dict[str, list[Figures]] = defaultdict(list)
     for _ in tqdm(range(args.repeat), "rounds", unit="round"):
         for floor, folders in (
@@ -147,8 +142,7 @@ def time_all(workdir: Path, args: argparse.Namespace) -> Figures:
         for method in tqdm(args.methods, "methods", unit="method", leave=False):
             path, output = recipe(workdir, method, args.experts), workdir / "merged" / method
             shutil.rmtree(output, ignore_errors=True)
-            for way in [*WAYS][: 1 + args.compile]:
-                times[f"{way}ours {method}"].append(step(WAYS[way], path))
+            times[f"ours {method}"].append(step("merged", path))
             times[f"limit {method}"].append(step("limit", *read_by(path)))
             times[f"mergekit {method}"].append(mergekit(args.mergekit, path, output))
     return times

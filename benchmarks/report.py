@@ -9,7 +9,6 @@ from typing import Any
 METHODS = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties")
 MEMORY_EXPERTS = (2, 6)
 MERGEKIT_GOALS = dict(zip(METHODS, (0.3, 0.35, 0.2, 0.15, 0.07), strict=True))
-COMPILED_GOALS = {"task_arithmetic": 0.2, "dare_ties": 0.06, "ties": 0.03}
 ALONE_GOALS = {"linear": 2.0, "ties": 6.0}
 PRIVATE_GOAL, RSS_GOAL = 1.15, 1.25
 
@@ -24,13 +23,7 @@ def table(methods: list[str], times: Figures, agreements: Figures, memory: Figur
             f"{value:.2f}" if goal is None else f"{value:.2f} ≤ {goal:.2f}{' ✗' * (value > goal)}"
         )
 
-    compiled = any(name.startswith("compiled") for name in times)
-    columns = [
-        "method",
-        "merge ÷ mergekit's",
-        "limit ÷ mergekit's",
-        *(["compiled ÷ mergekit's"] * compiled),
-    ]
+    columns = ["method", "merge ÷ mergekit's", "limit ÷ mergekit's"]
     columns += ["÷ loaded source", "÷ mapped source"]
     columns += [f"{kind}, {n} experts" for kind in ("private", "RSS") for n in MEMORY_EXPERTS]
     columns += ["same bits as mergekit", "worst, ulps"]
@@ -40,9 +33,6 @@ def table(methods: list[str], times: Figures, agreements: Figures, memory: Figur
         theirs = typical(times[f"mergekit {method}"], "seconds")
         row = [method, cell(alone / theirs, MERGEKIT_GOALS[method])]
         row.append(cell(typical(times[f"limit {method}"], "seconds") / theirs, None))
-        if compiled:
-            fused = typical(times[f"compiled ours {method}"], "seconds")
-            row.append(cell(fused / theirs, COMPILED_GOALS.get(method)))
         row.append(cell(alone / typical(times["loaded"], "seconds"), ALONE_GOALS.get(method)))
         row.append(cell(alone / typical(times["mapped"], "seconds"), None))
         for kind, goal in (("private", PRIVATE_GOAL), ("rss", RSS_GOAL)):

@@ -81,11 +81,6 @@ def merged(recipe: str) -> dict[str, Any]:
     return weight_bytes(merge_plugins.load_merged(merge_plugins.Recipe.load(recipe)))
 
 
-def compiled(recipe: str) -> dict[str, Any]:
-    """Turn a recipe into a live model by compiled code, which an earlier run has left on disk."""
-    return weight_bytes(merge_plugins.load_merged(merge_plugins.Recipe.load(recipe), compile=True))
-
-
 def agreement(recipe: str, folder: str) -> dict[str, Any]:
     """Compare our tensors with mergekit's: equal share, and the worst difference in ulps."""
     plain = yaml.safe_load(Path(recipe).read_text())
@@ -172,10 +167,7 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, Any]:
     return {"bytes": sum(held.values())}
 
 
-STEPS = {
-    f.__name__: f
-    for f in (imports, read, limit, mapped, loaded, merged, compiled, agreement, create)
-}
+STEPS = {f.__name__: f for f in (imports, read, limit, mapped, loaded, merged, agreement, create)}
 
 if __name__ == "__main__":
     start, busy = time.perf_counter(), time.process_time()

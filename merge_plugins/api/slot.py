@@ -57,9 +57,6 @@ class Slot:
     """Part of the weight that this is, or was sampled from; None: all of it."""
     positions: Tensor | None = None
     """Flat positions in the whole weight, of a sample, whose elements fill no box: int64 [n]."""
-    recorded: bool = False
-    """Whether the kernel is only recorded, to be compiled: it need not take a shortcut that depends
-    on where the region lies, and each that it takes is compiled on its own."""
 
     @property
     def box(self) -> Region:

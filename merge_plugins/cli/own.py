@@ -76,8 +76,6 @@ def _mount(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR")
     head = "with the head, config and tokenizer of the model that has this task: in the recipe"
     parser.add_argument("--task", metavar="TASK", help=head)
-    meaning = "merge by compiled code, to the same bits: see docs/devices.md"
-    parser.add_argument("--compile", action="store_true", help=meaning)
     _trust(parser)
 
 

@@ -17,5 +17,4 @@ def given_recipe(options: argparse.Namespace) -> Recipe:
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """Read the recipe that is named, as the options beside it change it."""
     recipe = given_recipe(options).trusting(options.trust_remote_code)
-    recipe = recipe if options.task is None else recipe.for_task(options.task)
-    return recipe.compiling(options.compile or recipe.compile)
+    return recipe if options.task is None else recipe.for_task(options.task)

@@ -159,8 +159,7 @@ class MergedTensor:
                 return self._work(kernel, reader).merge(region, into)
 
     def _work(self, kernel: Kernel, reader: AnyReader) -> Work:
-        compiles = self._merge.plan.recipe.compile and reader.place.by_threads
-        return Work(self.planned, kernel, reader, self._merge.plan.method, compiles)
+        return Work(self.planned, kernel, reader, self._merge.plan.method)
 
     def _at_once(self, kernel: Kernel, into: Tensor | None) -> Tensor:
         """Merge the whole weight on the CPU; what is kept of it meanwhile is forgotten."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,14 +21,12 @@ from merge_plugins.api import (
     granularity_of,
     holds_matrices,
 )
-from merge_plugins.engine import compiled
 from merge_plugins.engine.copied import is_finite, placed
 from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
 from merge_plugins.planning import PlannedTensor
 from merge_plugins.plugins import Method
-from merge_plugins.weights import StoredTensor
 from merge_plugins.weights.damage import refuse_damage
 
 
@@ -63,8 +60,6 @@ class Work:
     kernel: Kernel
     reader: AnyReader
     method: Method
-    compile: bool = False
-    """Whether blocks are merged by compiled code; see `merge_plugins.engine.compiled`."""
 
     def merge(self, region: Region, into: Tensor | None = None) -> Tensor:
         """Merge a box: [*region.sizes], rounded to the weight's dtype, on the reader's device.
@@ -91,18 +86,6 @@ class Work:
         return result
 
     def _by_blocks(self, region: Region, merged: Tensor, *, whole_rows: bool) -> Tensor:
-        read = region.rows() if whole_rows else region
-        code = self._compiled() if read == region else None
-        if code is None:
-            self._by_kernel(region, merged, whole_rows=whole_rows)
-        else:
-            blocks = read.blocks(max(self._block_size, compiled.BLOCK), whole_rows=whole_rows)
-            by_code = functools.partial(self._by_code, code, region, merged, whole_rows=whole_rows)
-            self.reader.place.alone(functools.partial(by_code, blocks))
-        self.reader.release(read)  # a fault maps neighbours too, also of blocks released before
-        return merged
-
-    def _by_kernel(self, region: Region, merged: Tensor, *, whole_rows: bool) -> None:
         def merge(slot: Slot) -> None:
             wanted = slot.box.shared(region)
             result = self._merged(slot)[wanted.within(slot.box)]
@@ -110,36 +93,11 @@ class Work:
                 result = result.to(self.planned.dtype)
             merged[wanted.within(region)] = result
 
-        read = region.rows() if whole_rows else region
-        blocks = read.blocks(self._block_size, whole_rows=whole_rows)
-        self.reader.place.through(self.reader.walk, merge, blocks)
-
-    def _by_code(
-        self,
-        code: compiled.Compiled,
-        region: Region,
-        merged: Tensor,
-        blocks: Iterable[Region],
-        *,
-        whole_rows: bool,
-    ) -> None:
-        for block in blocks:
-            target = merged[block.within(region)]
-            kernel = functools.partial(self._by_kernel, block, whole_rows=whole_rows)
-            code.block(self.reader.read(block), target, kernel)
-            self.reader.release(block)
-
-    @property
-    def _block_size(self) -> int:
-        return self.reader.place.block_size(len(self.planned.stored))
-
-    def _compiled(self) -> compiled.Compiled | None:
-        """Return what merges blocks by compiled code, if that is wanted and may gain anything."""
-        planned = self.planned
-        if not self.compile or not all(isinstance(each, StoredTensor) for each in planned.stored):
-            return None  # what is computed is computed best block by block, on every core
-        dtypes = [stored.read_as for stored in planned.stored]
-        return compiled.Compiled.of(self.method.name, self.kernel, planned.dtype, dtypes)
+        read, place = region.rows() if whole_rows else region, self.reader.place
+        blocks = read.blocks(place.block_size(len(self.planned.stored)), whole_rows=whole_rows)
+        place.through(self.reader.walk, merge, blocks)
+        self.reader.release(read)  # a fault maps neighbours too, also of blocks released before
+        return merged
 
     def _by_matrices(self, region: Region, into: Tensor | None) -> Tensor:
         kernel, place = cast(MergesMatrices, self.kernel), self.reader.place

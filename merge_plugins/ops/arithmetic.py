@@ -262,10 +262,10 @@ def keep_largest(x: Tensor, slot: Slot, threshold: Tensor, last: Tensor) -> Tens
     """
     limit, end = float(threshold), int(last)
     first, stop = slot.span
-    if end < first and not slot.recorded:
+    if end < first:
         return hardshrink(x, limit)
     below = torch.nextafter(torch.tensor(limit, dtype=x.dtype), torch.tensor(-1.0, dtype=x.dtype))
     at_least = x if limit <= 0 else hardshrink(x, float(below))
-    if end >= stop - 1 and not slot.recorded:
+    if end >= stop - 1:
         return at_least
     return torch.where(slot.index() <= end, at_least, hardshrink(x, limit))

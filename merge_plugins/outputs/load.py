@@ -62,7 +62,6 @@ def load_merged(
     recipe, its models and the class do not fit together.
 
     ``trust_remote_code``: whether code that came with the models or a task of the recipe runs.
-    ``compile`` among the ``kwargs``: whether to merge by compiled code, whatever the recipe says.
     """
     loading = open_loading(recipe, auto_class, kwargs, config, trust_remote_code)
     loading.check(kwargs)
@@ -123,7 +122,6 @@ def open_loading(
                 "which every source obeys"
             )
     recipe = recipe.trusting() if trust_remote_code else recipe
-    recipe = recipe.compiling(kwargs.pop("compile", recipe.compile))
     merge = open_merge(recipe)
     plan = merge.plan
     donor = str(model_folder(recipe.donor))

@@ -9,7 +9,6 @@ from typing import Any
 
 from merge_plugins.errors import MergeWarning, RecipeError, nearest
 from merge_plugins.plugins import Method, registry
-from merge_plugins.plugins.values import TRUTH
 from merge_plugins.recipe import data, keys, pooling, task, tokenizer
 from merge_plugins.recipe.dtypes import dtype_name
 from merge_plugins.recipe.parts import WHOLE
@@ -40,7 +39,6 @@ def fields(mapping: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         "seed": _seed(given.get("seed", 0)),
         "data": data.from_setting(given.get("data"), reading.folder),
         "pooling": pooling.from_setting(given.get("pooling"), reading),
-        "compile": _compile(given.get("compile", False)),
     }
 
 
@@ -89,12 +87,6 @@ def _seed(given: Any) -> int:
     except (OverflowError, TypeError, ValueError):
         pass
     raise RecipeError(f"seed is a whole number, 0 or more; got {given!r}")
-
-
-def _compile(given: Any) -> bool:
-    if str(given).lower() not in TRUTH:
-        raise RecipeError(f"compile is true or false; got {given!r}")
-    return TRUTH[str(given).lower()]
 
 
 def slices(given: Mapping[str, Any], method: Method, reading: Reading) -> tuple[Slice, ...]:

@@ -15,7 +15,7 @@ TOP = (
     *("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template", "generation_config"),
     *("donor", "exclude", "seed", "data", "slices", "modules", "name"),
-    *("pooling", "compile"),
+    "pooling",
 )
 """Keys of the whole recipe."""
 MODULE = ("models", "slices", "parameters")

@@ -59,8 +59,6 @@ class Recipe:
     """Calibration data of every model without its own."""
     pooling: Modes | Reference | None = None
     """How an embedder pools, see `merge_plugins.recipe.pooling`; None: as its models do."""
-    compile: bool = field(default=False, compare=False)
-    """Whether blocks are merged by compiled code, to the same bits: see docs/devices.md."""
     file: Path | None = field(default=None, compare=False, repr=False)
     """Where the recipe was read from, for messages."""
 
@@ -186,10 +184,6 @@ class Recipe:
         copied: Recipe = trusting(self, trust_remote_code)
         return copied
 
-    def compiling(self, by_code: bool = True) -> Recipe:
-        """Copy the recipe such that blocks are merged by compiled code, or not."""
-        return replace(self, compile=by_code)
-
     def as_dict(self, shown: Callable[[str], str] = str) -> dict[str, Any]:
         """Convert the recipe to its YAML mapping, without unset keys.
 
@@ -199,14 +193,10 @@ class Recipe:
         def write(value: Reference | Data) -> Any:
             return value.as_setting(shown) if isinstance(value, Data) else written(value, shown)
 
-        mapping = self.written_with(write, shown)
-        return {**mapping, "compile": True} if self.compile else mapping
+        return self.written_with(write, shown)
 
     def written_with(self, write: Write, shown: Callable[[str], str]) -> dict[str, Any]:
-        """Convert what the merge is to a YAML mapping.
-
-        ``write`` converts models and data, ``shown`` paths.
-        """
+        """Convert to a YAML mapping; ``write`` converts models and data, ``shown`` paths."""
         shared = self.parameters
         mapping = {
             "merge_method": self.merge_method,

@@ -14,7 +14,6 @@ arrive as an int, ``0.5+0.5j`` as a complex), as JSON values or as None:
     data=texts.jsonl                or task:NAME; per model: a.jsonl+b.jsonl or a list; a mapping
     task=cola+rte                   what the head of each model answers: one per model, or a list
     exclude=head+bias               parts of tensor names that are not merged
-    compile=true                    merge by compiled code, to the same bits: see docs/devices.md
     plugin=file.py                  or a.py+b.py: runs it, for methods that are in no package
     seed=, out_dtype=, tokenizer_source=, chat_template=, generation_config=, donor=, pooling=
     config=merge.yaml               a full recipe; the keys above override it (models= as a whole)
@@ -50,7 +49,7 @@ KEYS = {
     **keys.SHORT,
     **{key: key for key in ("merge_method", "base_model")},
     **{key: key for key in ("models", "params", "config", "data", "task", "plugin")},
-    **{key: key for key in ("seed", "out_dtype", "exclude", "compile", *CHOSEN)},
+    **{key: key for key in ("seed", "out_dtype", "exclude", *CHOSEN)},
 }
 MISTAKEN = {
     "model": "name the models that are merged with models=MODEL:WEIGHT+MODEL:WEIGHT",
@@ -169,8 +168,7 @@ def _settings(
     given: Mapping[str, Any], written: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
     """Convert arguments to recipe keys, with models resolved against the cwd."""
-    plain = ("merge_method", "seed", "out_dtype", "compile")
-    recipe = {key: given[key] for key in plain if key in given}
+    recipe = {key: given[key] for key in ("merge_method", "seed", "out_dtype") if key in given}
     if "base_model" in given:
         recipe["base_model"] = values.reference(given["base_model"], reading)
     for key in (key for key in CHOSEN if key in given):

@@ -33,8 +33,8 @@ def check_method(
     """Raise `AssertionError` if a registered method breaks the contract of methods.
 
     Whatever a weight's shape and dtype, however it is cut into blocks and shards, on any number of
-    threads, by the way of another device and compiled: one result, the same bits each time, and
-    inputs that stay as they were. What the method's class declares (``granularity``,
+    threads, by the way of another device: one result, the same bits each time, and inputs that stay
+    as they were. What the method's class declares (``granularity``,
     ``measured_by``, ``shows_damage``) must be true. Takes seconds.
 
     ``parameters``: as in a recipe; a tuple has one value for each of up to three models. Promises
@@ -95,9 +95,6 @@ def _check_weights(case: Case) -> None:
     if promises.says_what_it_measures(case):
         promises.measured_by_no_other(case)
     engine.measured_by_any_number_of_threads(case)
-    if engine.is_compiled(case):
-        for dtype in DTYPES[:2]:
-            engine.recorded_has_the_bits(case, dtype)
 
 
 def _check_merges(case: Case, family: Family) -> None:

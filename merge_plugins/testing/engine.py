@@ -1,31 +1,24 @@
-"""What a method promises of a merge from disk: blocks, threads, shards, devices and compiled code.
+"""What a method promises of a merge from disk: blocks, threads, shards and devices.
 
 Each a function that raises `AssertionError` if the promise is not kept.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from merge_plugins import parallel
-from merge_plugins.api import ELEMENT, ROW, Prepares, Region, Slot, granularity_of
 from merge_plugins.engine import MergedTensor
-from merge_plugins.engine.compiled import Compiled, Writer, run
-from merge_plugins.engine.compiled import same_bits as same_numbers
-from merge_plugins.engine.recording import RecordingError
 from merge_plugins.parallel import Place
-from merge_plugins.testing.case import Case, near, same_bits, weights
+from merge_plugins.testing.case import Case, same_bits
 from merge_plugins.testing.family import Family, read
 from merge_plugins.testing.promises import RANDOM, require
 
-SHAPE = (40, 320)
 FINER = "its granularity promises more than it keeps: declare ROW, MATRIX or none (WHOLE)"
 
 
@@ -111,42 +104,3 @@ def another_device_never_shows(case: Case, family: Family) -> None:
         merge.places[cpu] = Place(cpu, 1 << 18, by_threads=False, room=room)
         held = "held" if room else "read in parts"
         require(same_bits(expected, read(merge)), case, f"weights {held} on a device differ")
-
-
-def is_compiled(case: Case) -> bool:
-    """Whether a merge with ``compile`` may run compiled code for blocks of this method."""
-    kernel = case.kernel()  # what `prepare` returns is another method's
-    return granularity_of(kernel) in (ELEMENT, ROW) and not isinstance(kernel, Prepares)
-
-
-def recorded_has_the_bits(
-    case: Case, dtype: torch.dtype, compiled: Callable[[Any], Any] | None = None
-) -> bool:
-    """What is recorded of a kernel, to be compiled, has its bits; False if nothing can be.
-
-    ``compiled``: makes code of what was recorded; None: its operators are called one by one.
-    """
-    for kernel, slot in blocks(case, dtype):
-        wanted = kernel(slot).to(dtype)  # type: ignore[operator]
-        merged = torch.empty_like(wanted)
-        try:
-            recorded = Compiled(kernel, dtype, ("testing",)).record(slot, merged)  # type: ignore[arg-type]
-        except RecordingError:
-            return False
-        code = compiled(recorded.program) if compiled else Writer(recorded.program).module()
-        finite = run(code, recorded).isfinite()
-        same = bool(recorded.alphas) or same_numbers(merged, wanted)
-        require(bool(finite) and same, case, f"compiled, {slot.region} of {dtype} differs")
-    return True
-
-
-def blocks(case: Case, dtype: torch.dtype) -> Iterator[tuple[object, Slot]]:
-    """Yield the kernel of a case, and parts of a weight that a merge would be cut into."""
-    base, *_ = weights(1, SHAPE)
-    models = [model.to(dtype) for model in (base, *near(base, 3))]
-    slot, kernel = case.slot(*models), case.kernel()
-    measured: Mapping[str, Tensor] = case.measured(slot)
-    whole = dataclasses.replace(slot, measured=measured).weight()
-    for first, last in ((0, 20), (21, 40)):
-        region = Region(SHAPE, ((first, last), (0, SHAPE[1])))
-        yield kernel, dataclasses.replace(whole.part(region), measured=measured)

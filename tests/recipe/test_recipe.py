@@ -410,8 +410,6 @@ def test_an_unknown_method_keeps_its_type_when_the_file_is_named(models):
         ({"merge_method": None}, "merge_method is a name; got nothing"),
         ({"dtype": "bf16"}, "dtype is one of .*; got 'bf16'; did you mean 'bfloat16'"),
         ({"out_dtype": "int8"}, "out_dtype is one of"),
-        ({"compile": "fast"}, "compile is true or false; got 'fast'"),
-        ({"compile": 1}, "compile is true or false; got 1"),
         ({"seed": -1}, "seed is a whole number"),
         ({"seed": 1.5}, "seed is a whole number"),
         ({"seed": True}, "seed is a whole number"),
@@ -549,22 +547,3 @@ def test_weights_that_sum_to_zero_are_refused_before_any_file_is_opened():
     ]
     with pytest.raises(ParameterError, match="sum to zero"):
         validate(registry().get("linear"), Recipe.from_mapping(mapping))
-
-
-def test_compiling_is_no_part_of_what_a_merge_is(checkpoint, tmp_path):
-    """It is written where the recipe is, so that whoever loads it merges as fast."""
-    models = [checkpoint({"w": torch.ones(2)}) for _ in range(2)]
-    given = {"method": "linear", "models": "+".join(models), "weights": "0.5"}
-    plain = Recipe.from_model_args(given)
-    for value in (True, "true", "True"):
-        compiling = Recipe.from_model_args({**given, "compile": value})
-        assert compiling.compile
-        assert compiling == plain
-        assert hash(compiling) == hash(plain)
-        assert identity.digest(compiling) == identity.digest(plain)
-    assert Recipe.from_mapping(compiling.as_dict()).compile
-    assert "compile" not in plain.as_dict()
-    file = tmp_path / "merge.yaml"
-    file.write_text(compiling.to_yaml())
-    assert Recipe.from_model_args({"config": str(file)}).compile
-    assert not Recipe.from_model_args({"config": str(file), "compile": "false"}).compile
