@@ -39,6 +39,9 @@ class Current(threading.local):
     """Of the current forward pass: float32 [requests, N]; None: outside of one."""
     held: Tensor | None = None
     """Used for every forward pass of a block: float32 [1 or requests, N]; None: outside of one."""
+    tokens: tuple[Tensor, Tensor] | None = None
+    """Of a pass in which requests lie one after another in one row: each token's weights [tokens,
+    N], and those of the tokens whose logits are computed; None: of any other."""
     only_shared: bool = False
     """Run the shared expert alone, to compute features."""
     within: nn.Module | None = None
@@ -47,6 +50,11 @@ class Current(threading.local):
     def __reduce__(self) -> tuple[type[Current], tuple[()]]:
         """Copy the model of a `Current` without what any thread holds."""
         return Current, ()
+
+    def of_tokens(self, n_tokens: int) -> Tensor:
+        """Match weights to the tokens of a module's input: [n_tokens, N]."""
+        assert self.tokens is not None
+        return next(each for each in self.tokens if len(each) == n_tokens)
 
     def rows(self, x: Tensor) -> Tensor:
         """Match weights to the rows of a module's input ``x``: [rows, N], or 1 row for all.
@@ -182,6 +190,9 @@ def _add(
         return None
     x = args[0] if args else next(iter(kwargs.values()))
     held = tuple(module.get_buffer(name) for name in names)
-    weights = current.rows(x).to(held[0].dtype)
-    added = apply(module, held, x, weights)
+    if current.tokens is None or x.shape[0] != 1:
+        added = apply(module, held, x, current.rows(x).to(held[0].dtype))
+    else:  # each token is a row of its own
+        weights = current.of_tokens(x.shape[1]).to(held[0])
+        added = apply(module, held, x.transpose(0, 1), weights).transpose(0, 1)
     return output + added.to(output.dtype)

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.routing.continuous import ENDS, PackedRequests, settings_for_routing
 from merge_plugins.routing.hooks import Current
 from merge_plugins.routing.requests import READ, Prompt, Weigher
+
+PAST = ("past_key_values", "cache")
+"""Arguments that hold keys and values of tokens before; the second is newer."""
 
 
 class Routed:
@@ -39,6 +43,24 @@ class Routed:
         with self.routing.deciding({"input_ids": ids}, kwargs.get("attention_mask")):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
+    def generate_batch(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Generate in continuous batches, each prompt with weights computed from it."""
+        held = self.routing.current.held
+        if held is not None and len(held) not in (1, len(inputs)):
+            raise MergeError(f"weights of {len(held)} requests are held, there are {len(inputs)}")
+        return super().generate_batch(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(
+        self, generation_config: Any = None, continuous_batching_config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return a manager of continuous batches, which weighs each request when it is added."""
+        settings = settings_for_routing(continuous_batching_config)
+        manager = super().init_continuous_batching(  # type: ignore[misc]
+            generation_config, settings, **kwargs
+        )
+        self.routing.pack(manager)
+        return manager
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise `RecipeError`: a checkpoint would have the shared expert without the others."""
         raise RecipeError(f"no checkpoint can hold {self.routing.method}: it has a router")
@@ -51,6 +73,7 @@ class Routing:
         self, model: Any, weigher: Weigher, current: Current, task: str | None = None
     ) -> None:
         self.weigher, self.current, self.task = weigher, current, task
+        self._packed: PackedRequests | None = None
         self._of_cache: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         for part in dict.fromkeys((model, model.base_model)):
             before = partial(self._before, inspect.signature(part.forward))
@@ -70,6 +93,21 @@ class Routing:
     def weigh(self, prompts: Sequence[Prompt], task: str | None = None) -> Tensor:
         """Compute each prompt's weights; see `Weigher.weigh`. A model of one task knows it."""
         return self.weigher.weigh(prompts, self.task if task is None else task)
+
+    def pack(self, manager: Any) -> None:
+        """Weigh the requests of a manager of continuous batches."""
+        if self._packed is None or self._packed.manager is not manager:
+            self._packed = PackedRequests(manager, self._one)
+        self._packed.begin()
+
+    def _one(self, prompt: Sequence[int], index: int) -> Tensor:
+        """Return the weights of one request: those held, or computed from its prompt: [N]."""
+        held = self.current.held
+        if held is None:
+            return self.weigh([[*prompt]])[0]
+        if len(held) > 1 and index >= len(held):
+            raise MergeError(f"weights of {len(held)} requests are held, this is one more")
+        return held[index if len(held) > 1 else 0]
 
     @contextmanager
     def holding(self, weights: Tensor) -> Iterator[None]:
@@ -126,9 +164,13 @@ class Routing:
         self.current.within = module
         given = signature.bind_partial(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
-        ids, past = given.get("input_ids"), given.get("past_key_values")
+        ids = given.get("input_ids")
+        past = next((given[name] for name in PAST if given.get(name) is not None), None)
         held = self.current.held
-        if held is not None:
+        if self._packed is not None and given.get(ENDS) is not None:
+            self.current.tokens = self._packed.of_tokens(given)
+            weights = self.current.tokens[0]
+        elif held is not None:
             x = given.get("inputs_embeds") if ids is None else ids
             n_rows = len(held) if x is None else x.shape[0]
             weights = self._for_rows(held, n_rows)
@@ -149,7 +191,7 @@ class Routing:
         cache = getattr(output, "past_key_values", None)
         if self.current.weights is not None and hasattr(cache, "get_seq_length"):
             self._of_cache[cache] = self.current.weights
-        self.current.within = self.current.weights = None
+        self.current.within = self.current.weights = self.current.tokens = None
 
     def _for_rows(self, weights: Tensor, n_rows: int) -> Tensor:
         """Repeat weights for the beams and samples of each request, which are adjacent rows."""

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    ContinuousBatchingConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -229,6 +232,74 @@ def test_threads_keep_the_weights_of_their_own_prompts(llama: Any) -> None:
     with ThreadPoolExecutor(len(WEIGHTS)) as pool:
         found = [*pool.map(lambda row: answer(row, wait=True), range(len(WEIGHTS)))]
     assert all(map(torch.equal, alone, found))
+
+
+PROMPTS = [row[keep.bool()].tolist() for row, keep in zip(IDS, MASK, strict=True)]
+
+
+def packing(**given: Any) -> dict[str, Any]:
+    """Options of continuous batching that make prompts wait for each other and be split."""
+    sizes = {"page_size": 4, "num_blocks": 32, "max_batch_tokens": 7, **given}
+    return {
+        "generation_config": GenerationConfig(
+            max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0
+        ),
+        "continuous_batching_config": ContinuousBatchingConfig(**sizes),
+    }
+
+
+def one_by_one(model: Any, weights: Sequence[Tensor | None]) -> list[list[int]]:
+    """Generate for each of the prompts alone, with weights that are given or its own."""
+    found = []
+    for held, prompt in zip(weights, PROMPTS, strict=True):
+        with nullcontext() if held is None else model.routed(held):
+            ids = model.generate(
+                torch.tensor([prompt]), generation_config=packing()["generation_config"]
+            )
+        found.append(ids[0, len(prompt) :].tolist())
+    return found
+
+
+def packed(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Generate in continuous batches."""
+    return [found.generated_tokens for found in model.generate_batch(prompts, **packing()).values()]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2"])
+def test_continuous_batches_keep_the_weights_of_each_prompt(name: str, family: Family) -> None:
+    model: Any = load_merged(spelled(family(name)))
+    alone = one_by_one(model, [*WEIGHTS])
+    with model.routed(WEIGHTS):
+        assert packed(model, PROMPTS) == alone
+    with model.routed(WEIGHTS[1]):
+        assert packed(model, PROMPTS)[1] == alone[1]
+        assert packed(model, PROMPTS) != alone, "weights do not matter"
+
+
+def test_continuous_batches_are_routed_by_their_prompts(learned: Any) -> None:
+    alone = one_by_one(learned, [None] * 4)
+    again = packed(learned, [*PROMPTS, *PROMPTS])  # of equal prompts, which share no page
+    assert again == [*alone, *alone]
+
+
+def test_requests_join_a_manager_with_weights_of_their_own(llama: Any) -> None:
+    with llama.routed(WEIGHTS):
+        alone = packed(llama, PROMPTS)
+    with llama.continuous_batching_context_manager(**packing()) as manager:
+        names = []
+        for weights, prompt in zip(WEIGHTS, PROMPTS, strict=True):
+            with llama.routed(weights):
+                names.append(manager.add_request(prompt))
+        found = {}
+        while len(found) < len(names):
+            result = manager.get_result(timeout=30)
+            found[result.request_id] = result.generated_tokens
+    assert [found[name] for name in names] == alone
+
+
+def test_held_weights_must_fit_the_prompts_of_continuous_batches(llama: Any) -> None:
+    with llama.routed(WEIGHTS), pytest.raises(MergeError, match=r"of 4 requests .* there are 3"):
+        packed(llama, PROMPTS[:3])
 
 
 def test_decoding_step_by_step_keeps_the_weights_of_the_prompt(learned: Any) -> None:
