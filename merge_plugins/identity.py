@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from merge_plugins._version import __version__
+from merge_plugins.errors import UntrustedCodeError
 from merge_plugins.plugins import registry
 from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
 from merge_plugins.recipe.recipe import NONE
@@ -24,6 +26,9 @@ from merge_plugins.weights.sentence import sentence_files
 
 IDENTIFYING = ("config.json", "generation_config.json")
 """Files of a model folder that are hashed besides its weights."""
+
+QUICK = 1 << 30
+"""Bytes that are hashed in less than a second."""
 
 
 def digest(recipe: Recipe) -> str:
@@ -65,6 +70,20 @@ def digest(recipe: Recipe) -> str:
     written["plugin"] = [method.known_as, method.version or __version__]
     text = json.dumps(written, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def quick_digest(recipe: Recipe) -> str:
+    """Return the `digest` of a merge, or "" if more than `QUICK` bytes had to be read for it.
+
+    Also "" if that would run code that came along and is not trusted.
+    """
+    files = (file for ref in recipe.references for file in _files(ref))
+    unknown = {file for file in files if file.is_file() and not content.is_known(file)}
+    if sum(file.stat().st_size for file in unknown) > QUICK:
+        return ""
+    with suppress(UntrustedCodeError):
+        return digest(recipe)
+    return ""
 
 
 def verify(recipe: Recipe) -> None:

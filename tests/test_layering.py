@@ -29,6 +29,7 @@ ROOMS = (
         "api",
         "drawing",
         "folders",
+        "notice",
         "parallel",
         "ranks",
         "signals",
@@ -45,8 +46,10 @@ FOR_METHODS = (
 FACES = {("plugins", "hookimpl"): "plugins.hookspecs"}
 ALONE = ("demo",)
 """Folders that import nothing of ours but themselves."""
-COMMAND_LINE = {"__main__", "cli", "signals", "errors", "_version"}
-"""What runs before a command is known to be one: it imports torch no sooner than its work does."""
+COMMAND_LINE = {"__main__", "cli", "notice", "signals", "errors", "_version"}
+LIBRARIES = {"argcomplete", "tqdm"}
+"""What runs before a command is known to be one: it imports torch no sooner than its work does, and
+a library for a shell that asks, or for a line above a progress bar."""
 LIVE = {"calibration", "hf", "lm_cocktail", "outputs", "routing", "testing"}
 """Rooms that build live models: to import them takes seconds, except those with a face."""
 WITH_A_FACE = {"lm_cocktail", "testing"}
@@ -162,7 +165,7 @@ def test_only_where_a_live_model_is_built_is_transformers_imported(file: Path) -
 def test_the_command_line_imports_the_standard_library_and_itself(name: str) -> None:
     for file in (file for module, file in MODULES.items() if room(module) == name):
         assert {*map(room, targets(file))} <= COMMAND_LINE
-        assert packages(file) <= {"merge_plugins", *sys.stdlib_module_names}
+        assert packages(file) <= {"merge_plugins", *LIBRARIES, *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("name", sorted({*LIVE, "commands"} - WITH_A_FACE))

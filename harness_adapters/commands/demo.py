@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness_adapters.lm_eval.discovery import task_folders
+from merge_plugins.cli import takes
 from merge_plugins.demo import WRONG, family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
@@ -66,13 +67,16 @@ TASKS = tuple(f"merge_demo_{skill}" for skill in SKILLS)
 """lm-eval's names of the demo's tasks, a skill each."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Score a tiny base, its experts and their merges, and print one table."""
-    parser = argparse.ArgumentParser(prog="merge-plugins demo", description=__doc__)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
     parser.add_argument("--limit", type=int, help="score only this many examples of each skill")
     parser.add_argument("--all", action="store_true", help="also score less common methods")
     parser.add_argument("--copy", metavar="DIR", type=Path, help="only copy the models there")
-    options = parser.parse_args(argv)
+
+
+@takes(_arguments, group="first steps")
+def main(options: argparse.Namespace) -> int:
+    """Merge and score tiny models with different skills, in one table."""
     if options.copy:
         return copy(options.copy)
     started = time.monotonic()
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows: list[tuple[str, str, str, dict[str, str]]] = [
             *((name, "", "hf", {"pretrained": str(path)}) for name, path in family().items()),
             *(
-                (m, given, "merged", _arguments(m, given, Path(texts)))
+                (m, given, "merged", _model_args(m, given, Path(texts)))
                 for m, given in merges.items()
             ),
         ]
@@ -110,7 +114,7 @@ def copy(target: Path) -> int:
     return 0
 
 
-def _arguments(method: str, parameters: str, texts: Path) -> dict[str, str]:
+def _model_args(method: str, parameters: str, texts: Path) -> dict[str, str]:
     """Build lm-eval's model arguments of one merge of all experts."""
     models = family()
     experts = "+".join(str(path) for name, path in models.items() if name != "base")

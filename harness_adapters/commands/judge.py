@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from harness_adapters.commands.samples import Row, Verdicts, read_samples
 from harness_adapters.commands.secret import KEY, Secrets
+from merge_plugins.cli import takes
 from merge_plugins.errors import MergeError
 
 SYSTEM = (
@@ -92,9 +93,8 @@ def verdict(text: str) -> bool | None:
     return tags[0] == "A" if len(tags) == 1 else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Grade logged answers, and print accuracy, its standard error, and the filters' scores."""
-    parser = argparse.ArgumentParser(prog="merge-plugins judge", description=main.__doc__)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
     parser.add_argument("samples", type=Path, metavar="SAMPLES", help="samples_gsm8k….jsonl")
     parser.add_argument("--model", required=True, help="the judge, as its server calls it")
     parser.add_argument("--base-url", help="default: $OPENAI_BASE_URL, else OpenAI's")
@@ -103,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=8, help="requests at once (8)")
     parser.add_argument("--temperature", type=float, default=0.0, help="(0)")
     parser.add_argument("--max-tokens", type=int, help="of a reply; default: the server's limit")
-    options = parser.parse_args(argv)
+
+
+@takes(_arguments, group="scores")
+def main(options: argparse.Namespace) -> int:
+    """Grade logged answers to GSM8K with a language model."""
     for name in ("limit", "workers", "max_tokens"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise MergeError(f"--{name.replace('_', '-')} is 1 or more; got {value}")

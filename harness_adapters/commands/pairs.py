@@ -7,26 +7,14 @@ and scored by lm-eval, in one process. Beside them stands what each model scores
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from harness_adapters.commands.report_table import FORMATS
+from merge_plugins.cli import takes
 from merge_plugins.cli.arguments import add_plugin
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge classifiers two by two, and score each pair on the task of its first model."""
-    options = vars(_parser().parse_args(argv))
-    recipe, shown = options.pop("recipe"), options.pop("format")
-    from harness_adapters.commands.pairs_table import table_of_pairs  # seconds: imports torch
-    from merge_plugins.plugins import load_plugins
-
-    load_plugins(options.pop("plugin"))
-    print(FORMATS[shown](table_of_pairs(recipe, options)))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="merge-plugins pairs", description=__doc__)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a YAML file whose models have task:")
     add("--format", choices=FORMATS, default="markdown")
@@ -36,4 +24,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=float)
     add("--include_path", metavar="DIR")
     add_plugin(parser)
-    return parser
+
+
+@takes(_arguments, group="scores")
+def main(options: argparse.Namespace) -> int:
+    """Merge classifiers two by two, and score each pair on its tasks."""
+    given = {**vars(options)}
+    recipe, shown = given.pop("recipe"), given.pop("format")
+    from harness_adapters.commands.pairs_table import table_of_pairs  # seconds: imports torch
+    from merge_plugins.plugins import load_plugins
+
+    load_plugins(given.pop("plugin"))
+    print(FORMATS[shown](table_of_pairs(recipe, given)))
+    return 0

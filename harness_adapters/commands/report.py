@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness_adapters.commands.report_columns import (
@@ -23,14 +22,35 @@ from harness_adapters.commands.report_columns import (
 from harness_adapters.commands.report_rows import only, sort, sources, tabulate
 from harness_adapters.commands.report_table import FORMATS, Table
 from harness_adapters.commands.results import ReportError, read
+from merge_plugins.cli import takes
 from merge_plugins.commands.plot import check_plot
 
 KINDS = ("curve", "heatmap", "bars", "radar")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table of models by tasks, and plot it if asked."""
-    options = _parser().parse_args(argv)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, metavar="RESULTS", help="folders or files of results")
+    add("--base", metavar="MODEL", help="the first row; else the base that the merges name")
+    add("--experts", nargs="+", metavar="MODEL", help="the next rows; else those the merges name")
+    add("--only", nargs="+", metavar="ROW", help="only these rows: 'ties*', or density=0.5")
+    add("--sort", metavar="COLUMN", help="order rows by a score, best first, or by a setting")
+    add("--tasks", nargs="+", metavar="TASK", help="only these tasks or groups, in this order")
+    metric = "what to show of it; the mean of several: mrpc=acc+f1"
+    add("--metric", action="append", default=[], metavar="TASK=METRIC", help=metric)
+    add("--normalise", action="store_true", help="percent of each task's best expert")
+    add("--percent", action="store_true", help="lm-eval writes shares: times 100")
+    add("--no-stderr", action="store_true", help="leave out standard errors")
+    add("--format", choices=FORMATS, default="markdown")
+    add("--plot", type=Path, metavar="FILE.png", help="also draw the table")
+    add("--kind", choices=KINDS, help="of plot; a curve if merges differ in one number alone")
+    add("--against", metavar="SETTING", help="draw scores against this number of the recipes")
+
+
+@takes(_arguments, group="scores")
+def main(options: argparse.Namespace) -> int:
+    """Tabulate results of harnesses, models by tasks, and plot them."""
     if options.plot:
         check_plot(options.plot)
     table = _table(options)
@@ -66,27 +86,6 @@ def _table(options: argparse.Namespace) -> Table:
     if options.sort:
         sort(table, options.sort)
     return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="merge-plugins report", description=__doc__)
-    add = parser.add_argument
-    add("results", nargs="+", type=Path, metavar="RESULTS", help="folders or files of results")
-    add("--base", metavar="MODEL", help="the first row; else the base that the merges name")
-    add("--experts", nargs="+", metavar="MODEL", help="the next rows; else those the merges name")
-    add("--only", nargs="+", metavar="ROW", help="only these rows: 'ties*', or density=0.5")
-    add("--sort", metavar="COLUMN", help="order rows by a score, best first, or by a setting")
-    add("--tasks", nargs="+", metavar="TASK", help="only these tasks or groups, in this order")
-    metric = "what to show of it; the mean of several: mrpc=acc+f1"
-    add("--metric", action="append", default=[], metavar="TASK=METRIC", help=metric)
-    add("--normalise", action="store_true", help="percent of each task's best expert")
-    add("--percent", action="store_true", help="lm-eval writes shares: times 100")
-    add("--no-stderr", action="store_true", help="leave out standard errors")
-    add("--format", choices=FORMATS, default="markdown")
-    add("--plot", type=Path, metavar="FILE.png", help="also draw the table")
-    add("--kind", choices=KINDS, help="of plot; a curve if merges differ in one number alone")
-    add("--against", metavar="SETTING", help="draw scores against this number of the recipes")
-    return parser
 
 
 def _pair(given: str) -> tuple[str, str]:

@@ -15,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from merge_plugins.cli import takes
 from merge_plugins.errors import DataError
 from merge_plugins.folders import complete_or_nothing
 
@@ -93,9 +94,8 @@ FILES: Mapping[str, File] = {
 """Sailor's test files, relative to DIR/sea and to eval/data of a checkout."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare the South-East-Asian test data in DIR/sea, checksums verified."""
-    parser = argparse.ArgumentParser(prog="merge-plugins sea-data", description=main.__doc__)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
     parser.add_argument("folder", metavar="DIR", type=Path)
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument(
@@ -111,7 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help=f"a clone of {REPOSITORY}; without it, one is made and thrown away",
     )
-    options = parser.parse_args(argv)
+
+
+@takes(_arguments, group="data and tasks")
+def main(options: argparse.Namespace) -> int:
+    """Prepare test data of South-East-Asian tasks, checksums verified."""
     target: Path = options.folder / "sea"
     if options.hub and target.exists():
         raise DataError(f"{target} is there already; remove it, or name another DIR.")

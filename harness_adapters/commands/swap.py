@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness_adapters.vllm import KEY
 from harness_adapters.vllm.server import Server
+from merge_plugins.cli import takes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Turn a running vLLM server into another merge, verified and without a restart."""
-    parser = argparse.ArgumentParser(prog="merge-plugins swap", description=main.__doc__)
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
     parser.add_argument("url", metavar="URL", help="of the server: http://127.0.0.1:8000")
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a file, or a recipe folder")
     parser.add_argument(
@@ -33,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RECIPE",
         help="what the server holds now; default: the recipe folder that it was started with",
     )
-    options = parser.parse_args(argv)
+
+
+@takes(_arguments, group="merges")
+def main(options: argparse.Namespace) -> int:
+    """Turn a running vLLM server into another merge, verified."""
     server = Server(options.url, os.environ.get(KEY))
     started = time.monotonic()
     name = _swap(server, options.recipe, options.serving or server.folder, options.verify)

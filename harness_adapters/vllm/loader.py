@@ -16,13 +16,12 @@ import torch
 from tqdm.auto import tqdm
 from vllm.config import ModelConfig
 from vllm.config.load import LoadConfig
-from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
 from harness_adapters.vllm import LOAD_FORMAT
 from harness_adapters.vllm.ranks import all_hold, loaded_to, sharing_ranks
-from merge_plugins.engine import Merge, open_merge
+from merge_plugins.engine import Cost, Merge, announce, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.outputs.ranks import lazily
 from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
@@ -36,7 +35,6 @@ from merge_plugins.weights.modules import of_transformer
 
 SHAPING = ("num_hidden_layers", "vocab_size", "tie_word_embeddings")
 """Keys of a config that a recipe can change and that decide the model's weights."""
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows loggers below its own name
 
 
 class MergedModelLoader(DefaultModelLoader):
@@ -72,7 +70,8 @@ class MergedModelLoader(DefaultModelLoader):
 
     def merged(self, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield a merge's weights by checkpoint name, each merged as it is copied."""
-        logger.info("%s, while it loads", plan)
+        merge = Merge(plan)
+        announce(merge, Cost(plan, loaded_to(self.load_config)), timed=False)  # there is a bar
         self.counter_before_loading_weights = time.perf_counter()  # for its message
         in_group = torch.distributed.is_initialized()
         shown = self.load_config.use_tqdm_on_load and not (
@@ -80,7 +79,7 @@ class MergedModelLoader(DefaultModelLoader):
         )
         tensors = [
             (name, tensor)
-            for name, tensor in of_transformer(Merge(plan).tensors()).items()
+            for name, tensor in of_transformer(merge.tensors()).items()
             if not should_skip_weight(name, self.local_expert_ids)
         ]
         bar = tqdm(tensors, "Merging", disable=not shown, unit=" weights")

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from merge_plugins.api import Batch, PerExpert, Slot, Sources, Weight
 from merge_plugins.calibration.batches import UNSCORED, logits_of
 from merge_plugins.errors import RecipeError
+from merge_plugins.notice import tell
 
 DIGITS = 6
 """Decimals kept of a learned coefficient: few enough to hide the order of float32 sums."""
@@ -130,10 +131,11 @@ class Descent:
         self, slots: Mapping[str, Weight], live: Mapping[str, Tensor], n_experts: int
     ) -> None:
         size = 8 * sum(weight.numel() for weight in live.values()) / 1e9
-        logger.info(
-            "learning %d coefficients: %d steps of a pass forward and back on a batch of each of "
-            "%d models' data; one model and its gradients, %.3g GB in float32",
-            *(n_experts * (len(live) if self.by_weight else 1), self.steps, n_experts, size),
+        n = n_experts * (len(live) if self.by_weight else 1)
+        tell(
+            f"learning {n} coefficients: {self.steps} steps of a pass forward and back on a batch "
+            f"of each of {n_experts} models' data; one model and its gradients, {size:.3g} GB in "
+            "float32."
         )
         absent = [name for name in slots if name not in live]
         if absent:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from merge_plugins.api import Batch
 from merge_plugins.errors import MergeError, RecipeError
 from merge_plugins.folders import cache_folder, complete_or_nothing
 from merge_plugins.identity import model_identity, tokenizer_identity
+from merge_plugins.notice import tell
 from merge_plugins.plugins import registry
 from merge_plugins.plugins.method import RegisteredStatistic
 from merge_plugins.recipe import Data
@@ -125,13 +125,12 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def announce(request: StatisticRequest, n_elements: int) -> None:
-    """Print which statistic is about to be computed and its cost, above the progress bars."""
+    """Tell which statistic is about to be computed and its cost, above the progress bars."""
     n, name = len(request.data.examples()), request.registered
     size = 4 * n_elements / 1e9
-    tqdm.write(
+    tell(
         f"{request.name} of {request.model} on {n} examples of {request.data.source}. "
-        f"{name.summary} One model at a time, {size:.2g} GB in float32. Kept in {request.folder}",
-        file=sys.stderr,
+        f"{name.summary} One model at a time, {size:.2g} GB in float32. Kept in {request.folder}."
     )
 
 

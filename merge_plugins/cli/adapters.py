@@ -10,25 +10,36 @@ from importlib.metadata import EntryPoint, entry_points
 from merge_plugins.cli.command import Command
 
 GROUP = "merge_plugins.commands"
-"""Entry points in this group are functions that take the words after their name."""
+"""Entry points in this group are functions that take the words after their name; those that
+`takes` decorates have help and completion that run nothing else."""
 
 
 def commands() -> tuple[Command, ...]:
     """Find the adapters' commands, in the order of their names."""
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    return tuple(Command(point.name, summary(point), point.value) for point in points)
+    return tuple(described(point) for point in points)
 
 
-def summary(point: EntryPoint) -> str:
-    """Read the first line of a function's docstring in the source of its module.
+def described(point: EntryPoint) -> Command:
+    """Read a function's line of help and its group in the source of its module.
 
     Adapters import harnesses, which takes seconds and may fail: nothing of theirs runs for a line
     of help. Where there is no source or no docstring, the line is the function's place.
     """
     for node in _parsed(point.module).body:
         if isinstance(node, ast.FunctionDef) and node.name == point.attr:
-            return (ast.get_docstring(node) or point.value).partition("\n")[0]
-    return point.value
+            summary = (ast.get_docstring(node) or point.value).partition("\n")[0]
+            return Command(point.name, summary, point.value, group=_group(node))
+    return Command(point.name, point.value, point.value)
+
+
+def _group(function: ast.FunctionDef) -> str:
+    """Find ``group="…"`` in a decorator's call."""
+    for node in function.decorator_list:
+        for keyword in node.keywords if isinstance(node, ast.Call) else ():
+            if keyword.arg == "group" and isinstance(keyword.value, ast.Constant):
+                return str(keyword.value.value)
+    return ""
 
 
 def _parsed(module: str) -> ast.Module:

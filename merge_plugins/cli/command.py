@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from importlib.metadata import EntryPoint
 from typing import Any
 
+from merge_plugins import notice
+from merge_plugins.cli.parser import Parser
 from merge_plugins.signals import interrupts_end_it
+
+Arguments = Callable[[ArgumentParser], object]
+"""Declares the arguments of a command on its parser."""
+
+
+class Declared:
+    """A command's work beside its arguments, so that help and completion find these unrun."""
+
+    def __init__(self, arguments: Arguments, work: Callable[[Namespace], int]) -> None:
+        self.arguments, self.work = arguments, work
+        update_wrapper(self, work)
+
+    def __call__(self, words: Sequence[str] | None = None) -> int:
+        """Parse the words (default: those of this process) and do the work."""
+        parser = Parser()
+        self.arguments(parser)
+        return self.work(parser.read(words))
+
+
+def takes(
+    arguments: Arguments, *, group: str = ""
+) -> Callable[[Callable[[Namespace], int]], Declared]:
+    """Declare the arguments of a command that an adapter adds, for the entry point of its work.
+
+    ``group``: its heading in the help, read from the source: a literal.
+    """
+    return partial(Declared, arguments)
+
+
+def _heed(options: Namespace) -> None:
+    given = vars(options)
+    notice.be(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
 
 
 @dataclass(frozen=True)
@@ -20,19 +54,39 @@ class Command:
     summary: str
     work: str
     """``module:function``: it takes the parsed arguments and returns the exit status."""
-    arguments: Callable[[ArgumentParser], object] | None = None
-    """Declares the arguments. None: the function takes the words after the name, and parses."""
+    arguments: Arguments | None = None
+    """Declares the arguments. None: an adapter's, which stand beside its work or are its own
+    affair; then the function takes the words after the name."""
+    group: str = ""
+    """Heading in the help."""
 
     def prepare(self, words: Sequence[str]) -> Callable[[], int]:
         """Parse the words after the command's name and import its work, ready to be called."""
-        if self.arguments is None:
-            return partial(self._load(), words)
-        parser = ArgumentParser(prog=f"merge-plugins {self.name}", description=self.summary)
-        self.arguments(parser)
-        options = parser.parse_args(words)
-        return partial(self._load(), options)
+        if self.arguments is not None:  # a mistake shows before the import, which may take seconds
+            options = self._parser(self.arguments).read(words)
+            _heed(options)
+            return partial(self.load(), options)
+        work = self.load()
+        if isinstance(work, Declared):
+            options = self._parser(work.arguments).read(words)
+            _heed(options)
+            return partial(work.work, options)
+        return partial(work, words)
 
-    def _load(self) -> Callable[[Any], int]:
+    def declare(self, parser: ArgumentParser) -> None:
+        """Declare the arguments on a parser, as far as they can be known without the work."""
+        work = self.load() if self.arguments is None else None
+        arguments = work.arguments if isinstance(work, Declared) else self.arguments
+        if arguments is not None:
+            arguments(parser)
+
+    def load(self) -> Callable[[Any], int]:
+        """Import the function that does the work."""
         with interrupts_end_it():
             function: Callable[[Any], int] = EntryPoint(self.name, self.work, "").load()
         return function
+
+    def _parser(self, arguments: Arguments) -> Parser:
+        parser = Parser(prog=f"merge-plugins {self.name}", description=self.summary)
+        arguments(parser)
+        return parser

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from pathlib import Path
 
-from merge_plugins.cli.arguments import add_plugin
+from merge_plugins.cli.arguments import add_loudness, add_plugin
 from merge_plugins.cli.command import Command
+from merge_plugins.cli.completion import completed_by
 
+WORK = "merge_plugins.commands"
 RECIPE = "a YAML file, its folder, or the short form method=…,base=…,models=a:0.6+b:0.4"
+SHELLS = """\
+once, in the shell's own file:
+  bash  ~/.bashrc:  eval "$(merge-plugins completion bash)"
+  zsh   ~/.zshrc, after compinit:  eval "$(merge-plugins completion zsh)"
+  fish  merge-plugins completion fish > ~/.config/fish/completions/merge-plugins.fish
+"""
 
 
 def _list(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true")
+    meaning = "only methods whose name, description or paper has this word, or matches 'ties*'"
+    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help=meaning)
+    parser.add_argument("--json", action="store_true", help="all that is known of each, as data")
     add_plugin(parser)
 
 
 def _show(parser: ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD")
+    method = parser.add_argument("method", metavar="METHOD", help="as 'merge-plugins list' has it")
+    completed_by(method, f"{WORK}.completion:method_names")
     add_plugin(parser)
 
 
@@ -31,12 +42,18 @@ def _check(parser: ArgumentParser) -> None:
     _recipe(parser)
     again = "hash every file again for the digest, whatever hashes are cached"
     parser.add_argument("--verify", action="store_true", help=again)
+    parser.add_argument("--json", action="store_true", help="the recipe and its cost, as data")
+    add_loudness(parser)
 
 
 def _plan(parser: ArgumentParser) -> None:
     _recipe(parser)
-    parser.add_argument("--json", action="store_true")
+    each = "a line for each tensor, not for each group of like ones"
+    parser.add_argument("--all", action="store_true", help=each)
+    inputs = "inputs and parameters of each tensor, as data"
+    parser.add_argument("--json", action="store_true", help=inputs)
     _trust(parser)
+    add_loudness(parser)
 
 
 def _compare(parser: ArgumentParser) -> None:
@@ -48,6 +65,7 @@ def _compare(parser: ArgumentParser) -> None:
     meaning = "singular directions to measure; 0 for none, which saves most of the time"
     add("--directions", type=int, default=16, metavar="N", help=meaning)
     add_plugin(parser)
+    add_loudness(parser)
 
 
 def _save(parser: ArgumentParser) -> None:
@@ -77,6 +95,13 @@ def _mount(parser: ArgumentParser) -> None:
     head = "with the head, config and tokenizer of the model that has this task: in the recipe"
     parser.add_argument("--task", metavar="TASK", help=head)
     _trust(parser)
+    add_loudness(parser)
+
+
+def _completion(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = SHELLS
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that completes")
 
 
 def _recipe(parser: ArgumentParser) -> None:
@@ -89,24 +114,24 @@ def _trust(parser: ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help=meaning)
 
 
-WORK = "merge_plugins.commands"
 GROUPS: Mapping[str, tuple[Command, ...]] = {
+    "first steps": (),
     "merge methods": (
         Command(
             "list",
-            "List the merge methods, their parameters, and plugins that failed to load.",
+            "List merge methods, their parameters, and plugins that failed.",
             f"{WORK}.methods:list_methods",
             _list,
         ),
         Command(
             "show",
-            "Explain one merge method: what it does, its parameters, its paper.",
-            f"{WORK}.methods:show_method",
+            "Explain a method: its parameters, its paper, a recipe of it.",
+            f"{WORK}.show:show_method",
             _show,
         ),
         Command(
             "new-method",
-            "Write a package with a merge method of your own and its test, ready to install.",
+            "Write a package with a merge method of your own and its test.",
             f"{WORK}.new_method:new_method",
             _new_method,
         ),
@@ -114,26 +139,25 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
     "merges": (
         Command(
             "compare",
-            "Compare models before they are merged: sizes, agreement, directions, what differs.",
+            "Compare models before merging: sizes, agreement, differences.",
             f"{WORK}.compare:compare_models",
             _compare,
         ),
         Command(
             "check",
-            "Check a recipe and its models without reading a weight, or running code that came "
-            "along.",
+            "Check a recipe and its models without reading a weight.",
             f"{WORK}.check:check",
             _check,
         ),
         Command(
             "plan",
-            "Show which tensors make each merged tensor, and with which parameters.",
+            "Show which tensors make each merged tensor, and how.",
             f"{WORK}.plan:show_plan",
             _plan,
         ),
         Command(
             "save",
-            "Write the merge as a checkpoint, with tokenizer, recipe and model card.",
+            "Write the merge as a checkpoint with tokenizer and model card.",
             f"{WORK}.save:save_merge",
             _save,
         ),
@@ -145,10 +169,20 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         ),
         Command(
             "mount",
-            "Write a folder without weights that harnesses load as if it were the saved merge.",
+            "Write a folder without weights that harnesses load as the merge.",
             f"{WORK}.mount:mount_merge",
             _mount,
         ),
     ),
+    "scores": (),
+    "data and tasks": (),
+    "shell": (
+        Command(
+            "completion",
+            "Complete commands, options, methods and files in your shell.",
+            f"{WORK}.completion:print_code",
+            _completion,
+        ),
+    ),
 }
-"""Commands under the headings that they have in the help."""
+"""Our commands under the headings of the help, in its order; adapters add theirs to them."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import TextWrapper
 
@@ -12,17 +13,23 @@ from merge_plugins._version import __version__
 from merge_plugins.cli import adapters
 from merge_plugins.cli.command import Command
 from merge_plugins.cli.own import GROUPS
+from merge_plugins.cli.parser import Parser
 from merge_plugins.errors import MergeError, did_you_mean, report
+from merge_plugins.notice import restored
 from merge_plugins.signals import terminated_as_exit
+
+UNGROUPED = "from other packages"
+"""Heading of commands whose adapters name none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, or 1 when the recipe cannot be merged."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        run = _prepare(given)
-        with terminated_as_exit():
-            return run()
+        with restored():
+            run = _prepare(given)
+            with terminated_as_exit():
+                return run()
     except MergeError as exc:
         return report(exc)
     except BrokenPipeError:  # `merge-plugins plan … | head`
@@ -35,24 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(given: Sequence[str]) -> Callable[[], int]:
     """Return the command of a line, ready to be called; help and errors end here."""
-    own = {command.name: command for group in GROUPS.values() for command in group}
-    added = {command.name: command for command in adapters.commands() if command.name not in own}
-    known = {**own, **added}
+    groups = commands()
+    known = {command.name: command for group in groups.values() for command in group}
+    if "_ARGCOMPLETE" in os.environ:
+        from merge_plugins.cli.completion import complete
+
+        complete(_parser(groups), known)
     if given and given[0] in known:
         return known[given[0]].prepare(given[1:])
-    parser = _parser({**GROUPS, "from adapters": tuple(added.values())})
+    parser = _parser(groups)
     if not given:
         parser.print_help(sys.stderr)
     elif given[0].startswith("-"):
-        parser.parse_args(given)
+        parser.read(given)
     else:
         near = did_you_mean(given[0], known) or "."
-        parser.error(f"no command {given[0]!r}{near} Run 'merge-plugins --help' to see them.")
+        parser.exit(2, f"merge-plugins: no command {given[0]!r}{near} "
+                    "Run 'merge-plugins --help' to see them.\n")  # fmt: skip
     raise SystemExit(2)
 
 
-def _parser(groups: Mapping[str, Sequence[Command]]) -> ArgumentParser:
-    parser = ArgumentParser(
+def commands() -> Mapping[str, Sequence[Command]]:
+    """Find all commands under their headings, ours first; an adapter takes no name of ours."""
+    groups = {title: [*own] for title, own in GROUPS.items()}
+    names = {command.name for own in GROUPS.values() for command in own}
+    for command in adapters.commands():
+        if command.name not in names:
+            groups.setdefault(command.group or UNGROUPED, []).append(command)
+    groups[UNGROUPED] = groups.pop(UNGROUPED, [])  # last
+    return {title: group for title, group in groups.items() if group}
+
+
+def _parser(groups: Mapping[str, Sequence[Command]]) -> Parser:
+    parser = Parser(
         prog="merge-plugins",
         usage="merge-plugins [-h] [--version] COMMAND ...",
         description="Merge language models on the fly.",
@@ -64,12 +86,14 @@ def _parser(groups: Mapping[str, Sequence[Command]]) -> ArgumentParser:
 
 
 def _table(groups: Mapping[str, Sequence[Command]]) -> str:
-    """Write a line for each command, under the headings of the groups that have any."""
+    """Write a line for each command, under the headings of their groups."""
     width = max(len(command.name) for group in groups.values() for command in group)
     columns = max(shutil.get_terminal_size().columns - 2, width + 24)
     fill = TextWrapper(columns, subsequent_indent=" " * (width + 4))
-    blocks = []
-    for title, group in groups.items():
-        lines = [fill.fill(f"  {one.name:{width}}  {one.summary}") for one in group]
-        blocks += ["\n".join([f"{title}:", *lines])] if lines else []
+    blocks = [
+        "\n".join(
+            [f"{title}:", *(fill.fill(f"  {one.name:{width}}  {one.summary}") for one in group)]
+        )
+        for title, group in groups.items()
+    ]
     return "\n\n".join([*blocks, "'merge-plugins COMMAND --help' explains a command."])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from merge_plugins import identity
 from merge_plugins.commands.recipe import given_recipe
-from merge_plugins.engine import open_merge
+from merge_plugins.engine import Cost, open_merge
 from merge_plugins.errors import UntrustedCodeError
+from merge_plugins.notice import is_quiet
+from merge_plugins.parallel import CPU, accelerator
+from merge_plugins.planning import Plan
 
 
 def check(options: argparse.Namespace) -> int:
@@ -20,8 +24,19 @@ def check(options: argparse.Namespace) -> int:
     has_tokenizer(plan)
     if options.verify:
         identity.verify(plan.recipe)
-    try:
-        print(f"{plan}. Digest {identity.digest(plan.recipe)}.")
-    except UntrustedCodeError as exc:
-        print(f"{plan}. No digest, as check runs no code that came along: {exc}.")
+    cost, why = _cost(plan)
+    if options.json:
+        print(json.dumps({"recipe": plan.recipe.as_dict(), **cost.as_dict()}, indent=2))
+    elif not is_quiet():
+        print(f"{cost}.{why}")
     return 0
+
+
+def _cost(plan: Plan) -> tuple[Cost, str]:
+    """Return what a merge costs on this machine, and why it has no digest if it has none."""
+    device = accelerator() or CPU.device
+    try:
+        return Cost(plan, device, digest=identity.digest(plan.recipe)), ""
+    except UntrustedCodeError as exc:
+        reason = f" No digest, as check runs no code that came along: {exc}."
+        return Cost(plan, device, digest=""), reason

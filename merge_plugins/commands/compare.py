@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 
 from merge_plugins.commands.plot import check_plot
 from merge_plugins.compare import chosen, compare
@@ -17,7 +16,6 @@ def compare_models(options: argparse.Namespace) -> int:
     if options.plot:
         check_plot(options.plot)
     load_plugins(options.plugin)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     comparison = compare(chosen(options.models, options.base), options.directions)
     if options.plot:  # first: `| head` ends what is printed
         from merge_plugins.compare.pictures import draw

@@ -1,77 +1,80 @@
-"""`merge-plugins list` and `merge-plugins show`: the methods of every plugin."""
+"""`merge-plugins list`: the merge methods of every plugin."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from textwrap import TextWrapper
 from typing import Any
 
 from merge_plugins._version import __version__
-from merge_plugins.commands.values import plain
-from merge_plugins.plugins import Method, Parameter, load_plugins, registry
+from merge_plugins.commands.completion import remember
+from merge_plugins.commands.facts import brief, family, needs
+from merge_plugins.commands.screen import columns
+from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.plugins import Method, load_plugins, registry
 
 
 def list_methods(options: argparse.Namespace) -> int:
     """List the merge methods, their parameters, and plugins that failed to load."""
-    load_plugins(options.plugin)
     known = registry()
     known.load_bridges()
+    remember(known.named)  # of plugins that are installed
+    load_plugins(options.plugin)
+    methods = [*known.methods.values()]
+    if options.pattern:
+        methods = [method for method in methods if _matches(method, options.pattern)]
+        if not methods:
+            near = did_you_mean(options.pattern, known.named) or "."
+            raise MergeError(f"no merge method is like {options.pattern!r}{near} "
+                             "'merge-plugins list' shows them all")  # fmt: skip
     if options.json:
-        methods = [_as_json(method) for method in known.methods.values()]
         broken = {name: f"{type(exc).__name__}: {exc}" for name, exc in known.broken.items()}
-        print(json.dumps({"methods": methods, "broken": broken}, indent=2))
+        print(json.dumps({"methods": [*map(_as_json, methods)], "broken": broken}, indent=2))
         return 0
-    width = max(map(len, known.methods))
-    for name, method in known.methods.items():
-        print(f"{name:{width}}  {method.summary}")
-        parameters = "  ".join(_brief(p) for p in method.parameters.values())
-        source = "" if method.version == "" else f"  [{method.plugin} {method.version}]"
-        print(f"{'':{width}}  {_needs(method)}{'; ' + parameters if parameters else ''}{source}")
-        if method.aliases:
-            print(f"{'':{width}}  also named {', '.join(method.aliases)}")
+    print(_table(methods))
+    end = "* must be set. 'merge-plugins show METHOD' explains a method and its parameters."
+    print("", TextWrapper(columns()).fill(end), sep="\n")
     for name, exc in known.broken.items():
         print(f"BROKEN {name}: {type(exc).__name__}: {exc}")
     return 0
 
 
-def show_method(options: argparse.Namespace) -> int:
-    """Explain one merge method: what it does, its parameters, its paper."""
-    load_plugins(options.plugin)
-    method = registry().get(options.method)
-    print(f"{method.name}: {method.summary}")
-    for line in (f"paper: {method.paper}" if method.paper else "", f"takes: {_needs(method)}"):
-        if line:
-            print(line)
-    for p in method.parameters.values():
-        alias = f" (also {', '.join(p.alias)})" if p.alias else ""
-        kind = "one per model" if p.per_expert else "one for all"
-        print(f"  {_brief(p)}{alias}\n      {p.doc or 'no description'}; {kind}")
-    for name, meaning in method.aliases.items():
-        print(f"{name} is the same: {meaning}")
-    source = f"{method.plugin} {method.version}".strip()
-    print(f"plugin: {source}")
-    return 0
+def _matches(method: Method, pattern: str) -> bool:
+    """Whether a word is in what the list has of a method, or a pattern matches one of its names."""
+    word, names = pattern.lower(), (method.name, *method.aliases)
+    text = " ".join([*names, method.summary, method.paper, family(method)]).lower()
+    return word in text or any(fnmatch(name.lower(), word) for name in names)
 
 
-def _needs(method: Method) -> str:
-    low, high = method.min_experts, method.max_experts
-    count = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-    models = "model" if count == "1" else "models"
-    data = ""
-    if method.takes_data:
-        is_optional = callable(method.stats) and method.needs_data is not True
-        data = f" and {'for some settings ' if is_optional else ''}calibration data"
-    base = "a base and " if method.needs_base else "perhaps a base and " * method.takes_base
-    return f"{base}{count} {models}{data}"
+def _table(methods: Iterable[Method]) -> str:
+    """Write methods under the headings of their families, in the registry's order of these."""
+    groups: dict[str, list[Method]] = {}
+    for method in methods:
+        groups.setdefault(family(method), []).append(method)
+    width = max(len(method.name) for group in groups.values() for method in group) + 2
+    return "\n\n".join(
+        "\n".join([f"{title}:", *(line for method in group for line in _lines(method, width))])
+        for title, group in groups.items()
+    )
 
 
-def _brief(parameter: Parameter) -> str:
-    return parameter.name + ("" if parameter.required else f"={plain(parameter.default)}")
+def _lines(method: Method, width: int) -> list[str]:
+    indent = " " * (width + 2)
+    fill = TextWrapper(columns(), initial_indent=indent, subsequent_indent=indent)
+    parameters = ", ".join(map(brief, method.parameters.values()))
+    texts = [method.summary, f"{needs(method)}{'; ' if parameters else ''}{parameters}"]
+    texts += [f"also named {', '.join(method.aliases)}"] if method.aliases else []
+    lines = [line for text in texts for line in fill.wrap(text)]
+    return [f"  {method.name:{width}}{lines[0].lstrip()}", *lines[1:]]
 
 
 def _as_json(method: Method) -> dict[str, Any]:
     return {
         "name": method.name,
+        "family": family(method),
         "summary": method.summary,
         "paper": method.paper,
         "aliases": dict(method.aliases),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from merge_plugins import identity
 from merge_plugins.commands.push import announce, upload
@@ -18,7 +17,6 @@ from merge_plugins.recipe import Recipe
 
 def save_merge(options: argparse.Namespace) -> int:
     """Write the merge as a checkpoint, with tokenizer, recipe and model card."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = recipe_of(options)
     target = _target(recipe, options)
     scores = scores_of(options.results, identity.digest(recipe)) if options.results else ()

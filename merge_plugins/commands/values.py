@@ -9,4 +9,6 @@ def plain(value: Any) -> str:
     """Write a value in one line, as a recipe may give it."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(plain, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() or "''"

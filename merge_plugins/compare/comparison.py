@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -21,7 +21,10 @@ from merge_plugins.compare.pairing import Pairing, paired
 from merge_plugins.compare.places import Spot, spots
 from merge_plugins.compare.sums import Kind, Sums, summed, total
 from merge_plugins.engine import Merge
+from merge_plugins.engine.meter import Meter, Work
+from merge_plugins.engine.meter import total as total_work
 from merge_plugins.errors import MismatchError
+from merge_plugins.notice import tell
 from merge_plugins.planning import PlannedTensor
 from merge_plugins.planning.plan import readable
 from merge_plugins.weights import held
@@ -29,8 +32,6 @@ from merge_plugins.weights.damage import refuse_damage
 
 DIRECTIONS = 16
 """First singular directions whose energy is measured: the rank of most adapters, or more."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,21 @@ def compare(models: Models, directions: int = DIRECTIONS) -> Comparison:
     sizes = {name: math.prod(t.shape) for name, t in plan.tensors.items()}
     found_configs = configs({ref: plan.checkpoints[ref].config for ref in models.all})
     found_tokenizers = tokenizers(models.all)
-    logger.info("%s", cost(pairing, kind, directions))
+    tell(f"compare: {cost(pairing, kind, directions)}.")
     sums: dict[Spot, Sums] = {}
     at, merge = spots(plan.tensors), Merge(plan)
+    works = {name: _work(t.shape, directions) for name, t in plan.tensors.items()}
+    meter = Meter(total_work(works.values()), "all is compared")
     with tqdm(total=sum(sizes.values()), desc="Comparing", unit=" values", unit_scale=True,
               delay=2) as progress:  # fmt: skip
         for name, planned in plan.tensors.items():
+            began = time.monotonic()
             with held(planned.stored):
                 weight = merge.reader(planned).weight(Region.whole(planned.shape))
                 found = _summed(weight, planned, kind, directions)
             spot = at[name]
             sums[spot] = sums[spot] + found if spot in sums else found
+            meter.note(works[name], began)
             progress.update(sizes[name])
     plan.refuse_changes()
     return Comparison(
@@ -143,6 +148,12 @@ def cost(pairing: Pairing, kind: Kind, directions: int) -> str:
         f"{kind.n_models} models, {len(shapes)} weights of each: {readable(plan.bytes_read)} "
         f"to read{work}"
     )
+
+
+def _work(shape: Sequence[int], directions: int) -> Work:
+    """Return what it takes to compare a weight: most of it are directions, where they are."""
+    flops = spectrum.cost(shape, directions)
+    return {"directions": flops} if flops else {"values": math.prod(shape)}
 
 
 def _summed(weight: Weight, planned: PlannedTensor, kind: Kind, directions: int) -> Sums:

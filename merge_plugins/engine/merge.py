@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -33,6 +34,7 @@ from merge_plugins.engine.defaults import own_defaults
 from merge_plugins.engine.elsewhere import SMALLEST_BLOCK, brought_back, there_or_here
 from merge_plugins.engine.guests import blaming
 from merge_plugins.engine.measured import remember, remembered
+from merge_plugins.engine.meter import Meter, work
 from merge_plugins.engine.reader import AnyReader, HeldReader, WeightReader
 from merge_plugins.engine.sources import PlannedSources
 from merge_plugins.engine.work import Work, granularity, needed
@@ -116,8 +118,15 @@ class MergedTensor:
         self._on(target.device, region, target.detach())
         return target
 
-    @own_defaults()
     def _on(self, device: torch.device, region: Region, into: Tensor | None = None) -> Tensor:
+        began, meter = time.monotonic(), self._merge.meter
+        found = self._by_place(device, region, into)
+        if meter is not None:
+            meter.note(work(self.planned, region.numel), began)
+        return found
+
+    @own_defaults()
+    def _by_place(self, device: torch.device, region: Region, into: Tensor | None) -> Tensor:
         place = self._merge.place(indexed(device))
         if place.by_threads:
             with self._blaming():
@@ -329,6 +338,7 @@ class Merge:
         self._prepares_at = self.here
         self._prepared: Kernel | None = None
         self._has_prepared = False
+        self.meter: Meter | None = None
         self._lock = threading.Lock()
         self._ranks: Ranks | None = None
         self.sources = PlannedSources(self.plan, self._weights)

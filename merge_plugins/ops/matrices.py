@@ -8,7 +8,6 @@ same rows. Memory beside the model: O(n^2).
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
@@ -17,15 +16,13 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region, Slot, Sources, Weight, holds_matrices
+from merge_plugins.notice import tell
 from merge_plugins.ops.arithmetic import weighted_sum
 from merge_plugins.parallel import return_memory
 
 PIECE = 1 << 18
 """Elements read at once, 2 MiB in float64: enough for products with an [n, n] at full speed, little
 beside it, and little of what malloc keeps after each."""
-
-
-logger = logging.getLogger(__name__)
 
 
 Rows: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
@@ -145,7 +142,7 @@ def averaged(slot: Slot, scale: float) -> Tensor:
 def announce(
     sources: Sources, method: str, what: str, cost: Callable[[int, int, int], float]
 ) -> None:
-    """Log the number of matrices to be merged, and the work that it takes.
+    """Tell the number of matrices to be merged, and the work that it takes.
 
     ``cost(outputs, inputs, experts)``: floating-point operations of one matrix.
     """
@@ -158,8 +155,7 @@ def announce(
         outputs, inputs = Matrix(weight, regions[0]).shape
         n_matrices += len(regions)
         total += len(regions) * cost(outputs, inputs, weight.n_experts)
-    logger.info(
-        "%s: %s of %d matrices, one at a time; about %.3g TFLOP (%.3g minutes at 100 GFLOP/s); "
-        "the other %d weights are averaged",
-        *(method, what, n_matrices, total / 1e12, total / 1e11 / 60, n_averaged),
+    tell(
+        f"{method}: {what} of {n_matrices} matrices, one at a time; about {total / 1e12:.3g} "
+        f"TFLOP; the other {n_averaged} weights are averaged."
     )

@@ -6,16 +6,16 @@ and places each like a stored one, and each is merged when the loader moves it t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from merge_plugins.engine import Merge, open_merge
+from merge_plugins.engine import Cost, Merge, announce, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.hf.classes import absent_weights, class_to_load
 from merge_plugins.hf.fit import refuse_no_type
@@ -31,9 +31,6 @@ from merge_plugins.routing import model as routed
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import generation_config
 from merge_plugins.weights.modules import of_transformer
-
-logger = logging.getLogger(__name__)
-
 
 NEEDS_PATH = ("gguf_file", "variant", "use_safetensors", "revision", "subfolder")
 """Arguments of from_pretrained that select files; the recipe names the files instead."""
@@ -65,6 +62,7 @@ def load_merged(
     """
     loading = open_loading(recipe, auto_class, kwargs, config, trust_remote_code)
     loading.check(kwargs)
+    loading.announce(kwargs)
     return loading.load(kwargs)
 
 
@@ -88,6 +86,14 @@ class Loading:
         if kwargs.get("ignore_mismatched_sizes"):
             return None
         return fits(plan, self.model_class, self.config)
+
+    def announce(self, kwargs: Mapping[str, Any]) -> None:
+        """Tell what the merge costs where it is loaded to."""
+        where = kwargs.get("device_map")
+        device = torch.device("cpu") if where is None else only_device(where)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        given = dtype if isinstance(dtype, torch.dtype) else None
+        announce(self.merge, Cost(self.merge.plan, device, given))
 
     def load(self, kwargs: Mapping[str, Any]) -> PreTrainedModel:
         """Merge and load."""
@@ -125,7 +131,6 @@ def open_loading(
     merge = open_merge(recipe)
     plan = merge.plan
     donor = str(model_folder(recipe.donor))
-    logger.info("%s, while it loads", plan)
     if config is None:
         refuse_no_type(plan.config, plan.donor.path)
         config = read_config(donor, plan.donor.path / "config.json", bool(trust_remote_code))

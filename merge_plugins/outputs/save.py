@@ -7,7 +7,6 @@ is complete; a run that fails or is interrupted leaves nothing behind.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
-from merge_plugins.engine import Merge, MergedTensor, open_merge
+from merge_plugins.engine import Cost, Merge, MergedTensor, announce, open_merge
 from merge_plugins.folders import complete_or_nothing, naming_file, new_folder
 from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
@@ -26,8 +25,6 @@ from merge_plugins.outputs.scores import Score
 from merge_plugins.recipe import Recipe, files
 from merge_plugins.weights.modules import WEIGHTS, of_modules, of_transformer
 from merge_plugins.weights.stored import write_header
-
-logger = logging.getLogger(__name__)
 
 
 def save(
@@ -54,11 +51,11 @@ def save(
     plan = open_merge(recipe).plan
     plan.refuse_routing("checkpoint")
     fits(plan)
-    logger.info("%s, into %s", plan, target)
     with complete_or_nothing(target, plan.bytes_merged) as unfinished:
         write_configs(recipe, plan.config, unfinished)
         copy_companions(plan, unfinished)  # what cannot be copied stops the merge before it starts
         merge = Merge(plan)
+        announce(merge, Cost(plan, is_kept=False), timed=False)  # the bar says how long
         _write_weights(merge, unfinished, max_shard_size)
         write_modules(merge, unfinished)
         for name, text in (extra or {}).items():

@@ -36,6 +36,14 @@ def content(file: Path) -> str:
     return _hashed(file)
 
 
+def is_known(file: Path) -> bool:
+    """Whether `content` need not read a file."""
+    try:
+        return _name_in_hub_cache(file) is not None or _remembered(file).is_file()
+    except OSError:
+        return False
+
+
 def verify(file: Path) -> None:
     """Hash a file's bytes again, and remember that in place of what was known about it.
 

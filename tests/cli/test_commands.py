@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from merge_plugins.cli import main
+from merge_plugins.cli.adapters import GROUP
 from merge_plugins.cli.own import GROUPS
 from merge_plugins.plugins import registry
 
@@ -21,6 +24,7 @@ METADATA = "Metadata-Version: 2.1\nName: merge-guest\nVersion: 1.0\n"
 POINTS = """
 [merge_plugins.commands]
 blow-up = guest.broken:main
+count = guest.counting:main
 garbled = guest.garbled:main
 greet = guest.greeting:main
 list = guest.greeting:main
@@ -31,6 +35,10 @@ strayed = plain.textwrap:dedent
 MODULES = {
     "__init__": "raise RuntimeError('nobody needs the package for a line of help')",
     "broken": 'import torch\n\ndef main(words):\n    """Fail in style.\n\n    At length."""\n',
+    "counting": "from merge_plugins.cli import takes\n\ndef declare(parser):\n"
+    "    parser.add_argument('--number', type=int, default=1)\n\n"
+    "@takes(declare, group='scores')\ndef main(options):\n"
+    '    """Count."""\n    print("counts", options.number)\n    return options.number\n',
     "garbled": "def main(words:\n",
     "greeting": 'def main(words):\n    """Greet everyone."""\n    print("hello", *words)\n'
     "    return 3\n\ndef silent(words):\n    return 0\n",
@@ -79,7 +87,7 @@ def said(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_help_has_a_line_for_each_command_and_runs_nothing_of_an_adapter(guest: Start) -> None:
     status, helped, err = said(guest("--help"))
     assert (status, err) == (0, "")
-    commands = helped.partition("merge methods:")[2].splitlines()
+    commands = helped.splitlines()
     lines = dict(line.split(maxsplit=1) for line in commands if line.startswith("  "))
     for command in (command for group in GROUPS.values() for command in group):
         assert lines[command.name] == command.summary
@@ -89,11 +97,21 @@ def test_help_has_a_line_for_each_command_and_runs_nothing_of_an_adapter(guest: 
     assert lines["strayed"] == "plain.textwrap:dedent"
     assert lines["silent"] == "guest.greeting:silent"
     assert helped.count("\n  list ") == 1
+    assert "\n  count " in helped[helped.index("scores:") : helped.index("data and tasks:")]
+    assert helped.index("from other packages:") < helped.index("\n  greet ")
 
 
 def test_an_adapters_command_takes_the_words_after_its_name(guest: Start, tmp_path: Path) -> None:
     (tmp_path / "guest" / "__init__.py").unlink()
     assert said(guest("greet", "--loudly", "you")) == (3, "hello --loudly you\n", "")
+
+
+def test_an_adapter_that_declares_its_arguments_gets_them_parsed(
+    guest: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "guest" / "__init__.py").unlink()
+    assert said(guest("count", "--number", "3")) == (3, "counts 3\n", "")
+    assert "usage: merge-plugins count [-h] [--number NUMBER]" in said(guest("count", "-h"))[1]
 
 
 def test_an_adapter_takes_no_command_of_ours(guest: Start) -> None:
@@ -126,6 +144,30 @@ def test_a_mistyped_command_is_told_the_nearest(
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("check --verfy merge.yaml", "no option '--verfy'; did you mean '--verify'?"),
+        ("judge samples.jsonl --modl x", "no option '--modl'; did you mean '--model'?"),
+        ("save merge.yaml out --max-shrd-size=1GB", "did you mean '--max-shard-size'?"),
+        ("list -json", "no option '-json'; did you mean '--json'?"),
+        ("plan merge.yaml --xyzzy", "no option '--xyzzy'. Run 'merge-plugins plan --help'"),
+        ("--bogus", "merge-plugins: no option '--bogus'. Run"),
+        ("check", "error: the following arguments are required: RECIPE"),
+        ("compare a -- --bse", ""),
+    ],
+)
+def test_a_mistyped_option_is_told_the_nearest(
+    line: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2") if meant else contextlib.nullcontext():
+        main(line.split())
+    out, err = capsys.readouterr()
+    assert meant in err
+    assert out == ""
+    assert "no option" not in err or len(err.splitlines()) == 1
+
+
 def test_a_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -133,6 +175,18 @@ def test_a_bare_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert capsys.readouterr().err == helped
+
+
+def test_each_of_our_commands_has_one_line_of_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    helped = capsys.readouterr().out.partition("first steps:")[2].splitlines()
+    ours = [point for point in entry_points(group=GROUP) if point.module.startswith("harness_ad")]
+    n = len(ours) + sum(map(len, GROUPS.values()))
+    assert len([line for line in helped if line.startswith("  ")]) == n
 
 
 @pytest.mark.parametrize("columns", ["1", "60"])

@@ -176,6 +176,8 @@ class Outcome:
         self, results: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]], file: Path
     ) -> None:
         self.results, self.file = results, file
+        self.out = self.err = ""
+        """What a program wrote to both streams."""
         self.scores = results["results"]
         self.answers = {
             f"{task}/{sample['doc_id']}": as_text(sample["resps"])
@@ -225,7 +227,9 @@ def command(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
             env={**os.environ, **alone, **variables},
         )
         assert done.returncode == 0, done.stderr[-4000:]
-        return read(output)
+        found = read(output)
+        found.out, found.err = done.stdout, done.stderr
+        return found
 
     return run
 

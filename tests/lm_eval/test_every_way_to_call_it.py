@@ -32,6 +32,12 @@ def numbers(outcome) -> dict[str, float]:
     }
 
 
+def told(outcome) -> list[str]:
+    """The lines that say what a merge costs."""
+    assert "merge-plugins: " not in outcome.out
+    return [line for line in outcome.err.splitlines() if "merge-plugins: linear of 2 " in line]
+
+
 def test_lm_eval(command, family, hf):
     recipe = text(family.recipe())
     merged = command("lm_eval", "--model", "merged", "--model_args", recipe, *COMMON)
@@ -39,7 +45,10 @@ def test_lm_eval(command, family, hf):
     assert numbers(merged) == numbers(hf)
     label = merged.results["config"]["model_args"]["model"]
     assert merged.results["model_name"] == merged.file.parent.name == label
-    assert label == f"linear-{merged.results['config']['merge']['digest']}"
+    digest = merged.results["config"]["merge"]["digest"]
+    assert label == f"linear-{digest}"
+    (line,) = told(merged)
+    assert f"merge-plugins: linear of 2 models, digest {digest}: " in line
 
 
 def test_lm_eval_run_with_several_arguments(here, family, hf):
@@ -71,8 +80,11 @@ def test_our_own_module_where_the_hook_is_switched_off(command, family, hf, fewe
     module = fewer_tasks(
         "import runpy\nrunpy.run_module('harness_adapters.lm_eval', run_name='__main__')"
     )
-    merged = command("python", module, *arguments, MERGE_PLUGINS_NO_LM_EVAL="1")
+    merged = command(
+        "python", module, *arguments, MERGE_PLUGINS_NO_LM_EVAL="1", MERGE_PLUGINS_QUIET="1"
+    )
     assert merged.answers == hf.answers
+    assert not told(merged)
 
 
 def test_accelerate_launch_with_two_processes_that_share_the_work(command, family, hf, fewer_tasks):
@@ -88,6 +100,7 @@ def test_accelerate_launch_with_two_processes_that_share_the_work(command, famil
     merged = command(*launch, *options, script, *arguments)
     assert numbers(merged) == pytest.approx(numbers(hf), rel=1e-4)  # other batches round otherwise
     assert merged.answers.keys() == hf.answers.keys()
+    assert len(told(merged)) == 1
 
 
 def test_torchrun_with_tensor_parallel_weights(command, family, hf, fewer_tasks):
@@ -96,6 +109,7 @@ def test_torchrun_with_tensor_parallel_weights(command, family, hf, fewer_tasks)
     recipe = text(family.recipe(tp_plan="auto"))
     merged = command(*launch, "--model", "merged", "--model_args", recipe, *COMMON)
     assert numbers(merged) == pytest.approx(numbers(hf), rel=1e-4)  # partial sums round differently
+    assert len(told(merged)) == 1
 
 
 def test_simple_evaluate_with_a_dict_a_string_and_a_file(evaluate, family, hf, tmp_path):

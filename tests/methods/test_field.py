@@ -5,7 +5,6 @@ That they are the papers' formulas is shown in tests/contract, against field_for
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -148,13 +147,12 @@ def test_what_it_costs_is_said_before_it_starts(
     method: str,
     llamas: dict[str, str],
     recipe: Callable[..., Recipe],
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tensors = merged_tensors(recipe(method, llamas["base"], [llamas["math"], llamas["code"]]))
-    with caplog.at_level(logging.INFO, "merge_plugins"):
-        _ = tensors["model.norm.weight"][...]
-    (line,) = (r.getMessage() for r in caplog.records if "TFLOP" in r.getMessage())
-    assert line.startswith(f"{method}: ")
+    _ = tensors["model.norm.weight"][...]
+    (line,) = (each for each in capsys.readouterr().err.splitlines() if "TFLOP" in each)
+    assert line.startswith(f"merge-plugins: {method}: ")
     assert " of 15 matrices" in line  # 7 in each of 2 layers, and the head
     assert "the other 6 weights are averaged" in line
 
