@@ -31,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_consent(options: argparse.Namespace) -> None:
-    """Raise `MergeError` unless ``--score`` and ``--allow-code-execution`` are given together."""
+    """Raise `MergeError` unless ``--score`` and ``--allow-code-execution`` are given together.
+
+    Also where programs cannot be run, before hours are spent on writing them.
+    """
+    if options.score and os.name != "posix":
+        raise MergeError(
+            "--score runs programs under limits that Windows does not have; leave it out here, and "
+            "score the file on Linux, macOS or WSL"
+        )
     if options.score and not options.allow_code_execution:
         raise MergeError(
             "--score runs programs that the model wrote, on this machine and as this user; add "

@@ -1,5 +1,6 @@
 """`python -m merge_plugins`, and the `merge-plugins` command."""
 
+import io
 import signal
 import sys
 
@@ -8,6 +9,8 @@ from merge_plugins.signals import interrupts_end_it
 
 def main() -> int:
     """Run the command line of this process and return its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes 256 characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     with interrupts_end_it():
         from merge_plugins.cli import main as run
 

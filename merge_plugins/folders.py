@@ -135,15 +135,17 @@ def _locked(target: Path) -> Iterator[Path]:
         yield file
     finally:
         file.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _lock(target: Path) -> tuple[Path, int]:
+def _lock(target: Path) -> tuple[Path, int | None]:
     while True:
         file = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if fcntl is None:
-            return file, handle
+            os.close(handle)  # Windows neither renames nor removes a file that is open
+            return file, None
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if file.exists():  # or another run took it for abandoned, before the lock was ours

@@ -132,7 +132,8 @@ def _examples(folder: Path, *, each: bool) -> str:
         (folder / f"{skill}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     if each:
         return "+".join(str(folder / f"{skill}.jsonl") for skill in SKILLS)
-    mixed = [(folder / f"{skill}.jsonl").read_text().splitlines()[:5] for skill in SKILLS]
+    files = [folder / f"{skill}.jsonl" for skill in SKILLS]
+    mixed = [file.read_text(encoding="utf-8").splitlines()[:5] for file in files]
     (folder / "all.jsonl").write_text("\n".join(itertools.chain(*mixed)), encoding="utf-8")
     return str(folder / "all.jsonl")
 

@@ -202,7 +202,7 @@ def _clone(folder: Path) -> Path:
     command = ["git", *as_stored, "clone", "--quiet", "--depth=1", REPOSITORY, str(folder)]
     alone = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, env=alone)
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", env=alone)
     except (OSError, subprocess.CalledProcessError) as exc:
         reason = getattr(exc, "stderr", None) or exc
         raise DataError(

@@ -68,7 +68,7 @@ def _search(folder: Path) -> dict[str, str]:
     """Search and print the table; return the best recipe as lm-eval's model arguments."""
     file = SearchFile.parse(content(), folder)
     with (
-        (folder / "log.txt").open("w") as log,
+        (folder / "log.txt").open("w", encoding="utf-8") as log,
         closing(objective("lm-eval", file.settings.tasks, file.model)) as evaluator,
     ):
         study = Study.open(file, folder, evaluator)

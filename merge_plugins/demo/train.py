@@ -159,7 +159,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Write a bfloat16 checkpoint that transformers 4.46 and later read."""
     copy.deepcopy(model).bfloat16().save_pretrained(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     generation = {key: value for key, value in config.items() if key.endswith("_token_id")}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

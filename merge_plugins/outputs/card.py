@@ -33,7 +33,12 @@ def portable(recipe: Recipe, folder: Path, *, carried: bool = False) -> str:
     """
 
     def relative(ref: str) -> str:
-        return os.path.relpath(ref, folder) if is_local(ref) else ref
+        if not is_local(ref):
+            return ref
+        try:
+            return Path(os.path.relpath(ref, folder)).as_posix()  # for whoever gets the folder
+        except ValueError:  # on another drive
+            return ref
 
     content = recipe.as_dict(relative)
     needed = "".join(f"# {line}\n" for line in said(recipe, carried=carried))

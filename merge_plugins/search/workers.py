@@ -44,9 +44,12 @@ class Claim:
     """Leaves the candidate to whoever takes it up."""
 
     def release(self) -> None:
-        """Give the claim up when its trial is in the ledger, whose lock must be held."""
-        self.remove()
+        """Give the claim up when its trial is in the ledger, whose lock must be held.
+
+        That lock keeps others from the candidate in between; Windows removes no open file.
+        """
         self.drop()
+        self.remove()
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Claims:
                 again = replace(candidate, attempts=candidate.attempts + 1)
                 file.write_text(json.dumps(asdict(again)), encoding="utf-8")
                 return _claim(again, file, handle)
-            file.unlink()  # killed while it wrote the claim: nothing was begun
             os.close(handle)
+            file.unlink()  # killed while it wrote the claim: nothing was begun
         return None
 
     def _files(self) -> Iterator[Path]:

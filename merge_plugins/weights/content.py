@@ -32,7 +32,7 @@ def content(file: Path) -> str:
     if named:
         return named
     with suppress(OSError):
-        return _remembered(file).read_text()
+        return _remembered(file).read_text(encoding="utf-8")
     return _hashed(file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -233,6 +234,7 @@ COMMAND = (
 )
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_an_interrupted_run_keeps_its_verdicts_and_the_next_goes_on(
     samples: Path, run: Callable[..., str]
 ) -> None:

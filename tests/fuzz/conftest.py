@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,11 @@ from huggingface_hub import constants
 from plain_llamas import plain_llamas
 
 from merge_plugins.errors import MergeError
+
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 Stream = Callable[[int], Iterator[random.Random]]
@@ -103,7 +107,9 @@ def family(tmp_path: Path, offline: None) -> Path:
 
 
 def _peak() -> int:
-    """Return the most memory that this process ever held, in bytes."""
+    """Return the most memory that this process ever held, in bytes; 0 on Windows."""
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

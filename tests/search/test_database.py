@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 from merge_plugins.errors import MergeError
 from merge_plugins.search.ledger import Ledger
 
+pwd = pytest.importorskip("pwd", reason="kills by signals that only POSIX has")
 pytestmark = pytest.mark.skipif(shutil.which("initdb") is None, reason="no PostgreSQL here")
 context = multiprocessing.get_context("forkserver")
 N = 24

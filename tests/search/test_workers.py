@@ -17,6 +17,8 @@ import pytest
 
 from merge_plugins.search.ledger import Ledger
 
+if os.name != "posix":
+    pytest.skip("kills by signals that only POSIX has", allow_module_level=True)
 context = multiprocessing.get_context("forkserver")  # a fork of a process without threads
 N_WORKERS = 4
 
