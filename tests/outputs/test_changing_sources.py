@@ -144,4 +144,4 @@ def test_check_verifies_what_is_known_of_files(
         known.write_text("0" * 32)
     for options, is_true in ((), False), (("--verify",), True), ((), True):
         assert main(["check", str(file), *options]) == 0
-        assert (f"Digest {true}." in capsys.readouterr().out) == is_true
+        assert (f", digest {true}: " in capsys.readouterr().out) == is_true
