@@ -82,6 +82,8 @@ class MergedVLLM(NamedByDigest, VLLM):
         )
         if self.data_parallel_size == 1:
             self._live = LiveEngine(InProcess(self.model), self.recipe)
+            # the next engine needs the memory before whatever cycle holds this one is collected
+            finalize(self, self.model.llm_engine.engine_core.shutdown)
 
     def become(self, recipe: Recipe) -> bool:
         """Turn into the merge of another recipe; False if only a new engine can be that.
