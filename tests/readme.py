@@ -53,13 +53,17 @@ def rows(text: str) -> dict[str, list[float]]:
 
 
 def run(command: str, folder: Path) -> str:
+    return completed(command, folder).stdout
+
+
+def completed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done
 
 
 def run_here(command: str, folder: Path) -> str:

@@ -50,6 +50,7 @@ def content() -> dict[str, Any]:
 def run() -> int:
     """Search, then compare with the methods of `merge-plugins demo` on the held-out questions."""
     started = time.monotonic()
+    print(f"{N} candidates, each scored on three tasks; lm-eval is loaded first.\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="merge-plugins-demo-") as folder:
         best = _search(Path(folder))
     width = max(map(len, (*MERGES, "search")))

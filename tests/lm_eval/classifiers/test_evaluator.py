@@ -43,7 +43,7 @@ def scaled(recipe_file: Write, value: float, **changes: Any) -> Recipe:
 
 
 def test_the_next_merge_has_the_scores_of_a_run_of_its_own(
-    evaluator: Evaluator, recipe_file: Write
+    evaluator: Evaluator, recipe_file: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, other = scaled(recipe_file, 0.1), scaled(recipe_file, 0.7)
     before = evaluator.score(first)
@@ -51,6 +51,7 @@ def test_the_next_merge_has_the_scores_of_a_run_of_its_own(
     found = evaluator.score(other)
     assert evaluator.live(other)._models is models
     assert before != found == evaluator.separately(other)
+    assert "not a git repository" not in capfd.readouterr().err
     assert found.keys() == TASKS.keys()
     assert evaluator.results(first)["config"]["model"] == "merged-classifiers"
 
