@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from huggingface_hub import HfApi, ModelCard
 from loopback_hub import READ_TOKEN, TOKEN, hub_of
 
 from merge_plugins import MergeError, Recipe, identity, mount, push, save
+from merge_plugins.cli import main
 from merge_plugins.outputs.scores import Score
 
 # Uploads without Xet: huggingface_hub 2.4 calls its own client in a way that it deprecates.
@@ -222,6 +224,44 @@ def test_a_parents_license_is_the_merges(
     spelled = recipe("average_merging", None, [licensed(llamas["math"], tmp_path / "m", front)])
     data = ModelCard.load(save(spelled, tmp_path / "saved") / "README.md").data
     assert (data.license, data.license_name, data.license_link) == ("other", "mine", "L")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "publishing.md"
+
+
+def test_the_commands_of_the_page_publish_a_merge(
+    hub: Path,
+    winner: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RECIPE").write_text(winner.to_yaml())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results_1.json").write_text(json.dumps(scored(winner)))
+    (block,) = re.findall(r"^```bash\n(.*?)```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for line in block.replace("org/name", "lab/name").splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert (program, main(words)) == ("merge-plugins", 0)
+    said = capsys.readouterr().out.splitlines()
+    address = f"{hub_constants.ENDPOINT}/lab/name"
+    first, folder, *rest = said
+    assert first.endswith(f" GB will be uploaded to {address} (public, new)")
+    assert folder == str(tmp_path / "DIR")
+    assert rest[0] == rest[2] == address
+    assert rest[1].endswith(f" GB will be uploaded to {address} (public)")
+    assert "## Scores" in (hub / "lab" / "name" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--private", "--overwrite"])
+def test_flags_of_an_upload_need_one(
+    flag: str, winner: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "merge.yaml").write_text(winner.to_yaml())
+    assert main(["save", str(tmp_path / "merge.yaml"), str(tmp_path / "out"), flag]) == 1
+    assert f"{flag} goes with --push org/name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_merges_and_uploads(

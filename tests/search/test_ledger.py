@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nearness
 import pytest
 
+from merge_plugins import load_plugin
 from merge_plugins.errors import MergeError
 from merge_plugins.search.ledger import Ledger
+from merge_plugins.search.settings import SearchFile
+from merge_plugins.search.study import Study
 
 N = 60
 
@@ -89,3 +93,26 @@ def test_hours_count_over_all_runs(models: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_search_says_so(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match=r"holds no search\.jsonl"):
         Ledger.existing(tmp_path)
+
+
+def test_a_search_does_not_go_on_with_other_code_of_a_plugin(
+    models: Path, tmp_path: Path, plugin_file: Callable[..., Path]
+) -> None:
+    call = "return self.scale * slot.stacked().mean(dim=0)"
+    own = {
+        "merge_method": "own",
+        "models": ["a", "b"],
+        "parameters": {"scale": {"low": 0.5, "high": 1.0}},
+        "search": {"sampler": "random", "budget": {"trials": 2}},
+    }
+
+    def study() -> Study:
+        file = SearchFile.parse(own, models)
+        return Study.open(file, tmp_path / "out", nearness.Nearness(models))
+
+    load_plugin(plugin_file(call))
+    assert len([*nearness.run(study())]) == 2
+    assert not [*nearness.run(study())]
+    load_plugin(plugin_file(call + " + 0"))
+    with pytest.raises(MergeError, match=r'plugins\.own\.py was "[0-9a-f]{12}" and is "[0-9a-f]'):
+        study()
