@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -21,6 +22,7 @@ from harness_adapters import alpaca_eval as adapter
 from merge_plugins import MergeError, Recipe, identity, save
 from merge_plugins.demo import family
 from merge_plugins.demo.skills import ALPACA, held_out
+from merge_plugins.errors import UnknownMethodError
 
 BEFORE, AFTER = ALPACA.split("{instruction}")
 ROWS = [row for row in held_out("math", 20) if row.answer != row.slip][:8]
@@ -253,6 +255,19 @@ def test_a_name_tells_apart_all_that_changes_outputs(harness: Any) -> None:
     assert name() == plain
     recipe(scale=0.6)
     assert name() != plain
+
+
+def test_a_plugin_in_a_file_is_named_beside_the_recipe(
+    harness: Any, plugin_file: Callable[..., Path]
+) -> None:
+    file = plugin_file("return self.scale * slot.stacked().mean(dim=0)")
+    shutil.copyfile(file, "configs/mean.py")
+    models = [str(family()[name]) for name in ("math", "code")]
+    Path("configs/merge.yaml").write_text(yaml.safe_dump({"merge_method": "own", "models": models}))
+    with pytest.raises(UnknownMethodError):
+        adapter.resolve(config(), {})
+    ((_, found),) = adapter.resolve(config(settings={"plugin": "mean.py"}), {}).items()
+    assert found["completions_kwargs"]["plugin"] == [str(Path("configs/mean.py").absolute())]
 
 
 def test_a_reference_may_be_a_merge_too(win_rate: Callable[..., float]) -> None:

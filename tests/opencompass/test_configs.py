@@ -13,6 +13,7 @@ from harness_adapters.opencompass.__main__ import main
 from harness_adapters.opencompass.configs import checked, settled
 from merge_plugins import Recipe, identity
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.plugins import registry
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,17 @@ def test_an_entry_settles_to_itself(good, tmp_path):
     entry = merged_model(good, dtype="float32", abbr="mine")
     assert settled(entry, tmp_path) == entry
     assert settled(json.loads(json.dumps(entry)), tmp_path) == entry
+
+
+def test_an_entry_names_a_plugin_for_each_process(good, plugin_file, tmp_path):
+    plugin_file("return self.scale * slot.stacked().mean(dim=0)")
+    family = good.parents[1] / "family"
+    own = {"merge_method": "own", "models": [str(family / name) for name in ("math", "sea")]}
+    entry = settled({"recipe": own, "plugin": "own.py"}, tmp_path)
+    assert entry["plugin"] == [str(tmp_path / "own.py")]
+    assert "plugin" not in json.loads(entry["recipe"])
+    registry().unload("own.py")
+    assert settled(json.loads(json.dumps(entry)), tmp_path / "elsewhere") == entry
 
 
 @pytest.mark.parametrize("given", ["mine", "a/b c"])

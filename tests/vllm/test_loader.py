@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from merge_plugins import Recipe, mount
-from merge_plugins.errors import CheckpointError, MismatchError, RecipeError
+from merge_plugins.errors import CheckpointError, MismatchError, RecipeError, UntrustedCodeError
+from merge_plugins.plugins import registry
 
 pytestmark = pytest.mark.usefixtures("vllm")
 Weights = Callable[..., Iterator[tuple[str, Any]]]
@@ -32,8 +33,11 @@ def weights(vllm: None, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Wei
     register()
     monkeypatch.chdir(workplace)
 
-    def found(model: str, recipe: Any = None, **options: Any) -> Iterator[tuple[str, Any]]:
-        extra = {} if recipe is None else {"recipe": recipe}
+    def found(
+        model: str, recipe: Any = None, plugin: str | None = None, **options: Any
+    ) -> Iterator[tuple[str, Any]]:
+        given = {"recipe": recipe, "plugin": plugin}
+        extra = {key: value for key, value in given.items() if value is not None}
         loader = get_model_loader(
             LoadConfig(
                 load_format="merged", model_loader_extra_config=extra, use_tqdm_on_load=False
@@ -67,6 +71,22 @@ def test_weights_are_the_saved_ones(family: str, load: Load, workplace: Path) ->
     ):
         assert found.keys() == saved.keys()
         assert all((found[name] == tensor).all() for name, tensor in saved.items())
+
+
+def test_a_plugin_in_a_file_is_named_beside_the_recipe_or_comes_with_the_folder(
+    load: Load, workplace: Path, plugin_file: Callable[..., Path]
+) -> None:
+    file = plugin_file("return self.scale * slot.stacked().mean(dim=0)")
+    models = [str(workplace / "dense" / name) for name in ("math", "code")]
+    spelled = {"merge_method": "own", "models": models}
+    found = load(models[0], spelled, str(file))
+    mounted = str(mount(Recipe.from_mapping(spelled), workplace / "carrying"))
+    registry().unload("own.py")
+    with pytest.raises(UntrustedCodeError, match=r"its method is in plugins/own\.py"):
+        load(mounted)
+    carried = load(mounted, trust_remote_code=True)
+    assert carried.keys() == found.keys()
+    assert all((carried[name] == tensor).all() for name, tensor in found.items())
 
 
 def test_a_model_that_is_no_merge_needs_a_recipe(load: Load) -> None:
