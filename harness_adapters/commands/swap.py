@@ -14,6 +14,7 @@ from pathlib import Path
 from harness_adapters.vllm import KEY
 from harness_adapters.vllm.server import Server
 from merge_plugins.cli import takes
+from merge_plugins.cli.arguments import add_plugin
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="what the server holds now; default: the recipe folder that it was started with",
     )
+    add_plugin(parser)
 
 
 @takes(_arguments, group="merges")
@@ -39,15 +41,17 @@ def main(options: argparse.Namespace) -> int:
     """Turn a running vLLM server into another merge, verified."""
     server = Server(options.url, os.environ.get(KEY))
     started = time.monotonic()
-    name = _swap(server, options.recipe, options.serving or server.folder, options.verify)
+    name = _swap(server, options)
     print(f"{server.place} serves {name}, {time.monotonic() - started:.1f} s later")
     return 0
 
 
-def _swap(server: Server, wanted: Path, serving: Path | str, verify: bool) -> str:
+def _swap(server: Server, options: argparse.Namespace) -> str:
     from harness_adapters.vllm.swap import LiveEngine
     from merge_plugins import Recipe, digest  # torch and transformers, for which --help cannot wait
+    from merge_plugins.plugins import load_plugins
 
-    recipe = Recipe.load(wanted)
-    LiveEngine(server, Recipe.load(serving)).become(recipe, verify=verify)
+    load_plugins(options.plugin)
+    recipe, serving = Recipe.load(options.recipe), Recipe.load(options.serving or server.folder)
+    LiveEngine(server, serving).become(recipe, verify=options.verify)
     return digest(recipe)
