@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub import READ_TOKEN, TOKEN, hub_of
 
-from merge_plugins import MergeError, Recipe, identity, mount, push, save
+from merge_plugins import MergeError, Recipe, identity, load_plugin, mount, push, save
 from merge_plugins.cli import main
 from merge_plugins.outputs.scores import Score
 
@@ -264,29 +264,27 @@ def test_flags_of_an_upload_need_one(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_merges_and_uploads(
+def test_the_command_asks_the_hub_that_the_environment_names(
     hub: Path, llamas: Mapping[str, str], tmp_path: Path, plugin_file: Callable[..., Path]
 ) -> None:
-    plugin = plugin_file(MEDIAN)
-    models = f"{llamas['math']}+{llamas['code']}"
-    words = ("save", f"method=own,models={models}", "out", "--plugin", str(plugin))
+    load_plugin(plugin_file(MEDIAN))
+    models = [llamas["math"], llamas["code"]]
+    save(Recipe.from_mapping({"merge_method": "own", "models": models}), tmp_path / "out")
+    endpoint = hub_constants.ENDPOINT
     environment = {
         **os.environ,
-        "HF_ENDPOINT": hub_constants.ENDPOINT,
+        "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "",
     }
+    command = [sys.executable, "-m", "merge_plugins", "push", "out", "lab/own", "--private"]
     run = subprocess.run(
-        [sys.executable, "-m", "merge_plugins", *words, "--push", "lab/own", "--private"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert not run.returncode, run.stderr
-    said, folder, address = run.stdout.splitlines()
-    endpoint = hub_constants.ENDPOINT
+    said, address = run.stdout.splitlines()
     assert said.endswith(f" GB will be uploaded to {endpoint}/lab/own (private, new)")
-    assert folder == str(tmp_path / "out")
     assert address == f"{endpoint}/lab/own"
-    text = (hub / "lab" / "own" / "README.md").read_text()
-    assert "own.py, whose SHA-256 begins with" in text
+    assert "own.py, whose SHA-256 begins with" in (hub / "lab" / "own" / "README.md").read_text()
     assert (hub / "lab" / "own" / "model.safetensors").stat().st_size > 1000
