@@ -223,7 +223,7 @@ def test_the_merge_is_made_once_for_all_chunks(
 ) -> None:
     assert win_rate(chunksize=2) == 100
     assert len(written()) == len(ROWS)
-    assert capsys.readouterr().err.count("merge-plugins: task_arithmetic of 2 models") == 1
+    assert capsys.readouterr().err.count("merge-plugins: task_arithmetic of 3 models") == 1
     assert not adapter._generators
 
 

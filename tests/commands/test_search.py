@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from harness_adapters.commands.search import main
+from harness_adapters.commands.search_run import _words
 from merge_plugins import Recipe
 from merge_plugins.demo import family
 from merge_plugins.errors import MergeError
@@ -119,6 +121,19 @@ def test_an_interrupt_ends_with_the_candidate_and_the_report(
     assert main([file, str(folder), *norm]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|  ")]
     assert [row.split("|")[1].strip() for row in rows] == ["5", "6"]
+
+
+def test_a_worker_is_started_with_what_it_needs_of_the_line() -> None:
+    line = "search.yaml found --workers 4 --objective loss=a.jsonl --storage postgresql://h/d "
+    line += "--on-test --trust-remote-code --plugin a.py --plugin b.py"
+
+    def parsed(words: list[str]) -> dict[str, Any]:
+        parser = argparse.ArgumentParser()
+        main.arguments(parser)
+        return vars(parser.parse_args(words))
+
+    given = parsed(line.split())
+    assert parsed(_words(argparse.Namespace(**given))) == {**given, "workers": "1"}
 
 
 @pytest.mark.skipif(not LONG, reason="set MERGE_PLUGINS_LONG_TESTS=1: four more processes")
