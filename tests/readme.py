@@ -28,8 +28,9 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.M | re.S)
+def blocks(page: Path = README) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
     return [Block(*pair) for pair in found]
 
 

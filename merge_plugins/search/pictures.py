@@ -24,7 +24,7 @@ FEWEST = 8
 MOST_NAMED = 3
 """Candidates named at one place of the Pareto front."""
 ACROSS = 3
-"""Panels in a row."""
+"""Panels in a row, at most."""
 
 
 def draw(study: Study) -> list[str]:
@@ -88,7 +88,7 @@ def _parameters(study: Study) -> Figure | None:
     if not names:
         return None
     rows = math.ceil(len(names) / ACROSS)
-    across = min(len(names), ACROSS)
+    across = math.ceil(len(names) / rows)  # four panels are two by two, not three and one
     figure = new_figure(3.6 * across, 2.9 * rows)
     for i, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, across, i)
@@ -101,7 +101,7 @@ def _parameters(study: Study) -> Figure | None:
         if isinstance(dimension, Range) and dimension.log:
             axes.set_xscale("log")
         axes.set_xlabel(name)
-        axes.set_ylabel(_label(study) if i % ACROSS == 1 or across == 1 else "")
+        axes.set_ylabel(_label(study) if (i - 1) % across == 0 else "")
     figure.suptitle("Score against each parameter; later candidates are darker", fontsize="medium")
     return figure
 
