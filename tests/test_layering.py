@@ -22,20 +22,8 @@ ROOMS = (
     "outputs",
     "routing",
     *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),
-    *(
-        "weights",
-        "plugins",
-        "ops",
-        "api",
-        "drawing",
-        "folders",
-        "notice",
-        "parallel",
-        "ranks",
-        "signals",
-        "errors",
-    ),
-    "_version",
+    *("weights", "plugins", "ops", "api", "drawing", "folders", "notice", "parallel", "ranks"),
+    *("signals", "errors", "installing", "_version"),
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""
 FOR_METHODS = (

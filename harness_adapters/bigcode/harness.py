@@ -20,6 +20,7 @@ from typing import Any
 from harness_adapters import generation
 from harness_adapters.tasks.scoring import code
 from merge_plugins.errors import DataError, MergeError, RecipeError
+from merge_plugins.installing import to_install
 
 ADDRESS = "https://github.com/bigcode-project/bigcode-evaluation-harness"
 USED = ("parse_args", "pattern_match", "ALL_TASKS", "Evaluator")
@@ -62,8 +63,8 @@ class Harness:
             registry = importlib.import_module("bigcode_eval.tasks")
         except ImportError as exc:
             raise MergeError(
-                f'{file} cannot be imported: {exc}. pip install "merge-plugins[bigcode]" has what '
-                "it needs for most tasks"
+                f"{file} cannot be imported: {exc}. For what it needs for most tasks: "
+                + to_install("bigcode")
             ) from exc
         absent = [name for name in USED if not hasattr(main, name)]
         if absent:

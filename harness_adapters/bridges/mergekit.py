@@ -28,6 +28,7 @@ from torch import Tensor
 
 from merge_plugins import Slot, hookimpl, parameter
 from merge_plugins.errors import MergeError, ParameterError
+from merge_plugins.installing import to_install
 
 if TYPE_CHECKING:
     from mergekit.merge_methods import MergeMethod, MergeMethodSpec
@@ -57,13 +58,13 @@ def plugins() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         if modules:
             raise MergeError(
                 f"{MODULES} names {', '.join(modules)}, but mergekit is not installed: "
-                "pip install 'merge-plugins[mergekit]'"
+                + to_install("mergekit")
             ) from None
         return
     if Version(version).release != SUPPORTED:
         raise MergeError(
             f"mergekit {version} is installed, whose methods have another interface than those of "
-            "0.1.5: pip install 'merge-plugins[mergekit]'"
+            f"0.1.5: {to_install('mergekit')}"
         )
     registered = import_module("mergekit.merge_methods").registered_methods
     for name in modules:

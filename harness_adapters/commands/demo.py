@@ -27,6 +27,7 @@ from merge_plugins.demo import WRONG, family
 from merge_plugins.demo.skills import SKILLS, training
 from merge_plugins.errors import MergeError
 from merge_plugins.folders import complete_or_nothing, new_folder
+from merge_plugins.installing import to_install
 
 MERGES: Mapping[str, str] = {
     "average_merging": "",
@@ -148,7 +149,7 @@ def _tasks() -> Any:
     try:
         from lm_eval import tasks
     except ImportError as exc:
-        raise MergeError('the demo needs lm-eval: pip install "merge-plugins[lm-eval]"') from exc
+        raise MergeError(f"the demo needs lm-eval: {to_install('lm-eval')}") from exc
     folders = list(task_folders())
     ours = tasks.TaskManager(include_path=folders, include_defaults=False)  # the rest: slow
     if hasattr(ours, "load"):

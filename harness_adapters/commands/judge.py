@@ -28,6 +28,7 @@ from harness_adapters.commands.samples import Row, Verdicts, read_samples
 from harness_adapters.commands.secret import KEY, Secrets
 from merge_plugins.cli import takes
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 
 SYSTEM = (
     "You are a helpful assistant, that evaluates models by the quality of their answers to math "
@@ -137,7 +138,7 @@ def _client(address: str | None) -> Any:
     try:
         import openai
     except ImportError as exc:
-        raise MergeError(f'{exc}: pip install "merge-plugins[judge]"') from exc
+        raise MergeError(f"{exc}: {to_install('judge')}") from exc
     key = os.environ.get(KEY)
     if not key and not address:
         raise MergeError(

@@ -22,6 +22,7 @@ from harness_adapters.lm_eval.classifiers.rows import texts_of
 from harness_adapters.lm_eval.task_file import no_training_split, settings, split_of_training
 from merge_plugins.api import Example
 from merge_plugins.errors import DataError, UntrustedCodeError
+from merge_plugins.installing import to_install
 
 
 def training_split(
@@ -85,7 +86,7 @@ def _file(manager: Any, name: str) -> Path | None:
 def _managers(name: str, include_path: str | None) -> Iterator[Any]:
     """Yield a manager of the user's own tasks, then one of lm-eval's too, which takes seconds."""
     if find_spec("lm_eval") is None:
-        raise DataError(f"data: task:{name} needs lm-eval: pip install 'merge-plugins[lm-eval]'")
+        raise DataError(f"data: task:{name} needs lm-eval: {to_install('lm-eval')}")
     if include_path is not None:
         yield _manager(include_path, include_defaults=False)
     yield _manager(include_path, include_defaults=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness_adapters.opencompass.configs import merged_model
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 
 __all__ = [
     "MergedCausalLM",
@@ -36,5 +37,5 @@ def __getattr__(name: str) -> Any:
     except ImportError as exc:  # OpenCompass itself would report a missing registry entry
         raise MergeError(
             f"OpenCompass cannot be imported: {exc}. With Python 3.12 or older, in an environment "
-            'of its own: pip install "merge-plugins[opencompass]"'
+            f"of its own: {to_install('opencompass')}"
         ) from exc

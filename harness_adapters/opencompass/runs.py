@@ -13,6 +13,7 @@ from typing import Any
 from harness_adapters.opencompass.configs import settled
 from harness_adapters.opencompass.results import missing, tail
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.installing import to_install
 
 WHOLE = {"type": "opencompass.partitioners.NaivePartitioner", "n": 10**6}
 """Partitioner that gives all data sets of a model to one process."""
@@ -39,7 +40,7 @@ def read_config(file: Path) -> Entry:
     except ImportError as exc:
         raise MergeError(
             f"OpenCompass cannot be imported: {exc}. With Python 3.12 or older, in an environment "
-            'of its own: pip install "merge-plugins[opencompass]"'
+            f"of its own: {to_install('opencompass')}"
         ) from exc
     config: Entry = Config.fromfile(str(file), format_python_code=False).to_dict()
     for key in ("models", "datasets"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 
 
 def check_plot(file: Path) -> None:
@@ -12,5 +13,5 @@ def check_plot(file: Path) -> None:
     try:
         from merge_plugins.drawing import check
     except ImportError as exc:
-        raise MergeError('--plot needs matplotlib: pip install "merge-plugins[report]"') from exc
+        raise MergeError(f"--plot needs matplotlib: {to_install('report')}") from exc
     check(file)

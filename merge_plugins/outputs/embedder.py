@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 from merge_plugins.outputs.mount import mount
 from merge_plugins.planning.embedding import known
 from merge_plugins.recipe import Recipe
@@ -51,7 +52,7 @@ def _load(name: str, recipe: Recipe, trust_remote_code: bool, kwargs: dict[str, 
     except ImportError as exc:
         raise MergeError(
             "a live embedder is one of sentence-transformers, which is not installed: "
-            "pip install 'merge-plugins[embed]'"
+            + to_install("embed")
         ) from exc
     with tempfile.TemporaryDirectory(prefix="merge-plugins-") as folder:
         mounted = mount(recipe, Path(folder) / "merge", trust_remote_code=trust_remote_code)

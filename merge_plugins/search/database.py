@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 from merge_plugins.search.ledger import FOLDER, Ledger, Trial
 from merge_plugins.search.workers import Candidate, Claim
 
@@ -38,7 +39,7 @@ class Database:
         try:
             import psycopg
         except ImportError as exc:
-            hint = 'pip install "merge-plugins[search-hosts]"'
+            hint = to_install("search-hosts")
             raise MergeError(f"--storage needs psycopg: {hint}") from exc
         try:
             self._connection = psycopg.connect(url, autocommit=True, options=LOST)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.errors import MergeError, did_you_mean
+from merge_plugins.installing import to_install
 from merge_plugins.recipe.data import from_setting
 from merge_plugins.search.objective import Objective
 
@@ -64,7 +65,7 @@ def _loaded(point: EntryPoint) -> Any:
     except ModuleNotFoundError as exc:
         dist = point.dist
         has_extra = dist and point.name in (dist.metadata.get_all("Provides-Extra") or ())
-        hint = f": pip install '{dist.name}[{point.name}]'" if dist and has_extra else ""
+        hint = f": {to_install(point.name, dist.name)}" if dist and has_extra else ""
         raise MergeError(
             f"objective {point.name} needs {exc.name}, which is not installed{hint}"
         ) from exc

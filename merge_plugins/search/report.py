@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_plugins.folders import write_whole
+from merge_plugins.installing import to_install
 from merge_plugins.recipe import Recipe
 from merge_plugins.search.ranking import on
 from merge_plugins.search.study import Study
@@ -42,7 +43,7 @@ def _pictures(study: Study) -> tuple[list[str], list[str]]:
         import matplotlib  # noqa: F401
         import optuna  # noqa: F401
     except ImportError as exc:
-        return [], [f'No pictures: {exc.name} is missing; pip install "merge-plugins[search]".']
+        return [], [f"No pictures: {exc.name} is missing; {to_install('search')}."]
     from merge_plugins.search import dashboard, pictures
 
     dashboard.write(study, study.ledger.folder / DASHBOARD)

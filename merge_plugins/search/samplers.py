@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from merge_plugins.errors import MergeError, nearest_or_all
+from merge_plugins.installing import to_install
 from merge_plugins.search.dimensions import Choice, Dimension, Range, Value
 from merge_plugins.search.history import History, Sampler
 from merge_plugins.search.ranking import Ranking
@@ -100,8 +101,7 @@ def sampler(name: str, space: Space, ranking: Ranking, seed: int = 0) -> Sampler
         return Random(space, seed)
     if find_spec("optuna") is None:
         raise MergeError(
-            f'sampler: {name} is Optuna\'s: pip install "merge-plugins[search]"; '
-            "random and grid need nothing"
+            f"sampler: {name} is Optuna's: {to_install('search')}; random and grid need nothing"
         )
     if ranking.pareto and name == "cmaes":
         raise MergeError("pareto: cmaes makes one number best; take tpe, nsga2, gp or random")

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from merge_plugins.errors import DataError
+from merge_plugins.installing import to_install
 
 ANSWER_LABELS = ("คำตอบ: ", "trả lời: ", "jawaban: ", "ไทย: ", "bahasa indonesia: ", "tiếng việt: ")
 """What a model may say before its answer; the first of these that occurs is cut off."""
@@ -58,7 +59,6 @@ NAMED = (
 """How an answer names an option, ``[o]``, surest first: the patterns of OpenCompass that Sailor
 kept, less those that can match only where an earlier one does. They were made for Chinese; what
 South-East-Asian answers meet are the last few, ``1.`` and a blank or colon before an option."""
-EXTRA = 'pip install "merge-plugins[sea]"'
 
 
 def answer_scores(prediction: str, answer: str) -> dict[str, float]:
@@ -145,7 +145,7 @@ def is_thai(text: str) -> bool:
     try:
         import langid
     except ModuleNotFoundError as exc:
-        raise DataError(f"F1 asks langid for each answer's language: {EXTRA}") from exc
+        raise DataError(f"F1 asks langid for each answer's language: {to_install('sea')}") from exc
     return bool(langid.classify(text)[0] == "th")
 
 
@@ -154,7 +154,7 @@ def thai_words(text: str) -> list[str]:
     try:
         from pythainlp.tokenize import word_tokenize
     except ModuleNotFoundError as exc:
-        raise DataError(f"F1 of a Thai answer needs pythainlp: {EXTRA}") from exc
+        raise DataError(f"F1 of a Thai answer needs pythainlp: {to_install('sea')}") from exc
     return list(word_tokenize(text, join_broken_num=True, keep_whitespace=False))
 
 

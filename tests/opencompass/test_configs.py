@@ -13,6 +13,7 @@ from harness_adapters.opencompass.__main__ import main
 from harness_adapters.opencompass.configs import checked, settled
 from merge_plugins import Recipe, identity
 from merge_plugins.errors import MergeError, RecipeError
+from merge_plugins.installing import to_install
 from merge_plugins.plugins import registry
 
 
@@ -131,4 +132,4 @@ def test_the_launcher_wants_a_run_config_first(capsys):
 def test_without_opencompass_the_launcher_says_how_to_get_it(workplace, capsys):
     (workplace / "empty.py").write_text("models = []\n")
     assert main([str(workplace / "empty.py")]) == 1
-    assert 'pip install "merge-plugins[opencompass]"' in capsys.readouterr().err
+    assert to_install("opencompass") in capsys.readouterr().err

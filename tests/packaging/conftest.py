@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+ALONE = ("--no-deps", "--no-index", "--no-build-isolation")
 OURS = ("merge_plugins", "merge-plugins", "_merge_plugins", "harness_adapters")
 
 
@@ -31,7 +33,11 @@ class Environment:
 
     def install(self, tool: str, *what: str | Path) -> None:
         """Install without dependencies and without a network."""
-        self._run(tool, "install", "--no-deps", "--no-index", "--no-build-isolation", *what)
+        self._run(tool, "install", *ALONE, *what)
+
+    def try_out(self, command: str) -> None:
+        """Run a command that installs, as far as it changes nothing and needs no network."""
+        run(*shlex.split(command), "--dry-run", "--quiet", *ALONE)
 
     def uninstall(self, tool: str, name: str) -> None:
         """Remove a distribution."""

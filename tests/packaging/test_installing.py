@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -21,6 +23,7 @@ from harness_adapters.lm_eval import discovery
 assert list(Path(folder).rglob("*.yaml"))
 print(Path(folder).resolve())
 """
+ADVICE = "from merge_plugins.installing import to_install; print(to_install('report'))"
 FIND = "import importlib.util; print(importlib.util.find_spec"
 
 
@@ -52,6 +55,26 @@ def test_the_source_distribution_holds_models_and_tests(wheel):
     assert {str(file.relative_to(REPOSITORY)) for file in models} <= names
 
 
+def test_the_page_on_pypi_has_no_link_into_a_checkout(wheel):
+    (name,) = (name for name in _names(wheel) if name.endswith(".dist-info/METADATA"))
+    fields = email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
+    assert fields["Description-Content-Type"] == "text/markdown"
+    page = fields.get_payload(decode=True).decode()
+    targets = re.findall(r"\]\(([^)]+)\)", page)
+    assert targets
+    assert not [target for target in targets if not target.startswith(("https://", "#"))]
+    assert page.startswith("# merge-plugins\n")
+    assert "\n# Changelog\n" in page
+
+
+def test_opencompass_finds_its_configs_in_a_wheel(installed):
+    command = installed.python.with_name("merge-plugins")
+    done = subprocess.run([command, "tasks", "--opencompass"], capture_output=True, text=True)
+    folder = Path(done.stdout.rstrip("\n"))
+    assert installed.packages in folder.parents
+    assert (folder / "dataset_collections" / "sea.py").is_file()
+
+
 @pytest.mark.parametrize("tool", ["pip", "uv"])
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_install_use_and_uninstall(tool, kind, environment, wheel):
@@ -68,6 +91,7 @@ def test_install_use_and_uninstall(tool, kind, environment, wheel):
         assert not (environment.packages / "harness_adapters").exists()  # no copy that grows stale
     for flags in (("-I",), ("-s", "-E")):
         environment("from lm_eval.models import MODEL_MAPPING as m", *flags)
+    environment.try_out(environment(ADVICE))
     environment.uninstall(tool, "merge-plugins")
     assert environment.files() == before
 

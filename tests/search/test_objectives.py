@@ -261,7 +261,7 @@ def test_a_harness_that_is_not_installed(built, tmp_path, monkeypatch):
         "[merge_plugins.objectives]\ntheirs = no_such_harness:build\nbare = no_such_harness:build\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name, hint in (("theirs", r": pip install 'other-harness\[theirs\]'"), ("bare", "")):
+    for name, hint in (("theirs", r': .*pip install "other-harness\[theirs\]"'), ("bare", "")):
         message = f"objective {name} needs no_such_harness, which is not installed{hint}$"
         with pytest.raises(MergeError, match=message):
             built(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import nearness
 import pytest
 
 from merge_plugins.errors import MergeError
+from merge_plugins.installing import to_install
 from merge_plugins.search.objective import Goal
 from merge_plugins.search.samplers import NAMES
 
@@ -122,5 +124,5 @@ def test_optuna_is_asked_for_by_name(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("merge_plugins.search.samplers.find_spec", lambda _: None)
-    with pytest.raises(MergeError, match=r'pip install "merge-plugins\[search\]"'):
+    with pytest.raises(MergeError, match=re.escape(to_install("search"))):
         nearness.study(models, tmp_path, sampler=name)
