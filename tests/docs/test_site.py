@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import merge_plugins
+from merge_plugins.recipe import keys
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
@@ -16,6 +17,13 @@ def test_every_public_name_is_explained() -> None:
     named = set(re.findall(r"\bmerge_plugins\.(\w+)", page))
     assert set(merge_plugins.__all__) - {"__version__", "MergeError"} <= named
     assert "MergeError" in page
+
+
+def test_every_key_of_a_recipe_is_explained() -> None:
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    table = page.partition("## Keys")[2].partition("## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, flags=re.M)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(keys.TOP)
 
 
 def test_every_page_is_in_the_menu() -> None:
