@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from contract.cases import Case, every_case, read, same_bits
+from contract.cases import Case, every_case
 from ranks_in_threads import on_ranks
 from torch import Tensor
 
 from merge_plugins.api import Measures, Prepares
-from merge_plugins.engine import Merge, merge
+from merge_plugins.engine import merge
 from merge_plugins.outputs.ranks import lazily as on_rank
 from merge_plugins.parallel import Place
 from merge_plugins.ranks import Ranks
+from merge_plugins.testing.case import same_bits
+from merge_plugins.testing.family import Family, read
 
 
 def shares(case: Case) -> bool:
@@ -26,11 +28,11 @@ def shares(case: Case) -> bool:
 
 @every_case(shares)
 def test_ranks_that_share_merge_the_bits_of_one_alone(
-    case: Case, lazily: Callable[..., Merge], monkeypatch: pytest.MonkeyPatch
+    case: Case, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Place, "block_size", lambda *_: 100)
     monkeypatch.setattr(merge, "remembered", lambda *_: None)  # what another rank measured here
-    alone, shared = read(lazily(case)), Ranks.all_or_none
+    alone, shared = read(family.planned(case)), Ranks.all_or_none
 
     def succeeding(self: Ranks, run: Callable[[], Any]) -> Any:
         result = shared(self, run)
@@ -38,7 +40,7 @@ def test_ranks_that_share_merge_the_bits_of_one_alone(
         return result
 
     def merged(ranks: Ranks) -> dict[str, Tensor]:
-        tensors = lazily(case).tensors().items()
+        tensors = family.planned(case).tensors().items()
         found = {name: tensor + 0 for name, tensor in on_rank(tensors, ranks)}
         return {name: tensor.reshape(alone[name].shape) for name, tensor in found.items()}
 
