@@ -17,21 +17,21 @@ from typing import Any
 import yaml
 
 from harness_adapters.lm_eval.discovery import task_folders
+from merge_plugins.cli import takes
 
 Tasks = Mapping[str, Sequence[str]]
 """Names of groups, each with those of its parts; a task has no parts."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """List the tasks that come along, or print where OpenCompass finds its configs of them."""
-    parser = argparse.ArgumentParser(
-        prog="merge-plugins tasks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     where = "print only the folder for OpenCompass's --config-dir"
     parser.add_argument("--opencompass", action="store_true", help=where)
-    options = parser.parse_args(argv)
+
+
+@takes(_arguments, group="data and tasks")
+def main(options: argparse.Namespace) -> int:
+    """List the tasks that come along, and their OpenCompass folder."""
     (folder,) = (Path(name).resolve() for name in task_folders())
     configs = folder / "opencompass" / "configs"
     if options.opencompass:
