@@ -85,8 +85,9 @@ def test_an_edited_recipe_is_asked_anew(recipe: Path, models: Parrots) -> None:
     assert accuracy(good) == 1.0
     models.recipe(recipe, -1.0)
     refused = inspect("eval", "task.py", "--model", good.eval.model, "--log-dir", "refused")
-    assert refused.returncode
-    assert f"had the digest {digest}" in refused.stdout + refused.stderr
+    assert refused.returncode == 1
+    assert f"merge-plugins: merge.yaml had the digest {digest}" in refused.stderr
+    assert "Traceback" not in refused.stdout + refused.stderr
     wrecked = evaluated(f"merged/merge.yaml@{identity.digest(Recipe.load(recipe))}")
     assert accuracy(wrecked) == 0.0
 

@@ -82,8 +82,7 @@ def recipe(models: Parrots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return models.recipe(tmp_path / "merge.yaml")
 
 
-def scores(model: str) -> dict[str, float]:
-    """Run lighteval; return what is in the newest file of results of each model."""
+def run(model: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -92,12 +91,17 @@ def scores(model: str) -> dict[str, float]:
         "cats_say|0,cats_choose|0",
     ]
     options = ["--custom-tasks", "tasks.py", "--output-dir", "out"]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
+
+
+def scores(model: str) -> dict[str, float]:
+    """Run lighteval; return what is in the newest file of results of each model."""
+    done = run(model)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     found = {}
     for file in sorted(Path("out/results").rglob("results_*.json")):
@@ -122,3 +126,12 @@ def test_an_edited_recipe_is_scored_anew(recipe: Path, models: Parrots) -> None:
         f"{second} cats_choose",
     }
     assert found[f"{second} cats_say"] == 0.0
+
+
+def test_a_recipe_that_is_wrong_is_answered_without_a_traceback(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("task_arithmetic", "task_arithmetik"))
+    done = run("merge.yaml")
+    (*_, last) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert last.startswith("merge-plugins: merge.yaml: no merge method 'task_arithmetik'")
+    assert "Traceback" not in done.stdout + done.stderr
