@@ -13,6 +13,7 @@ pytest.importorskip("mteb.mocks")  # mteb alone would be the folder of this file
 import mteb
 from mteb.mocks.mock_tasks import MockRerankingTask, MockSTSTask
 
+from harness_adapters.ending import exit_status
 from harness_adapters.mteb import register
 from harness_adapters.mteb.__main__ import main
 from merge_plugins.identity import digest
@@ -71,7 +72,8 @@ def test_a_recipe_that_is_wrong_stops_before_mteb(
 ) -> None:
     one, two = models["embedder"]
     embedder(two, ("cls", "normalize"))
-    assert main(["run", "-m", f"method=average_merging,models={one}+{two}", "-t", "STS12"]) == 1
+    line = ["run", "-m", f"method=average_merging,models={one}+{two}", "-t", "STS12"]
+    assert exit_status(lambda: main(line)) == 1
     assert "embed differently" in capsys.readouterr().err
 
 
