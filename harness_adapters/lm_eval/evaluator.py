@@ -86,7 +86,7 @@ class Evaluator:
         **prompting: Any,
     ) -> None:
         if model not in MODELS:
-            raise MergeError(f"model is {' or '.join(MODELS)}; got {model!r}")
+            raise MergeError(f"model is one of {', '.join(MODELS)}; got {model!r}")
         wanted = _by_name(tasks)
         self._model, self._model_class = model, _live_class(model)
         self._open = ExitStack()

@@ -47,9 +47,9 @@ class MergedLM(NamedByDigest, RoutedRequests, HFLM):
     def _build(self, recipe: Recipe, options: dict[str, Any]) -> None:
         self.recipe = recipe.trusting(bool(options.get("trust_remote_code")))
         refuse(options)
-        check_values(options)
         if registry().get(self.recipe.merge_method).is_routed:
             refuse_routed(options, self.recipe.merge_method)
+        check_values(options)
         self._options = dict(options)
         self._quantization = take_quantization(options)
         options.setdefault("tokenizer", str(tokenizer_folder(self.recipe)))

@@ -138,7 +138,7 @@ class Karcher:
 
         def begin(block: Slot) -> Sequence[Tensor]:
             held[block.box] = middle = _start(units(block))
-            return [middle.float().square_()]
+            return [middle.float().square()]
 
         lengths = [total(begin)[0].sqrt().float()]
 
@@ -154,7 +154,7 @@ class Karcher:
             tangent = _tangent(held[block.box], units(block), cosines[-1])
             if kept is not None:
                 tangents[block.box] = tangent
-            return [tangent.float().square_()]
+            return [tangent.float().square()]
 
         def move(block: Slot) -> Sequence[Tensor]:
             middle = held[block.box]
@@ -162,7 +162,7 @@ class Karcher:
             if tangent is None:
                 tangent = _tangent(middle, units(block), cosines[-1])
             held[block.box] = middle = _moved(middle, tangent, float(steps[-1]))
-            return [middle.float().square_()]
+            return [middle.float().square()]
 
         for _ in range(self.max_iter):
             changes.clear()

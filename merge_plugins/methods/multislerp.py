@@ -81,7 +81,7 @@ class MultiSlerp:
             directions, middle = self.ahead(block, norms)
             if weight.has_room:
                 kept[block.box] = directions, middle
-            return [middle.float().square_()]
+            return [middle.float().square()]
 
         length = sums(weight, mean)[0].sqrt().to(dtype).clamp(min=least(SHORTEST, dtype))
 

@@ -20,6 +20,7 @@ from merge_plugins.engine import Merge, open_merge
 from merge_plugins.engine.carrier import Carrier
 from merge_plugins.engine.elsewhere import brought_back
 from merge_plugins.engine.there import There
+from merge_plugins.errors import PluginError
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import Place
 from merge_plugins.plugins import Method
@@ -116,7 +117,7 @@ class Broken:
 
 
 def test_a_fault_of_the_method_is_raised(merge: Callable[[Any], Merge]) -> None:
-    with pytest.raises(RuntimeError, match="a fault of its own"):
+    with pytest.raises(PluginError, match="RuntimeError: a fault of its own"):
         _ = merge(Broken()).tensors()["w"][...]
 
 

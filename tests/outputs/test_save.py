@@ -211,8 +211,11 @@ def test_an_empty_folder_may_be_the_target(winner: Recipe, tmp_path: Path) -> No
 
 def test_a_folder_that_is_not_empty_is_left_alone(winner: Recipe, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    for target in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(MergeError, match="exists and is not empty; name a new folder"):
+    for target, why in (
+        (tmp_path, "exists and is not empty"),
+        (tmp_path / "notes.txt", "is a file"),
+    ):
+        with pytest.raises(MergeError, match=f"{why}; name a new folder"):
             save(winner, target)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
