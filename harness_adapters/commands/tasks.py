@@ -8,7 +8,6 @@ lm-eval knows them by these names. OpenCompass is given their folder:
 from __future__ import annotations
 
 import argparse
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from harness_adapters.lm_eval.discovery import task_folders
 from merge_plugins.cli import takes
+from merge_plugins.commands.screen import columns
 
 Tasks = Mapping[str, Sequence[str]]
 """Names of groups, each with those of its parts; a task has no parts."""
@@ -37,10 +37,9 @@ def main(options: argparse.Namespace) -> int:
     if options.opencompass:
         print(configs)
         return 0
-    width = min(shutil.get_terminal_size().columns, 100)
     for line in (*_of_lm_eval(folder), *_of_opencompass(configs)):
         indent = " " * (len(line) - len(line.lstrip()) + 2)
-        print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))
+        print(textwrap.fill(line, columns(), subsequent_indent=indent, break_on_hyphens=False))
     return 0
 
 

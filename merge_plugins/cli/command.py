@@ -41,11 +41,6 @@ def takes(
     return partial(Declared, arguments)
 
 
-def _heed(options: Namespace) -> None:
-    given = vars(options)
-    notice.be(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
-
-
 @dataclass(frozen=True)
 class Command:
     """A command of `merge-plugins`, whose work is imported when its line has been read."""
@@ -63,14 +58,11 @@ class Command:
     def prepare(self, words: Sequence[str]) -> Callable[[], int]:
         """Parse the words after the command's name and import its work, ready to be called."""
         if self.arguments is not None:  # a mistake shows before the import, which may take seconds
-            options = self._parser(self.arguments).read(words)
-            _heed(options)
+            options = self._read(self.arguments, words)
             return partial(self.load(), options)
         work = self.load()
         if isinstance(work, Declared):
-            options = self._parser(work.arguments).read(words)
-            _heed(options)
-            return partial(work.work, options)
+            return partial(work.work, self._read(work.arguments, words))
         return partial(work, words)
 
     def declare(self, parser: ArgumentParser) -> None:
@@ -86,7 +78,11 @@ class Command:
             function: Callable[[Any], int] = EntryPoint(self.name, self.work, "").load()
         return function
 
-    def _parser(self, arguments: Arguments) -> Parser:
+    def _read(self, arguments: Arguments, words: Sequence[str]) -> Namespace:
+        """Parse the words, and be as quiet or verbose as they ask."""
         parser = Parser(prog=f"merge-plugins {self.name}", description=self.summary)
         arguments(parser)
-        return parser
+        options = parser.read(words)
+        given = vars(options)
+        notice.be(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
+        return options

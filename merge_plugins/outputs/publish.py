@@ -182,17 +182,18 @@ class Target:
                 return cls(repo, api, digest(), private)
         if private and not found.private:
             raise MergeError(f"{repo} is there already, and public; make it private on the hub")
+        own = digest()
         names = {sibling.rfilename for sibling in found.siblings or ()}
         is_private, commit = bool(found.private), found.sha
         is_empty = not names - {".gitattributes", CARD}
-        if is_empty or _digest_of(repo, commit) == digest():
-            return cls(repo, api, digest(), is_private, commit)
+        if is_empty or _digest_of(repo, commit) == own:
+            return cls(repo, api, own, is_private, commit)
         if not overwrite:
             raise MergeError(
                 f"{repo} is there already, with {len(names)} files of another model. Choose a new "
                 "name; --overwrite (overwrite=True) replaces it, and keeps it in the history"
             )
-        return cls(repo, api, digest(), is_private, commit, frozenset(names))
+        return cls(repo, api, own, is_private, commit, frozenset(names))
 
     def __str__(self) -> str:
         state = "private" if self.private else "public"

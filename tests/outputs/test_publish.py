@@ -46,13 +46,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def winner(llamas: Mapping[str, str], recipe: Spell) -> Recipe:
-    """Ties of the two Llamas."""
-    experts = [llamas["math"], llamas["code"]]
-    return recipe("ties", llamas["base"], experts, weight=[1.0, 0.5], density=0.4, seed=7)
-
-
-@pytest.fixture
 def saved(winner: Recipe, tmp_path: Path) -> Path:
     return save(winner, tmp_path / "saved", max_shard_size=20_000)
 

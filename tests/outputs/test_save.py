@@ -29,13 +29,6 @@ Write = Callable[..., str]
 Spell = Callable[..., Recipe]
 
 
-@pytest.fixture
-def winner(llamas: Mapping[str, str], recipe: Spell) -> Recipe:
-    """Ties of the two Llamas."""
-    experts = [llamas["math"], llamas["code"]]
-    return recipe("ties", llamas["base"], experts, weight=[1.0, 0.5], density=0.4, seed=7)
-
-
 def header(file: Path) -> tuple[int, dict[str, Any]]:
     """Length and content of a safetensors header."""
     raw = file.read_bytes()
