@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merge_plugins.errors import CheckpointError, MergeError, first_line, nearest_path
+from merge_plugins.errors import CheckpointError, MergeError, did_you_mean_path, first_line
 from merge_plugins.weights.files import adapter_files
 from merge_plugins.weights.hub import resolve
 
@@ -46,8 +46,7 @@ def check_file(given: Any, key: str) -> None:
     """Raise `MergeError` for a file that is not there."""
     file = Path(given).expanduser()
     if not file.is_file():
-        near = nearest_path(file)
-        hint = f"; did you mean {str(near)!r}?" if near else ". Check the path."
+        hint = did_you_mean_path(file) or ". Check the path."
         raise MergeError(f"{key}={given}: no such file{hint}")
 
 
@@ -59,6 +58,6 @@ def naming(key: str, given: Any) -> Iterator[None]:
     except CheckpointError as exc:
         raise type(exc)(f"{key}={given}: {exc}") from exc
     except OSError as exc:
-        near = nearest_path(Path(given).expanduser())
-        why = f"there is none; did you mean {str(near)!r}?" if near else first_line(exc)
+        hint = did_you_mean_path(Path(given).expanduser())
+        why = f"there is none{hint}" if hint else first_line(exc)
         raise CheckpointError(f"{key}={given}: {why}") from exc

@@ -16,7 +16,7 @@ import torch
 
 from merge_plugins.engine import Merge, open_merge
 from merge_plugins.outputs.ranks import lazily
-from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
+from merge_plugins.outputs.recipe_folder import engines_recipe
 from merge_plugins.weights.modules import of_transformer
 
 LOADER = "sglang.srt.model_loader.loader.DefaultModelLoader"
@@ -38,12 +38,11 @@ def weights(original: Callable[..., Weights], loader: Any, source: Any, **option
     does, would wait for others that do not. Raises before a weight is read.
     """
     where = {"revision": source.revision, "cache_dir": loader.load_config.download_dir}
-    try:
-        folder = recipe_folder(source.model_or_path, **where)
-    except OSError:  # no such model, or no recipe in it
-        return original(loader, source, **options)
     trusted = bool(getattr(source.model_config, "trust_remote_code", False))
-    plan = open_merge(mounted_recipe(folder, trusted, plugins=trusted)).plan
+    recipe = engines_recipe(source.model_or_path, trusted, **where)
+    if recipe is None:
+        return original(loader, source, **options)
+    plan = open_merge(recipe).plan
     plan.refuse_routing("SGLang engine")
     return _merged(Merge(plan), source.prefix)
 

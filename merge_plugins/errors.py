@@ -114,7 +114,13 @@ def _plain(word: str) -> str:
     return word.casefold().replace("-", "_").replace(" ", "_")
 
 
-def nearest_path(path: Path) -> Path | None:
+def did_you_mean_path(path: Path) -> str:
+    """Return "; did you mean 'a/b'?" for the existing path nearest to a missing one, or ""."""
+    near = _nearest_path(path)
+    return "" if near is None else f"; did you mean {str(near)!r}?"
+
+
+def _nearest_path(path: Path) -> Path | None:
     """Return the existing path that is spelled most like a missing one; None if none is near.
 
     Only the first part that does not exist is taken for misspelled.

@@ -24,7 +24,7 @@ from harness_adapters.vllm.ranks import all_hold, loaded_to, sharing_ranks
 from merge_plugins.engine import Cost, Merge, announce, open_merge
 from merge_plugins.errors import MismatchError, RecipeError
 from merge_plugins.outputs.ranks import lazily
-from merge_plugins.outputs.recipe_folder import mounted_recipe, recipe_folder
+from merge_plugins.outputs.recipe_folder import engines_recipe
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import load_plugins
 from merge_plugins.recipe import Recipe
@@ -98,12 +98,9 @@ class MergedModelLoader(DefaultModelLoader):
         if model.suffix in RECIPE_FILES and model.is_file():
             return Recipe.load(model).trusting(trusted)
         where = {"revision": model_config.revision, "cache_dir": self.load_config.download_dir}
-        try:
-            folder = recipe_folder(model_config.model, **where)
-        except OSError:  # no such model, or no recipe in it
-            pass
-        else:
-            return mounted_recipe(folder, trusted, plugins=trusted)
+        mounted = engines_recipe(model_config.model, trusted, **where)
+        if mounted is not None:
+            return mounted
         recipe = None if self._named is None else named_recipe(self._named)
         if recipe is not None and is_donor(recipe, model_config.model):
             return recipe.trusting(trusted)

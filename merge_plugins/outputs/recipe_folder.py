@@ -46,6 +46,19 @@ def recipe_folder(name: str | os.PathLike[str], **where: Any) -> Path:
     return folder
 
 
+def engines_recipe(name: str, trusted: bool, **where: Any) -> Recipe | None:
+    """Read the recipe of an engine's model; None if that is no recipe folder, here or on the hub.
+
+    ``trusted``: whether the engine runs code that comes with a model. ``where``: see
+    `recipe_folder`.
+    """
+    try:
+        folder = recipe_folder(name, **where)
+    except OSError:  # no such model, or no recipe in it
+        return None
+    return mounted_recipe(folder, trusted, plugins=trusted)
+
+
 def is_mounted(path: Path) -> bool:
     """Check whether a path is a folder that `mount` wrote."""
     config = path / "config.json"

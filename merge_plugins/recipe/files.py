@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge_plugins.errors import MergeWarning, NoModelError, RecipeError, nearest_path
+from merge_plugins.errors import MergeWarning, NoModelError, RecipeError, did_you_mean_path
 from merge_plugins.recipe.parsing import LONGEST, each_from_yaml, from_json
 
 NAME = "merge.yaml"
@@ -63,9 +63,7 @@ def find(path: Path) -> Path:
             raise RecipeError(f"{path} holds no {' or '.join(NAMES)}{hint}")
         return files[0]
     if not path.is_file():
-        near = nearest_path(path)
-        hint = f"; did you mean {str(near)!r}?" if near else ""
-        raise RecipeError(f"no recipe file at {path}{hint}")
+        raise RecipeError(f"no recipe file at {path}{did_you_mean_path(path)}")
     return path
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
-from merge_plugins.errors import CheckpointError, NoModelError, first_line, nearest_path
+from merge_plugins.errors import CheckpointError, NoModelError, did_you_mean_path, first_line
 from merge_plugins.weights.modules import sentence_modules
 
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -19,8 +19,7 @@ def resolve(ref: str) -> Path:
     path = Path(ref).expanduser()
     if path.exists():
         return path
-    near = nearest_path(path)
-    hint = f"; did you mean {str(near)!r}?" if near else ""
+    hint = did_you_mean_path(path)
     if path.is_absolute() or ref.startswith("."):
         raise NoModelError(f"no model {ref!r}: no such folder{hint or _from_here(path)}")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -31,7 +30,7 @@ def resolve(ref: str) -> Path:
     except CheckpointError:  # an OSError too
         raise
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        link = " The hub" if near else ", and the hub"
+        link = " The hub" if hint else ", and the hub"
         raise NoModelError(
             f"no model {ref!r}: no such folder here{hint}{link} gave none ({_why(exc, repo)}). "
             "Check the path, or write org/name[@revision]."
