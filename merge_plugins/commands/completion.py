@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from merge_plugins._version import __version__
-from merge_plugins.folders import cache_folder
+from merge_plugins.folders import cache_folder, write_whole
 
 POINTS = ("merge_plugins", "merge_plugins.bridges")
 """Groups of entry points that register methods."""
@@ -41,10 +41,8 @@ def method_names() -> Sequence[str]:
 def remember(names: Iterable[str]) -> Sequence[str]:
     """Keep the names of the methods for completion, until other plugins are installed."""
     kept = sorted(names)
-    file = _file()
     with suppress(OSError):  # a cache: without it, completion is slow
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept), encoding="utf-8")
+        write_whole(_file(), json.dumps(kept))
     return kept
 
 
