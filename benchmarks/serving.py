@@ -1,9 +1,10 @@
-"""Measure what it costs to turn a live vLLM engine into another merge, beside starting one.
+"""Measure what it costs to turn a live vLLM engine into another merge, beside a restart.
 
     python benchmarks/serving.py --layers 4 --swaps 50
 
 Writes a base and two experts, starts an engine on a merge of them, and swaps it among five merges.
-Reports seconds to start and to swap, memory, and whether the log-probabilities of each merge
+Reports seconds of a restart (a process that imports vLLM, starts an engine and answers once), of
+the engine's part of it, and of a swap; memory; and whether the log-probabilities of each merge
 were the same to the last bit every time that it came.
 """
 
@@ -13,6 +14,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,21 +25,27 @@ import psutil
 from family import create_family
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process to measure
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the machine's memory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=4, help="of 18 M weights each (4)")
     parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--only-start", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.only_start:
+        from harness_adapters.vllm.engines import InProcess
+
+        InProcess(start(options.only_start)).log_probabilities([[1, 2, 3]])
+        return
     with tempfile.TemporaryDirectory() as root:
         print(json.dumps(measure(Path(root), options.layers, options.swaps), indent=2))
 
 
 def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
-    from vllm import LLM
+    import vllm  # noqa: F401 - imported before the clock starts
 
-    from harness_adapters.vllm import engine_options
     from harness_adapters.vllm.engines import InProcess
     from harness_adapters.vllm.swap import LiveEngine
     from merge_plugins import mount
@@ -46,15 +55,11 @@ def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
     recipes = [recipe(models, scale) for scale in (0.2, 0.4, 0.6, 0.8, 1.0)]
     folder = mount(recipes[0], root / "mounted")
     started = time.perf_counter()
-    llm = LLM(
-        str(folder),
-        load_format="merged",
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        max_model_len=512,
-        **engine_options(),
-    )
-    start = time.perf_counter() - started
+    subprocess.run([sys.executable, __file__, "--only-start", folder], check=True)
+    restart = time.perf_counter() - started
+    started = time.perf_counter()
+    llm = start(folder)
+    engine = time.perf_counter() - started
     live = LiveEngine(InProcess(llm), recipes[0])
     started = time.perf_counter()
     live.become(recipes[1])
@@ -71,14 +76,32 @@ def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
         differing += answers.setdefault(which, found) != found
         memory.append(psutil.Process().memory_info().rss / 2**20)
     return {
-        "start of an engine, s": round(start, 2),
+        "restart, s": round(restart, 2),
+        "the engine's part of it, s": round(engine, 2),
         "first swap, with its verification, s": round(verification, 2),
         "swap, median s": round(statistics.median(seconds), 3),
-        "swap / start": round(statistics.median(seconds) / start, 3),
+        "swap / restart": round(statistics.median(seconds) / restart, 3),
+        "swap / the engine's part": round(statistics.median(seconds) / engine, 3),
         "MiB after the 1st, 10th and last swap": [round(memory[i]) for i in (0, 9, -1)],
         "recipes": len(answers),
         "swaps whose canary differed from the same recipe's before": differing,
     }
+
+
+def start(folder: Path) -> Any:
+    """Start an engine on a mounted merge."""
+    from vllm import LLM
+
+    from harness_adapters.vllm import engine_options
+
+    return LLM(
+        str(folder),
+        load_format="merged",
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=512,
+        **engine_options(),
+    )
 
 
 def recipe(models: list[Path], scale: float) -> Any:
