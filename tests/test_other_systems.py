@@ -13,6 +13,8 @@ import fcntl
 import io
 import mmap
 import os
+import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,8 +84,13 @@ def windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     }.items():
         for name in names:
             monkeypatch.delattr(owner, name)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # its own, by O_NONBLOCK from 3.13 on
     for name in ("rename", "replace", "unlink", "remove"):
-        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+        refuses = refusing(getattr(os, name))
+        monkeypatch.setattr(os, name, refuses)
+        if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10 keeps the functions of os there
+            kept = staticmethod(refuses)
+            monkeypatch.setattr(pathlib._NormalAccessor, name, kept, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
