@@ -18,7 +18,7 @@ from merge_plugins.demo import family
 from merge_plugins.engine import open_merge
 from merge_plugins.plugins import registry
 
-METHODS = registry().methods
+METHODS = {**registry().methods}  # those of files come and go
 REQUIRED = {
     (method.name, p.name)
     for method in METHODS.values()
