@@ -24,7 +24,7 @@ from merge_plugins import identity
 from merge_plugins.engine import open_merge
 from merge_plugins.errors import MergeError
 from merge_plugins.recipe import Recipe
-from merge_plugins.tokenizer import tokenizer_folder
+from merge_plugins.tokenizer import generation_config, tokenizer_folder
 
 Call: TypeAlias = tuple[str, Mapping[str, Any]]
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ class LiveEngine:
 
     def _same_model(self, recipe: Recipe) -> Mapping[str, Any]:
         """Return the config that two merges share, or raise `SwapError`."""
-        (config, tokenizer), (layers, other) = _fixed(self.recipe), _fixed(recipe)
+        (config, files), (layers, others) = _fixed(self.recipe), _fixed(recipe)
         keys = sorted({*config, *layers})
         changed = [key for key in keys if config.get(key) != layers.get(key)]
-        changed += ["tokenizer"] * (tokenizer != other)
+        changed += [name for name in files if files[name] != others[name]]
         if changed:
             raise SwapError(
                 f"the merge has another {', '.join(changed)} than that of the engine, "
@@ -150,14 +150,20 @@ def _staged(engine: Engine, recipe: Recipe) -> Iterator[Sequence[Call]]:
         yield [("reload_weights", {"weights_path": str(file)})]
 
 
-def _fixed(recipe: Recipe) -> tuple[dict[str, Any], Path]:
-    """Return what an engine keeps when its weights are replaced: config and tokenizer."""
+def _fixed(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what an engine keeps when its weights are replaced: config, and files beside it."""
     plan = open_merge(recipe).plan
     plan.refuse_routing("vLLM engine")
     layers = {key: value for key, value in plan.config.items() if key not in canary.NAMES_ONLY}
     if layers.get("dtype"):  # the name before transformers 4.56, which not every config.json has
         layers.pop("torch_dtype", None)
-    return layers, tokenizer_folder(recipe)
+    answering = generation_config(recipe) or {}
+    return layers, {
+        "tokenizer": identity.tokenizer_identity(str(tokenizer_folder(recipe))),
+        "generation config": {
+            key: value for key, value in answering.items() if key not in canary.NAMES_ONLY
+        },
+    }
 
 
 def _dtype(engine: Engine) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,21 @@ def swappable() -> dict[str, Any]:
 def test_a_swapped_engine_answers_as_a_fresh_one(
     steps: Steps, swappable: dict[str, Any], dense: dict[str, list[Any]], workplace: Path
 ) -> None:
-    """To the last bit, to prompts that were cached; and stays as it is where a merge is refused."""
+    """To the last bit, to prompts that were cached; and stays as it is where a merge is refused.
+
+    Another model's files of the same content are no other tokenizer; another end of a text is.
+    """
     folder = workplace / "dense"
     one = {"sources": [{"model": "base", "layer_range": [0, 2]}]}
     stack = {"merge_method": "passthrough", "slices": [one, one]}
     (folder / "deep.yaml").write_text(yaml.safe_dump(stack))
     (folder / "gone.yaml").write_text((folder / "good.yaml").read_text().replace("math", "gone"))
-    names = ("wrecked", "deep", "gone", "good")
-    first, other, deep, gone, back, by_path = steps(
+    elsewhere = shutil.copytree(folder / "base", folder / "elsewhere")
+    (elsewhere / "generation_config.json").write_text('{"eos_token_id": 5}')
+    for name, model in (("alone", "code"), ("ends", "elsewhere")):
+        (folder / f"{name}.yaml").write_text(f"merge_method: passthrough\nmodels: [{model}]\n")
+    names = ("wrecked", "deep", "gone", "ends", "alone", "good")
+    first, other, deep, gone, ends, alone, back, by_path = steps(
         "dense/good",
         "",
         *(f"swap dense/{name}.yaml" for name in names),
@@ -45,7 +53,11 @@ def test_a_swapped_engine_answers_as_a_fresh_one(
     assert other == {"error": None, "answers": dense["wrecked"], "weights": name}
     assert "SwapError: the merge has another num_hidden_layers than" in deep.pop("error")
     assert "dense/gone" in gone.pop("error")
-    assert deep == gone == {"answers": dense["wrecked"], "weights": name}
+    assert "SwapError: the merge has another generation config than" in ends.pop("error")
+    assert alone["error"] is None
+    assert alone["weights"] == digest(Recipe.load(folder / "alone.yaml"))
+    assert alone["answers"] != dense["wrecked"]
+    assert deep == gone == ends == {"answers": dense["wrecked"], "weights": name}
     assert back["answers"] == dense["good"]
     assert by_path == other
 
