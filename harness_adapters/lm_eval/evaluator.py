@@ -11,6 +11,7 @@ written over the last where that is possible.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
@@ -49,6 +50,8 @@ MODELS = {
     "merged-vllm": "harness_adapters.lm_eval.vllm:MergedVLLM",
 }
 """Classes of models by lm-eval's names, each of which becomes one merge after another."""
+LOG_OF_VLLM = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+"""Read as vLLM is imported: else fifty lines of each engine stand among a search's candidates."""
 
 
 class Evaluator:
@@ -115,6 +118,9 @@ class Evaluator:
         """Build an evaluator from one mapping, whose keys are its own arguments or model_args."""
         own = {*inspect.signature(cls).parameters, *(field.name for field in fields(Prompting))}
         ours = {key: value for key, value in settings.items() if key in own}
+        if ours.get("model") == "merged-vllm":
+            for name, value in LOG_OF_VLLM.items():
+                os.environ.setdefault(name, value)
         rest = {key: value for key, value in settings.items() if key not in own}
         return cls(tasks, **{**ours, "model_args": _parsed(ours.get("model_args")) | rest})
 
