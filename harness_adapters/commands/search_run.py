@@ -17,7 +17,7 @@ from merge_plugins.search.named import objective as named
 from merge_plugins.search.objective import Benchmarks, Objective
 from merge_plugins.search.settings import SearchFile
 from merge_plugins.search.study import Study
-from merge_plugins.search.table import Table, params, plus_minus
+from merge_plugins.search.table import Table, plus_minus, what
 from merge_plugins.signals import interrupts_once
 
 
@@ -107,7 +107,7 @@ def _notes(objective: Objective, on_test: bool) -> list[str]:
 def _finish(study: Study) -> None:
     """Print what won, and write the report."""
     for place, winner in enumerate(winners.winners(study), start=1):
-        print(f"\n{place}. candidate {winner.trial.number}: {params(winner.trial.params)}")
+        print(f"\n{place}. candidate {winner.trial.number}: {what(winner.trial)}")
         for goal, score in winner.tune.items():
             held_out = winner.held_out and winner.held_out.get(goal)
             rest = f", held out {plus_minus(held_out)}" if held_out else ""

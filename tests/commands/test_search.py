@@ -26,6 +26,7 @@ from merge_plugins.search.history import History
 from merge_plugins.search.ledger import Ledger
 from merge_plugins.search.proposal import IGNORED
 from merge_plugins.search.space import Space
+from merge_plugins.search.table import what
 
 MODELS = {name: str(path) for name, path in family().items()}
 LONG = os.environ.get("MERGE_PLUGINS_LONG_TESTS")
@@ -77,6 +78,7 @@ def test_a_search_ends_with_winners_scored_again_by_lm_eval_itself(
     states = ["complete"] * 4 + ["repeat"] + ["complete"] * 2 + ["rerun"]
     assert [t.state for t in trials] == states  # the defaults are equal weights here
     tuned = trials[again.same_as].scores  # type: ignore[index]
+    assert f"\n1. candidate {again.same_as}: {what(trials[again.same_as])}\n" in output
     for goal, score in again.scores.items():
         assert len(score.documents) == 12
         assert {**score.documents, **tuned[goal].documents} == score.documents
