@@ -35,9 +35,7 @@ def main() -> None:
     parser.add_argument("--only-start", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_start:
-        from harness_adapters.vllm.engines import InProcess
-
-        InProcess(start(options.only_start)).log_probabilities([[1, 2, 3]])
+        start(options.only_start).log_probabilities([[1, 2, 3]])
         return
     with tempfile.TemporaryDirectory() as root:
         print(json.dumps(measure(Path(root), options.layers, options.swaps), indent=2))
@@ -46,7 +44,6 @@ def main() -> None:
 def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
     import vllm  # noqa: F401 - imported before the clock starts
 
-    from harness_adapters.vllm.engines import InProcess
     from harness_adapters.vllm.swap import LiveEngine
     from merge_plugins import mount
 
@@ -58,9 +55,9 @@ def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
     subprocess.run([sys.executable, __file__, "--only-start", folder], check=True)
     restart = time.perf_counter() - started
     started = time.perf_counter()
-    llm = start(folder)
-    engine = time.perf_counter() - started
-    live = LiveEngine(InProcess(llm), recipes[0])
+    engine = start(folder)
+    starting = time.perf_counter() - started
+    live = LiveEngine(engine, recipes[0])
     started = time.perf_counter()
     live.become(recipes[1])
     verification = time.perf_counter() - started
@@ -77,11 +74,11 @@ def measure(root: Path, layers: int, swaps: int) -> dict[str, Any]:
         memory.append(psutil.Process().memory_info().rss / 2**20)
     return {
         "restart, s": round(restart, 2),
-        "the engine's part of it, s": round(engine, 2),
+        "the engine's part of it, s": round(starting, 2),
         "first swap, with its verification, s": round(verification, 2),
         "swap, median s": round(statistics.median(seconds), 3),
         "swap / restart": round(statistics.median(seconds) / restart, 3),
-        "swap / the engine's part": round(statistics.median(seconds) / engine, 3),
+        "swap / the engine's part": round(statistics.median(seconds) / starting, 3),
         "MiB after the 1st, 10th and last swap": [round(memory[i]) for i in (0, 9, -1)],
         "recipes": len(answers),
         "swaps whose canary differed from the same recipe's before": differing,
@@ -93,14 +90,17 @@ def start(folder: Path) -> Any:
     from vllm import LLM
 
     from harness_adapters.vllm import engine_options
+    from harness_adapters.vllm.engines import InProcess
 
-    return LLM(
-        str(folder),
-        load_format="merged",
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        max_model_len=512,
-        **engine_options(),
+    return InProcess(
+        LLM(
+            str(folder),
+            load_format="merged",
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            max_model_len=512,
+            **engine_options(),
+        )
     )
 
 

@@ -118,10 +118,10 @@ class Evaluator:
         """Build an evaluator from one mapping, whose keys are its own arguments or model_args."""
         own = {*inspect.signature(cls).parameters, *(field.name for field in fields(Prompting))}
         ours = {key: value for key, value in settings.items() if key in own}
+        rest = {key: value for key, value in settings.items() if key not in own}
         if ours.get("model") == "merged-vllm":
             for name, value in LOG_OF_VLLM.items():
                 os.environ.setdefault(name, value)
-        rest = {key: value for key, value in settings.items() if key not in own}
         return cls(tasks, **{**ours, "model_args": _parsed(ours.get("model_args")) | rest})
 
     @property

@@ -71,14 +71,13 @@ class LiveEngine:
 
     def log_probabilities(self) -> list[list[float]]:
         """Score the canary's prompts, of tokens at random."""
-        return self._ask(self._prompts(_fixed(self.recipe)[0]))
+        return self._ask(self._prompts(_layers(self.recipe)))
 
     def _same_model(self, recipe: Recipe) -> Mapping[str, Any]:
         """Return the config that two merges share, or raise `SwapError`."""
-        (config, files), (layers, others) = _fixed(self.recipe), _fixed(recipe)
-        keys = sorted({*config, *layers})
-        changed = [key for key in keys if config.get(key) != layers.get(key)]
-        changed += [name for name in files if files[name] != others[name]]
+        layers = _layers(recipe)
+        changed = _differing(_layers(self.recipe), layers)
+        changed += _differing(_files(self.recipe), _files(recipe))
         if changed:
             raise SwapError(
                 f"the merge has another {', '.join(changed)} than that of the engine, "
@@ -150,20 +149,30 @@ def _staged(engine: Engine, recipe: Recipe) -> Iterator[Sequence[Call]]:
         yield [("reload_weights", {"weights_path": str(file)})]
 
 
-def _fixed(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what an engine keeps when its weights are replaced: config, and files beside it."""
+def _layers(recipe: Recipe) -> dict[str, Any]:
+    """Return a merge's config, which an engine keeps when its weights are replaced."""
     plan = open_merge(recipe).plan
     plan.refuse_routing("vLLM engine")
-    layers = {key: value for key, value in plan.config.items() if key not in canary.NAMES_ONLY}
+    layers = _effective(plan.config)
     if layers.get("dtype"):  # the name before transformers 4.56, which not every config.json has
         layers.pop("torch_dtype", None)
-    answering = generation_config(recipe) or {}
-    return layers, {
+    return layers
+
+
+def _files(recipe: Recipe) -> dict[str, Any]:
+    """Return what an engine keeps of the files beside config and weights."""
+    return {
         "tokenizer": identity.tokenizer_identity(str(tokenizer_folder(recipe))),
-        "generation config": {
-            key: value for key, value in answering.items() if key not in canary.NAMES_ONLY
-        },
+        "generation config": _effective(generation_config(recipe) or {}),
     }
+
+
+def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in canary.NAMES_ONLY}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
 def _dtype(engine: Engine) -> torch.dtype:
