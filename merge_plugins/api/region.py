@@ -83,6 +83,29 @@ class Region:
             index = index.unsqueeze(-1) * size + torch.arange(*start_stop)
         return index
 
+    def position(self, nth: int) -> int:
+        """Compute the flat position in the whole tensor of the box's ``nth`` element, from 0."""
+        if self.span is not None:
+            return self.start + nth
+        at, stride = 0, 1
+        for (start, stop), size in zip(reversed(self.bounds), reversed(self.shape), strict=True):
+            nth, here = divmod(nth, stop - start)
+            at, stride = at + (start + here) * stride, stride * size
+        return at
+
+    def before(self, position: int) -> int:
+        """Count the elements of the box that lie before a flat position in the whole tensor."""
+        if self.span is not None:
+            return min(max(position - self.start, 0), self.numel)
+        count, inner, stride = 0, self.numel, math.prod(self.shape)
+        for (start, stop), size in zip(self.bounds, self.shape, strict=True):
+            inner, stride = inner // (stop - start), stride // size
+            at, position = divmod(position, stride)
+            count += min(max(at - start, 0), stop - start) * inner
+            if not start <= at < stop:
+                break
+        return count
+
     def matrices(self) -> Iterator[Region]:
         """Iterate over the matrices that this box touches: all of the last two dimensions."""
         whole = tuple((0, size) for size in self.shape[-2:])

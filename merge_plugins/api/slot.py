@@ -94,6 +94,15 @@ class Slot:
         index = self.box.index() if self.positions is None else self.positions
         return index.to(self.experts[0].device)
 
+    def before(self, position: int) -> int:
+        """Count the elements here that lie before a flat position in the whole weight.
+
+        They are the first ones in memory.
+        """
+        if self.positions is None:
+            return self.box.before(position)
+        return int(torch.searchsorted(self.positions, position))
+
     def of_rows(self, values: Tensor) -> Tensor:
         """View one value per row of the whole weight, [*shape[:-1]], so that it meets this slot."""
         if self.positions is None or not self.box.shape:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
@@ -33,8 +32,8 @@ class Linear:
     def __call__(self, slot: Slot) -> Tensor:
         """Return sum(w x) / sum(w): float32 [*shape]."""
         total = weighted_sum(slot.experts, self.weight)
-        # the divisor is a float32 sum: one unit in its last place shows in half the results
-        return total.div_(torch.tensor(self.weight).sum()) if self.normalize else total
+        # the divisor is a sum in this dtype: one unit in its last place shows in half the results
+        return total.div_(total.new_tensor(self.weight).sum()) if self.normalize else total
 
 
 @dataclass(frozen=True)

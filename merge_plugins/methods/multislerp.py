@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge_plugins.api import ELEMENT, PerExpert, Region, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
-from merge_plugins.ops.arithmetic import added, least, sums, vector_norms, vectors
+from merge_plugins.ops.arithmetic import least, rounded_sum, sums, vector_norms, vectors
 from merge_plugins.plugins import hookimpl
 
 SHORTEST = 1e-12
@@ -58,12 +58,8 @@ class MultiSlerp:
 
     def weighed(self, vectors: Sequence[Tensor]) -> Tensor:
         """Compute the weighted sum, rounding after each product and at the end: [*shape]."""
-        dtype = vectors[0].dtype
-        pairs = zip(vectors, self.shares(dtype), strict=True)
-        terms = [vector * share for vector, share in pairs]
-        if len(terms) == 2 and all(term.dtype.itemsize == 2 for term in terms):
-            return (terms[0] + terms[1]).to(dtype)  # sums in float32 too, in half the time
-        return added(terms).to(dtype)
+        pairs = zip(vectors, self.shares(vectors[0].dtype), strict=True)
+        return rounded_sum([vector * share for vector, share in pairs])
 
     def measure(self, weight: Weight) -> Mapping[str, Tensor]:
         """Compute the norms [N], the mean's length [] and the directions' cosines with it [N].

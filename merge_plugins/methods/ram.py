@@ -13,7 +13,7 @@ from torch.nn.functional import hardshrink
 
 from merge_plugins.api import ELEMENT, Slot, Weight, parameter
 from merge_plugins.errors import ParameterError
-from merge_plugins.ops.arithmetic import added, sums, task_vectors
+from merge_plugins.ops.arithmetic import rounded_sum, sums, task_vectors
 from merge_plugins.plugins import hookimpl
 
 
@@ -55,7 +55,7 @@ class Ram:
         """Return base + unique changes or means of shared ones: [*shape] in the inputs' dtype."""
         deltas, n_changed = changes(slot, self.epsilon)
         n_changed.clamp_(min=1)
-        return slot.base + added(delta / n_changed for delta in deltas).to(deltas[0].dtype)
+        return slot.base + rounded_sum([delta / n_changed for delta in deltas])
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge_plugins.api import Slot, Weight
+from merge_plugins.ops.selection import INTEGERS
 
 PIECE = 1 << 16
 """Elements that are taken to float64 at a time."""
-SIGN, ONE = -(1 << 31), 0x3F800000
-"""Bits of the float32 numbers -0 and 1, as a signed integer."""
 WAVE = 64
 """Blocks whose sums over one dimension are held at a time; each sum is as long as a row."""
 
@@ -41,23 +40,38 @@ def least(value: float, dtype: torch.dtype) -> float:
     return max(value, found.tiny * found.eps)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums are taken: float32, or float64 for that."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def added(tensors: Iterable[Tensor]) -> Tensor:
-    """Sum tensors: float32 [*shape], inputs untouched. ``stack(…).sum(0)`` is ten times slower."""
+    """Sum tensors: `wide` [*shape], inputs untouched. ``stack(…).sum(0)`` is ten times slower."""
     first, *others = tensors
-    total = first.to(torch.float32, copy=True)
+    total = first.to(wide(first.dtype), copy=True)
     for tensor in others:
         total.add_(tensor)
     return total
 
 
+def rounded_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum tensors, rounded once to the dtype of the first: [*shape], inputs untouched.
+
+    Two of 16 bits need no float32 in memory: torch adds them in registers, in half the time.
+    """
+    first, *others = tensors
+    total = first + others[0] if len(others) == 1 else added(tensors)
+    return total.to(first.dtype)
+
+
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum weight times tensor: float32 [*shape], inputs untouched.
+    """Sum weight times tensor: `wide` [*shape], inputs untouched.
 
     torch converts what it adds by cache lines: as float32 tensors they would be memory of their own
     and take twice the time.
     """
     first, *others = tensors
-    total = first.float()
+    total = first.to(wide(first.dtype))
     total = total * weights[0] if total is first else total.mul_(weights[0])
     for tensor, weight in zip(others, weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
@@ -201,13 +215,14 @@ def combine(
     weights = [float(torch.tensor(w, dtype=dtype)) for w in weight]
     terms = [d if w == 1 else d.mul_(w) for d, w in zip(deltas, weights, strict=True)]
     if elect:
-        terms = [term.float() for term in terms]
+        if len(terms) > 2 or len({term.dtype for term in terms}) > 1:  # else a sum is rounded once
+            terms = [term.to(wide(dtype)) for term in terms]
         summed, share = elected(terms, weights if normalize else None, tie=1.0)
+        total = summed.to(dtype)
     else:
-        summed = added(terms)
+        total = rounded_sum(terms)
         share = torch.tensor(sum(weights))
         share = torch.where(share.abs() < 1e-8, 1.0, share)
-    total = summed.to(dtype)
     if normalize:
         total.div_(share.to(total))
     if scale != 1:
@@ -223,14 +238,15 @@ def elected(
 ) -> tuple[Tensor, Tensor]:
     """Sum the terms that have the sign of their sum; return that, and the sum of their weights.
 
-    terms: N of float32 [*shape], overwritten; ``tie``: the sign (+1, -1) where they sum to zero,
-    or 0 to keep nothing there; ``leaning``: a tensor whose sign is used instead, overwritten.
-    The second result is never 0, so that the first can be divided by it; without weights it is 1.
+    terms: N of [*shape] in one dtype, `wide` if there are more than two, overwritten; ``tie``: the
+    sign (+1, -1) where they sum to zero, or 0 to keep nothing there; ``leaning``: a tensor whose
+    sign is used instead, overwritten. The second result is never 0, so that the first can be
+    divided by it; without weights it is 1.
     """
     if leaning is None:
-        leaning = added(terms)
-    sign = _signs(leaning, tie)
-    total, *others = (term.mul_(sign).relu_() for term in terms)
+        leaning = rounded_sum(terms)
+    turn = _turning(leaning, tie)
+    total, *others = (turn(term).relu_() for term in terms)
     if weights is None:
         share = torch.ones(())
     else:
@@ -242,16 +258,25 @@ def elected(
         else:
             share.add_(share.sign().abs_().neg_().add_(1))
     total = functools.reduce(Tensor.add_, others, total)
-    return total.mul_(sign), share
+    return turn(total), share
 
 
-def _signs(x: Tensor, tie: float) -> Tensor:
-    """Replace each entry by its sign, and zeros by ``tie``, in place: float32 [*shape]."""
+def _turning(x: Tensor, tie: float) -> Callable[[Tensor], Tensor]:
+    """Return what multiplies a tensor by the signs of x in place, by ``tie`` where x is 0.
+
+    x: float [*shape], overwritten; the tensor has its shape and dtype.
+    """
     if tie != 1:
-        return x.sign_().add_(tie / 2).sign_()
-    bits = x.add_(0.0).view(torch.int32)  # -0 + 0 is 0
-    bits.bitwise_and_(SIGN).bitwise_or_(ONE)
-    return x
+        signs = x.sign_().add_(tie / 2).sign_()
+        return lambda tensor: tensor.mul_(signs)
+    bits = INTEGERS[x.dtype.itemsize]
+    flips = x.add_(0.0).view(bits).bitwise_and_(torch.iinfo(bits).min)  # -0 + 0 is 0
+
+    def turn(tensor: Tensor) -> Tensor:
+        tensor.view(bits).bitwise_xor_(flips)
+        return tensor
+
+    return turn
 
 
 def keep_largest(x: Tensor, slot: Slot, threshold: Tensor, last: Tensor) -> Tensor:
@@ -260,12 +285,18 @@ def keep_largest(x: Tensor, slot: Slot, threshold: Tensor, last: Tensor) -> Tens
     x: [*shape]; ``threshold``: magnitude; ``last``: flat position in the whole weight of the last
     entry *at* the threshold that is kept, -1 for none, 2**62 for all.
     """
-    limit, end = float(threshold), int(last)
-    first, stop = slot.span
-    if end < first:
+    limit, n_at = float(threshold), slot.before(int(last) + 1)
+    if n_at == x.numel():
+        return _at_least(x, limit)
+    if n_at == 0:
         return hardshrink(x, limit)
+    flat = x.reshape(-1)
+    return torch.cat([_at_least(flat[:n_at], limit), hardshrink(flat[n_at:], limit)]).view(x.shape)
+
+
+def _at_least(x: Tensor, limit: float) -> Tensor:
+    """Zero what is below a magnitude: [*shape]; ``hardshrink`` zeros what is at it too."""
+    if limit <= 0:
+        return x
     below = torch.nextafter(torch.tensor(limit, dtype=x.dtype), torch.tensor(-1.0, dtype=x.dtype))
-    at_least = x if limit <= 0 else hardshrink(x, float(below))
-    if end >= stop - 1:
-        return at_least
-    return torch.where(slot.index() <= end, at_least, hardshrink(x, limit))
+    return hardshrink(x, float(below))

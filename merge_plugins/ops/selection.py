@@ -24,6 +24,8 @@ from merge_plugins.api import Slot, Weight
 
 SAMPLE, LARGEST_SAMPLE = 1 << 14, 1 << 16
 """Entries in a sample: the more, the fewer entries of the whole lie in its brackets."""
+PARTS = 8
+"""Parts of a block that are searched in turn for one entry."""
 ALL = 1 << 62
 """As ``last``: keep every entry at the threshold."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -189,8 +191,13 @@ class _Search:
 
     def position_in(self, block: Slot, *, row: int, key: int, nth: int) -> int:
         """Flat position, in its weight, of the nth entry of a block equal to ``key``."""
-        equal = np.flatnonzero(_keys(self.vectors(block)[row]) == key)
-        return int(block.index().reshape(-1)[int(equal[nth - 1])])
+        weight = block.weight()
+        for region in block.box.blocks(-(-block.box.numel // PARTS)):
+            equal = np.flatnonzero(_keys(self.vectors(weight.part(region))[row]) == key)
+            if nth <= len(equal):
+                return region.position(int(equal[nth - 1]))
+            nth -= len(equal)
+        raise AssertionError("an entry beyond the last one")
 
     def samples(self) -> list[Keys]:
         """Keys of a strided sample of each row, sorted downwards."""

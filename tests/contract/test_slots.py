@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from merge_plugins import Slot
 from merge_plugins.api import Region
@@ -33,3 +35,25 @@ def test_a_slot_draws_the_same_numbers_for_the_same_expert_and_name() -> None:
     assert draws("w", 0, 0) == draws("w", 0, 0)
     different = [draws("w", 0, 0), draws("w", 1, 0), draws("v", 0, 0), draws("w", 0, 1)]
     assert len({tuple(numbers) for numbers in different}) == 4
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> Region:
+    """Boxes of weights with 0 to 3 dimensions, in one piece or not, none empty."""
+    shape = draw(st.lists(st.integers(1, 5), max_size=3))
+    starts = [draw(st.integers(0, size - 1)) for size in shape]
+    bounds = [
+        (start, draw(st.integers(start + 1, size)))
+        for start, size in zip(starts, shape, strict=True)
+    ]
+    return Region(tuple(shape), tuple(bounds))
+
+
+@given(box=boxes(), position=st.integers(-3, 130) | st.just(1 << 62))
+def test_positions_and_counts_are_those_of_the_index(box: Region, position: int) -> None:
+    index = box.index().reshape(-1)
+    assert [box.position(nth) for nth in range(box.numel)] == index.tolist()
+    assert box.before(position) == int((index < position).sum())
+    some = index[::2]
+    sample = Slot("w", None, (some.double(),), region=Region.whole(box.shape), positions=some)
+    assert sample.before(position) == int((some < position).sum())

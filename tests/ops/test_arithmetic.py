@@ -13,7 +13,14 @@ from torch import Tensor
 
 from merge_plugins import Slot
 from merge_plugins.api import Region
-from merge_plugins.ops.arithmetic import dot_products, elected, rounded, task_vectors, weighted_sum
+from merge_plugins.ops.arithmetic import (
+    combine,
+    dot_products,
+    elected,
+    rounded,
+    task_vectors,
+    weighted_sum,
+)
 from merge_plugins.ops.random import drop_at_random
 
 N = 1 << 18
@@ -170,6 +177,56 @@ def test_election_keeps_the_sign_of_the_sum_and_counts_who_took_part() -> None:
     total, share = elected([term.clone() for term in terms], (0.5, 0.25), 0.0)
     assert total.tolist() == [3, -3, 3, 0, 0]
     assert bool((share != 0).all())
+
+
+@settings(max_examples=100)
+@given(
+    n=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    weights=st.none() | st.tuples(*[st.sampled_from([-1.0, -0.25, 0.3, 0.5, 1.0, 3.0])] * 2),
+    tie=st.sampled_from([-1.0, 0.0, 1.0]),
+    scales=st.tuples(*[st.floats(2**-24, 100)] * 2),
+)
+def test_one_or_two_terms_of_16_bits_are_elected_as_in_float32(
+    n: int,
+    dtype: torch.dtype,
+    weights: tuple[float, ...] | None,
+    tie: float,
+    scales: tuple[float, float],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 4096, generator=generator)
+    noise[:, :99] = 0
+    noise[:, 99:200] *= -0.0  # zeros of both signs
+    noise[1, 200:400] = -noise[0, 200:400] * scales[0] / scales[1]  # ties, if not rounded away
+    terms = [(row * scale).to(dtype) for row, scale in zip(noise, scales, strict=True)][:n]
+    if weights is not None:
+        weights = tuple(torch.tensor(weights, dtype=dtype).tolist()[:n])
+    wide = elected([term.float() for term in terms], weights, tie)
+    for found, exact in zip(elected(terms, weights, tie), wide, strict=True):
+        assert torch.equal(found.to(dtype).view(torch.int16), exact.to(dtype).view(torch.int16))
+
+
+@pytest.mark.parametrize("elect", [False, True])
+def test_models_stored_in_different_dtypes_are_combined(elect: bool) -> None:
+    base, first, second = torch.tensor([[1.0, 2, 3], [1.5, 3, 2], [2, 1, 2]])
+    slot = Slot("w", base.bfloat16(), (first.bfloat16(), second))
+    merged = combine(slot, task_vectors(slot), (1, 1), scale=1, normalize=False, elect=elect)
+    assert merged.tolist() == ([2.5, 3, 1] if elect else [2.5, 2, 1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("elect", [False, True])
+def test_sums_of_float64_are_float64(n: int, elect: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, *experts = torch.rand(n + 1, 99, generator=generator, dtype=torch.float64)
+    experts = [base + expert for expert in experts]  # all of one sign: nothing is voted down
+    slot = Slot("w", base, tuple(experts))
+    merged = combine(slot, task_vectors(slot), (0.7,) * n, scale=1, normalize=False, elect=elect)
+    exact = base + 0.7 * sum(expert - base for expert in experts)
+    assert float((merged - exact).abs().max()) < 1e-14
+    averaged = weighted_sum(experts, (1 / n,) * n)
+    assert float((averaged - torch.stack(experts).mean(0)).abs().max()) < 1e-14
 
 
 def test_weights_that_cancel_can_still_be_divided_by() -> None:
