@@ -54,6 +54,6 @@ def test_positions_and_counts_are_those_of_the_index(box: Region, position: int)
     index = box.index().reshape(-1)
     assert [box.position(nth) for nth in range(box.numel)] == index.tolist()
     assert box.before(position) == int((index < position).sum())
-    some = index[::2]
+    some = index[::2].contiguous()
     sample = Slot("w", None, (some.double(),), region=Region.whole(box.shape), positions=some)
     assert sample.before(position) == int((some < position).sum())
