@@ -14,7 +14,7 @@ from pathlib import Path
 from merge_plugins._version import __version__
 from merge_plugins.errors import UntrustedCodeError
 from merge_plugins.plugins import registry
-from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.recipe import Data, Delta, Lora, Rebased, Recipe, Reference, refuse_no_recipe
 from merge_plugins.recipe.recipe import NONE
 from merge_plugins.recipe.references import home
 from merge_plugins.tokenizer import chat_template, generation_config, tokenizer_folder
@@ -37,6 +37,7 @@ def digest(recipe: Recipe) -> str:
     Recipes of the same merge have one digest. Downloads missing files, and reads every weight file
     whose hash is not in the cache: a few seconds per 10 GB, once.
     """
+    refuse_no_recipe(recipe)
     method = registry().get(recipe.merge_method)
     contents = {ref: model_identity(ref) for ref in recipe.references}  # downloads every file
 

@@ -11,7 +11,7 @@ from merge_plugins.parallel import BLOCK
 from merge_plugins.planning import make_plan
 from merge_plugins.planning.parameters import validate
 from merge_plugins.plugins import registry
-from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference
+from merge_plugins.recipe import Delta, Lora, Rebased, Recipe, Reference, refuse_no_recipe
 from merge_plugins.recipe.files import naming
 from merge_plugins.recipe.references import home
 from merge_plugins.sources import ComputedCheckpoint, Source
@@ -35,6 +35,7 @@ def open_merge(recipe: Recipe, *, block: int = BLOCK) -> Merge:
     ``block``: elements merged at a time. Raises `MergeError` for everything that can be wrong with
     the merge, before the first weight is read.
     """
+    refuse_no_recipe(recipe)
     merge = _planned(recipe, block)
     _keep_resident(merge)
     return merge

@@ -45,14 +45,14 @@ def l1_factors(
     """Compute the factors that restore each task vector's L1 norm after ``sparsify``: float32 [N].
 
     A factor is 1 where either norm vanishes [mergekit], and not finite where ``sparsify`` dropped
-    what is not. ``regions``: the regions that ``sparsify``
-    accepts, if it does not accept any block.
+    what is not. ``sparsify``: is given magnitudes, on which what it drops must depend alone;
+    ``regions``: those that it accepts, if it does not accept any block.
     """
 
     def norms(block: Slot) -> Tensor:
-        deltas = task_vectors(block)
-        before = block_sums([delta.abs() for delta in deltas])
-        return torch.stack([before, block_sums([d.abs_() for d in sparsify(block, deltas)])])
+        sizes = [delta.abs_() for delta in task_vectors(block)]
+        before = block_sums(sizes)  # first: the next may overwrite
+        return torch.stack([before, block_sums(sparsify(block, sizes))])
 
     before, after = (
         rounded(norm.float(), weight.dtype)

@@ -24,7 +24,7 @@ from merge_plugins.identity import tokenizer_identity
 from merge_plugins.outputs.live import become
 from merge_plugins.outputs.load import open_loading
 from merge_plugins.planning import Plan
-from merge_plugins.recipe import Recipe, Reference
+from merge_plugins.recipe import Recipe, Reference, refuse_no_recipe
 from merge_plugins.recipe.references import home
 from merge_plugins.routing.model import follow
 from merge_plugins.tokenizer import tokenizer_folder
@@ -41,6 +41,7 @@ class Classifiers:
     def __init__(
         self, recipe: Recipe, *, trust_remote_code: bool | None = None, **kwargs: Any
     ) -> None:
+        refuse_no_recipe(recipe)
         self.recipe = recipe
         self._trust, self._kwargs = trust_remote_code, kwargs
         self._tokenizers: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from merge_plugins.errors import MergeError
 from merge_plugins.installing import to_install
 from merge_plugins.outputs.mount import mount
 from merge_plugins.planning.embedding import known
-from merge_plugins.recipe import Recipe
+from merge_plugins.recipe import Recipe, refuse_no_recipe
 from merge_plugins.recipe.references import home
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def load_embedder(
     Raises `MergeError` before any weight is read when the recipe and its models do not fit
     together, or do not say how they embed: see the recipe key ``pooling``.
     """
+    refuse_no_recipe(recipe)
     known(open_merge(recipe.trusting(trust_remote_code)).plan.embedding)
     return _load("SentenceTransformer", recipe, trust_remote_code, kwargs)  # type: ignore[no-any-return]
 
@@ -43,6 +44,7 @@ def load_reranker(
     recipe: Recipe, *, trust_remote_code: bool = False, **kwargs: Any
 ) -> CrossEncoder:
     """Merge and load a live `CrossEncoder`; arguments and errors are those of `load_embedder`."""
+    refuse_no_recipe(recipe)
     return _load("CrossEncoder", recipe, trust_remote_code, kwargs)  # type: ignore[no-any-return]
 
 

@@ -25,7 +25,7 @@ from merge_plugins.outputs.device_map import only_device
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.lazy_tensor import LazyTensor
 from merge_plugins.parallel import pool
-from merge_plugins.recipe import Recipe
+from merge_plugins.recipe import Recipe, refuse_no_recipe
 from merge_plugins.recipe.references import home
 from merge_plugins.routing import model as routed
 from merge_plugins.sources.models import model_folder
@@ -118,6 +118,7 @@ def open_loading(
 
     Takes arguments out of ``kwargs`` that select nothing, and raises for those that select files.
     """
+    refuse_no_recipe(recipe)
     for name in NEEDS_PATH:
         if kwargs.pop(name, None):
             raise RecipeError(f"{name}= does not apply to a merge; the recipe names its models")

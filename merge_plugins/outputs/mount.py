@@ -48,7 +48,7 @@ from merge_plugins.outputs.recipe_folder import (
 from merge_plugins.outputs.save import write_modules
 from merge_plugins.planning import Plan
 from merge_plugins.plugins import registry
-from merge_plugins.recipe import Recipe, files
+from merge_plugins.recipe import Recipe, files, refuse_no_recipe
 from merge_plugins.sources.models import model_folder
 from merge_plugins.tokenizer import tokenizer_folder
 from merge_plugins.weights.files import parsed_json, read_json
@@ -73,6 +73,7 @@ def mount(
     runs where the folder is loaded. Raises `MergeError` when the folder is not empty or the recipe
     does not fit its models.
     """
+    refuse_no_recipe(recipe)
     target = new_folder(folder)
     recipe = recipe.trusting(trust_remote_code)
     merge = open_merge(recipe)

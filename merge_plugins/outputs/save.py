@@ -22,7 +22,7 @@ from merge_plugins.outputs.card import model_card, portable
 from merge_plugins.outputs.fits import fits
 from merge_plugins.outputs.model_files import copy_companions, write_configs
 from merge_plugins.outputs.scores import Score
-from merge_plugins.recipe import Recipe, files
+from merge_plugins.recipe import Recipe, files, refuse_no_recipe
 from merge_plugins.weights.modules import WEIGHTS, of_modules, of_transformer
 from merge_plugins.weights.stored import write_header
 
@@ -46,6 +46,7 @@ def save(
 
     Raises `MergeError` when the folder is not empty or the disk is too small, before merging.
     """
+    refuse_no_recipe(recipe)
     target = new_folder(folder)
     recipe = recipe.trusting() if trust_remote_code else recipe
     plan = open_merge(recipe).plan

@@ -271,6 +271,16 @@ def _reading(folder: str | Path = ".") -> Reading:
     return Reading(Path(folder), _load, _read)
 
 
+def refuse_no_recipe(given: object) -> None:
+    """Raise `RecipeError` if something else was given where a recipe belongs, such as its file."""
+    if isinstance(given, Recipe):
+        return
+    if isinstance(given, str | Path):
+        raise RecipeError(f"a Recipe belongs here; got {given!r}: give Recipe.load({str(given)!r})")
+    made = "Recipe.from_mapping(it)" if isinstance(given, Mapping) else "what Recipe.load returns"
+    raise RecipeError(f"a Recipe belongs here; got a {type(given).__name__}: give {made}")
+
+
 def _load(path: Path, reading: Reading) -> Recipe:
     file = files.find(path)
     with files.naming(file):
