@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from load import create, run, step
+from load import create, mergekit, run, step
 from published import MAGPRUNE, PARAMETERS
 from report import PRIVATE_GOAL, RSS_GOAL
 from tqdm import tqdm
@@ -84,7 +84,6 @@ def main() -> None:
         folders = [workdir / name for name in ("base", "expert_0", "expert_1")]
         step("read", *folders)  # warm
         floor = step("imports", watch_memory=True)
-        floor["theirs"] = their_imports(args)
         for group in args.groups:
             print(f"\n{group}\n\n{HEAD}", flush=True)
             chosen = [name for name in GROUPS[group] if name in (args.methods or GROUPS[group])]
@@ -112,7 +111,7 @@ def row(
 ) -> str:
     """Measure one method and, if it is at hand, the code of others."""
     path = recipe(group, method, folders)
-    cells = [method, *([""] * 4 if args.memory_only else times(group, path, folders, floor, args))]
+    cells = [method, *([""] * 4 if args.memory_only else times(group, path, folders, args))]
     watched = step("merged", path, watch_memory=True)
     for kind, limit in (("private", PRIVATE_GOAL), ("rss", RSS_GOAL)):
         peak = watched[kind] / (watched["bytes"] + floor[kind])
@@ -120,9 +119,7 @@ def row(
     return f"| {' | '.join(cells)} |"
 
 
-def times(
-    group: str, path: Path, folders: list[Path], floor: dict[str, Any], args: argparse.Namespace
-) -> list[str]:
+def times(group: str, path: Path, folders: list[Path], args: argparse.Namespace) -> list[str]:
     """Return CPU seconds per 10^9 weights without imports: ours, theirs, and their quotient.
 
     And for mergekit ours over theirs from command to live model: wall time of whole processes.
@@ -132,8 +129,7 @@ def times(
     mine = ours["cpu_seconds"] / weights
     found = theirs(group, method, path, folders, args)
     if found is not None:
-        imports = floor["theirs"] if group == "mergekit" else 0.0
-        other, source = (found["cpu"] - imports) / weights, ""
+        other, source = found["cpu"] / weights, ""
     elif group == "published":
         other, source = SPEC[method] / 2**23 * 1e9, " (spec)"
     else:
@@ -149,14 +145,15 @@ def theirs(
 ) -> dict[str, float] | None:
     """Return what mergekit or a published merge took, if it is at hand.
 
-    Of mergekit the CPU seconds of its process, and the wall time of that and of loading its output.
+    Of mergekit the CPU seconds of the call that merges and writes, and the wall time of its process
+    and of loading its output.
     """
     if group == "mergekit" and args.mergekit:
         output = path.with_suffix("")
         try:
-            merged = run([args.mergekit, path, output])
+            merged = mergekit(args.mergekit, path, output)
             return {
-                "cpu": merged["cpu"],
+                "cpu": merged["cpu_seconds"],
                 "wall": merged["wall"] + step("mapped", output)["wall"],
             }
         finally:
@@ -167,14 +164,6 @@ def theirs(
     script = Path(__file__).with_name("published.py")
     done = run([sys.executable, script, checkout, method, *folders])
     return {"cpu": json.loads(done["output"])["seconds"]}
-
-
-def their_imports(args: argparse.Namespace) -> float:
-    """Return the CPU seconds that mergekit's program takes to import what it needs."""
-    if not args.mergekit or args.memory_only:
-        return 0.0
-    imports = "import mergekit.scripts.run_yaml, transformers.models.llama.modeling_llama"
-    return run([args.mergekit.with_name("python"), "-c", imports])["cpu"]
 
 
 def recipe(group: str, method: str, folders: list[Path]) -> Path:

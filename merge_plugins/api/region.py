@@ -95,7 +95,7 @@ class Region:
 
     def before(self, position: int) -> int:
         """Count the elements of the box that lie before a flat position in the whole tensor."""
-        if self.span is not None:
+        if self.span is not None or not self.numel:
             return min(max(position - self.start, 0), self.numel)
         count, inner, stride = 0, self.numel, math.prod(self.shape)
         for (start, stop), size in zip(self.bounds, self.shape, strict=True):

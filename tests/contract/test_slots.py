@@ -39,12 +39,11 @@ def test_a_slot_draws_the_same_numbers_for_the_same_expert_and_name() -> None:
 
 @st.composite
 def boxes(draw: st.DrawFn) -> Region:
-    """Boxes of weights with 0 to 3 dimensions, in one piece or not, none empty."""
+    """Boxes of weights with 0 to 3 dimensions, in one piece or not, also empty ones."""
     shape = draw(st.lists(st.integers(1, 5), max_size=3))
     starts = [draw(st.integers(0, size - 1)) for size in shape]
     bounds = [
-        (start, draw(st.integers(start + 1, size)))
-        for start, size in zip(starts, shape, strict=True)
+        (start, draw(st.integers(start, size))) for start, size in zip(starts, shape, strict=True)
     ]
     return Region(tuple(shape), tuple(bounds))
 
