@@ -248,9 +248,11 @@ def test_texts_are_cut_at_what_the_model_reads(one_family: Mapping[str, str]) ->
     lm = MergedClassifiers(**glue(one_family))
     long = [("w1 " * 100,), ("w1 " * 200,)]
     first, second = lm._run("cola", long)
-    assert first == second
+    assert first == pytest.approx(second, rel=1e-5)  # a batch's rows are not summed in one order
     model, tokenizer = lm._models.for_task("cola")
     tokenizer.model_max_length = int(1e30)
-    assert lm._run("cola", long)[0] != first  # 38 tokens: positions of RoBERTa begin at 2
+    assert lm._run("cola", long)[0] != pytest.approx(
+        first, rel=1e-3
+    )  # 38 tokens: positions of RoBERTa begin at 2
     assert torch.isfinite(torch.tensor(lm._run("cola", long))).all()
     assert model.config.max_position_embeddings == 40
