@@ -100,8 +100,8 @@ def dot_products(
         dots = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         for i, row in enumerate(rows):
             if squares:
-                wide = row.float()
-                dots[i, i] = torch.dot(wide, wide)
+                unrounded = row.float()
+                dots[i, i] = torch.dot(unrounded, unrounded)
             for j in range(i):
                 product = row * rows[j]  # rounded, if they have 16 bits
                 dots[i, j] = dots[j, i] = block_sum(rounded(product, dtype))

@@ -247,12 +247,10 @@ def test_rows_without_the_columns_are_refused(one_family: Mapping[str, str], sco
 def test_texts_are_cut_at_what_the_model_reads(one_family: Mapping[str, str]) -> None:
     lm = MergedClassifiers(**glue(one_family))
     long = [("w1 " * 100,), ("w1 " * 200,)]
-    first, second = lm._run("cola", long)
-    assert first == pytest.approx(second, rel=1e-5)  # a batch's rows are not summed in one order
+    first, second = (lm._run("cola", [text])[0] for text in long)  # rows of one batch may round
+    assert first == second  # differently, as a CPU sums them in its own order
     model, tokenizer = lm._models.for_task("cola")
     tokenizer.model_max_length = int(1e30)
-    assert lm._run("cola", long)[0] != pytest.approx(
-        first, rel=1e-3
-    )  # 38 tokens: positions of RoBERTa begin at 2
+    assert lm._run("cola", long[:1])[0] != first  # 38 tokens: positions of RoBERTa begin at 2
     assert torch.isfinite(torch.tensor(lm._run("cola", long))).all()
     assert model.config.max_position_embeddings == 40
