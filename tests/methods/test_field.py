@@ -182,6 +182,16 @@ def test_dependent_columns_span_what_they_did() -> None:
     assert torch.allclose(found @ found.mT, span @ span.mT, atol=1e-9)
 
 
+@given(known=st.integers(0, 9), others=st.integers(0, 6), seed=seeds)
+def test_columns_that_are_orthonormal_already_need_no_decomposition(
+    known: int, others: int, seed: int
+) -> None:
+    first = torch.linalg.qr(normal(16, known, seed=seed).double()).Q
+    columns = torch.cat([first, normal(16, others, seed=seed + 1).double()], dim=1)
+    gram = columns.mT @ columns
+    assert torch.allclose(whitening(gram, known), whitening(gram), atol=1e-9)
+
+
 @given(n=st.integers(1, 4), size=sizes, seed=seeds)
 def test_task_singular_vectors_of_copies_are_those_of_one(
     n: int, size: tuple[int, int], seed: int
