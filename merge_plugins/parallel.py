@@ -12,10 +12,11 @@ import ctypes
 import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import get_num_threads, set_num_threads
@@ -37,7 +38,7 @@ each: ``linear`` of 0.5 B has 77 000 at 128, 46 000 at 512. There what ``multisl
 other memory is a twentieth of the model more."""
 
 _since_trim = 0
-_pools: dict[int, ThreadPoolExecutor] = {}  # by process id: threads do not survive a fork
+_pools: dict[int, Workers] = {}  # by process id: threads do not survive a fork
 _alone: dict[int, ThreadPoolExecutor] = {}
 _making = threading.Lock()
 S = TypeVar("S")
@@ -45,12 +46,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Workers(ThreadPoolExecutor):
+    """The threads that merge blocks."""
+
+    def __init__(self, size: int, start: Callable[[], None]) -> None:
+        """Make so many; each calls ``start`` first."""
+        super().__init__(size, "merge", start)
+        self.size = size
+
+
 def block_size(n_inputs: int, most: int = BLOCK) -> int:
     """Compute elements per block such that memory does not grow with the number of inputs."""
     return max(1, min(most, 3 * most // n_inputs))
 
 
-def pool() -> ThreadPoolExecutor:
+def pool() -> Workers:
     """Return the process's pool; the first call makes it.
 
     Call it before other threads start that use torch: while it is made, new threads take the one
@@ -63,7 +73,7 @@ def pool() -> ThreadPoolExecutor:
         return _pools[pid]
 
 
-def _new_pool() -> ThreadPoolExecutor:
+def _new_pool() -> Workers:
     threads = get_num_threads()
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)
@@ -76,7 +86,7 @@ def _new_pool() -> ThreadPoolExecutor:
         set_num_threads(1)  # here and, as a side effect, for threads that start later
         ready.wait()
 
-    made = ThreadPoolExecutor(workers, "merge", initializer=start)
+    made = Workers(workers, start)
     for _ in range(workers):
         made.submit(int)
     ready.wait()
@@ -87,23 +97,51 @@ def _new_pool() -> ThreadPoolExecutor:
 def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Compute ``[function(item) for item in items]`` on every core.
 
-    The first exception, or Ctrl-C, cancels what has not started. Never call it from ``function``.
+    An exception, or Ctrl-C, cancels what has not started; of several that of the first item is
+    raised. Never call it from ``function``.
     """
-    global _since_trim
     work = list(items)
+    todo, results = deque(enumerate(work)), cast(list[R], [None] * len(work))
+    failed: dict[int, BaseException] = {}
+
+    def drain() -> None:
+        while todo:
+            try:
+                at, item = todo.popleft()
+            except IndexError:  # another worker took the last
+                return
+            try:
+                results[at] = function(item)
+            except BaseException as exc:
+                failed[at] = exc
+                todo.clear()
+            _trim_at_times()
+
     workers = pool()  # also for one item: sums depend on how many threads torch uses
-    futures, results = [workers.submit(function, item) for item in work], []
+    # one call for each worker, not for each item: to hand an item over and wake up for its result
+    # took half a millisecond, since each waits for the other's Python
+    futures = [workers.submit(drain) for _ in range(min(workers.size, len(work)))]
     try:
         for future in futures:
-            results.append(future.result())
-            _since_trim += 1
-            if _since_trim >= TRIM_EVERY:  # not only at the end: results lie between temporaries
-                _since_trim = 0
-                return_memory()
-        return results
+            future.result()
     finally:
+        todo.clear()
         for future in futures:
             future.cancel()
+    if failed:
+        try:
+            raise failed[min(failed)]  # items start in order: none before it was left out
+        finally:
+            failed.clear()  # its traceback would keep it, and all that it holds
+    return results
+
+
+def _trim_at_times() -> None:
+    global _since_trim
+    _since_trim += 1
+    if _since_trim >= TRIM_EVERY:  # not only at the end: results lie between temporaries
+        _since_trim = 0
+        return_memory()
 
 
 def alone(function: Callable[[], R]) -> R:

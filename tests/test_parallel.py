@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -58,13 +61,34 @@ def test_the_first_error_is_raised_and_the_rest_is_not_started() -> None:
 
     def fail(i: int) -> None:
         done.append(i)
-        time.sleep(0.005)
+        time.sleep(0.05 if i == 0 else 0.005)  # others fail before it
         raise KeyError(i)
 
     with pytest.raises(KeyError, match="0"):
         parallel(fail, range(1000))
     time.sleep(0.05)
     assert len(done) < 100
+
+
+def test_an_error_keeps_nothing_that_it_met_when_it_is_gone() -> None:
+    class Block:
+        """What a worker holds."""
+
+    held: list[weakref.ref[Block]] = []
+
+    def fail(_: int) -> None:
+        block = Block()
+        held.append(weakref.ref(block))
+        raise KeyError
+
+    gc.disable()  # it would find what holds itself, later
+    try:
+        with contextlib.suppress(KeyError):
+            parallel(fail, range(2))
+        assert held
+        assert all(block() is None for block in held)
+    finally:
+        gc.enable()
 
 
 def test_all_threads_work_and_each_computes_alone(with_threads: Callable[[int], None]) -> None:
@@ -146,7 +170,7 @@ def first():
 threads = [threading.Thread(target=first) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(parallel.pool()._max_workers)
+print(parallel.pool().size)
 """
 
 

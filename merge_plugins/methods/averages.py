@@ -33,7 +33,8 @@ class Linear:
         """Return sum(w x) / sum(w): float32 [*shape]."""
         total = weighted_sum(slot.experts, self.weight)
         # the divisor is a sum in this dtype: one unit in its last place shows in half the results
-        return total.div_(total.new_tensor(self.weight).sum()) if self.normalize else total
+        share = total.new_tensor(self.weight).sum()
+        return total.div_(share) if self.normalize and share != 1 else total
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def interpolated(first: Tensor, second: Tensor, angle: Tensor, t: float) -> Tens
     parallel = sine.abs() < PARALLEL
     if parallel.all():
         return (1 - t) * first + t * second
-    arc = (((1 - t) * angle).sin() * first + (t * angle).sin() * second) / sine
+    arc = ((1 - t) * angle).sin() * first
+    arc.add_((t * angle).sin() * second).div_(sine)
     return torch.where(parallel, (1 - t) * first + t * second, arc) if parallel.any() else arc
 
 

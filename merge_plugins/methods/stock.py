@@ -62,7 +62,7 @@ class ModelStock:
         return {"share": share_of_mean(dots, weight.dtype)}
 
     def __call__(self, slot: Slot) -> Tensor:
-        """Return t * mean(experts) + (1 - t) * base: float32 [*shape]."""
+        """Return t * mean(experts) + (1 - t) * base: [*shape]; see `between`."""
         if self.filter_wise:
             share = share_of_mean(row_products(slot), slot.dtype)
             share = share.unsqueeze(-1) if slot.shape else share
@@ -95,12 +95,15 @@ class StockMerging:
 
 
 def between(slot: Slot, share: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute share * mean(experts) + (1 - share) * base, rounded to ``dtype`` at every step."""
+    """Compute share * mean(experts) + (1 - share) * base: [*shape], rounded at every step.
+
+    To ``dtype`` if that has 16 bits, else to float32.
+    """
     held = dtype if dtype.itemsize == 2 else torch.float32  # torch rounds to that, after each step
     base, share = slot.base.to(held), share.to(held)
-    total = functools.reduce(Tensor.add, (expert.to(held) for expert in slot.experts))
-    mean = total / len(slot.experts)
-    return mean.mul_(share).float().add_(base * (1 - share))
+    first, second, *others = (expert.to(held) for expert in slot.experts)
+    total = functools.reduce(Tensor.add_, others, first + second)
+    return total.div_(len(slot.experts)).mul_(share).add_(base * (1 - share))
 
 
 @hookimpl

@@ -72,7 +72,10 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """
     first, *others = tensors
     total = first.to(wide(first.dtype))
-    total = total * weights[0] if total is first else total.mul_(weights[0])
+    if total is first:
+        total = total * weights[0]
+    elif weights[0] != 1:
+        total.mul_(weights[0])
     for tensor, weight in zip(others, weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total
