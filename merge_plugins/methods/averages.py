@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from merge_plugins.api import ELEMENT, PerExpert, Slot, parameter
@@ -33,7 +34,7 @@ class Linear:
         """Return sum(w x) / sum(w): float32 [*shape]."""
         total = weighted_sum(slot.experts, self.weight)
         # the divisor is a sum in this dtype: one unit in its last place shows in half the results
-        share = total.new_tensor(self.weight).sum()
+        share = torch.tensor(self.weight, dtype=total.dtype, device="cpu").sum()
         return total.div_(share) if self.normalize and share != 1 else total
 
 
