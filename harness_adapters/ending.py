@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from merge_plugins.errors import MergeError, report, wants_traceback
+from merge_plugins.signals import signals_first
 
 Hook: TypeAlias = Callable[[type[BaseException], BaseException, TracebackType | None], object]
 _commands: set[str] = set()
@@ -19,7 +20,8 @@ _commands: set[str] = set()
 def exit_status(run: Callable[[], int]) -> int:
     """Run a command of ours; report a `MergeError` in place of a traceback."""
     try:
-        return run()
+        with signals_first():
+            return run()
     except MergeError as exc:
         return report(exc)
     except KeyboardInterrupt:

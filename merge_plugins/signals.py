@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from merge_plugins.errors import MergeError
+
 
 @contextmanager
 def interrupts_end_it() -> Iterator[None]:
@@ -42,6 +44,33 @@ def terminated_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_first() -> Iterator[None]:
+    """Raise the interrupt, or the exit by SIGTERM, that an error hides.
+
+    Code that a signal stops may fail as it cleans up: tqdm, for one, releases a lock that it has
+    not got yet. Whoever stopped a command wants no traceback of that. A `MergeError` has something
+    to say, and passes.
+    """
+    try:
+        yield
+    except MergeError:
+        raise
+    except Exception as exc:
+        hidden = exc.__context__
+        while hidden is not None and not _is_by_signal(hidden):
+            hidden = hidden.__context__
+        if hidden is None:
+            raise
+        raise hidden from None
+
+
+def _is_by_signal(exc: BaseException) -> bool:
+    if isinstance(exc, SystemExit):
+        return exc.code == 128 + signal.SIGTERM
+    return isinstance(exc, KeyboardInterrupt)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from merge_plugins.cli.own import GROUPS
 from merge_plugins.cli.parser import Parser
 from merge_plugins.errors import MergeError, did_you_mean, report
 from merge_plugins.notice import restored
-from merge_plugins.signals import terminated_as_exit
+from merge_plugins.signals import signals_first, terminated_as_exit
 
 UNGROUPED = "from other packages"
 """Heading of commands whose adapters name none."""
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with restored():
             run = _prepare(given)
-            with terminated_as_exit():
+            with terminated_as_exit(), signals_first():
                 return run()
     except MergeError as exc:
         return report(exc)
