@@ -33,9 +33,11 @@ class Linear:
     def __call__(self, slot: Slot) -> Tensor:
         """Return sum(w x) / sum(w): float32 [*shape]."""
         total = weighted_sum(slot.experts, self.weight)
+        if not self.normalize:
+            return total
         # the divisor is a sum in this dtype: one unit in its last place shows in half the results
         share = torch.tensor(self.weight, dtype=total.dtype, device="cpu").sum()
-        return total.div_(share) if self.normalize and share != 1 else total
+        return total if share == 1 else total.div_(share)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,14 @@ def whitening(gram: Tensor, orthonormal: int = 0) -> Tensor:
     return found
 
 
+def side_by_side(spectra: Sequence[Spectrum]) -> Rows:
+    """Build the function that computes rows of each task vector times its `Spectrum.to_left`."""
+    to_left = [each.to_left for each in spectra]
+    return lambda deltas: torch.cat(
+        [delta @ each for delta, each in zip(deltas, to_left, strict=True)], dim=1
+    )
+
+
 def scaled_right(spectra: Sequence[Spectrum], *, flat: bool, orthonormal: int = 0) -> Tensor:
     """Concatenate right singular vectors, make them orthonormal and scale them: S V⊥ᵀ [k, n].
 
@@ -165,13 +173,7 @@ class TaskSingularVectors:
             spectrum(gram_of(n, (piece.deltas[i] for piece in matrix.pieces())), kept)
             for i in range(matrix.n_experts)
         ]
-
-        to_left = [each.to_left for each in spectra]
-
-        def left(deltas: Sequence[Tensor]) -> Tensor:
-            return torch.cat([d @ each for d, each in zip(deltas, to_left, strict=True)], dim=1)
-
-        right = scaled_right(spectra, flat=False)
+        left, right = side_by_side(spectra), scaled_right(spectra, flat=False)
         overlap = gram_of(len(right), (left(piece.deltas) for piece in matrix.pieces()))
         right = whitening(overlap) @ right
         return lambda deltas: left(deltas) @ right
@@ -251,13 +253,11 @@ class IsoCTS:
         del v
         found = [outside(to_left, rest, matrix, i, n_own) for i in range(matrix.n_experts)]
         owns, along = [own for own, _ in found], torch.cat([each for _, each in found], dim=1)
-        to_own = [own.to_left for own in owns]
-        of_sum = torch.cat([to_left, to_left @ along.neg_()], dim=1)
+        own_left, of_sum = side_by_side(owns), torch.cat([to_left, to_left @ along.neg_()], dim=1)
 
         def left(deltas: Sequence[Tensor], first: int = 0) -> Tensor:
             rows = total(deltas) @ of_sum[:, first:]
-            own = torch.cat([d @ each for d, each in zip(deltas, to_own, strict=True)], dim=1)
-            rows[:, k - first :] += own
+            rows[:, k - first :] += own_left(deltas)
             return rows
 
         right = scaled_right([common, *owns], flat=True, orthonormal=k)
