@@ -50,7 +50,7 @@ def captured(weight: Weight, changes: Pairs, directions: int) -> Tensor | None:
 
 def _exactly(weight: Weight, changes: Pairs, directions: int, region: Region) -> Tensor:
     """Decompose a matrix by its Gram matrix on the shorter side, in float64."""
-    matrix = Matrix(weight, region).upright
+    matrix = Matrix(weight, region).upright()
     n = matrix.shape[1]
     grams = torch.zeros(len(changes), n, n, dtype=torch.float64, device=weight.device)
     for piece in matrix.pieces():

@@ -60,40 +60,77 @@ def leading(
     return Spectrum(v[:, len(v) - len(s) :].flip(1), s)
 
 
-def gram_of(n: int, pieces: Iterable[Tensor]) -> Tensor:
+def gram_of(n: int, pieces: Iterable[Tensor], first: int = 0) -> Tensor:
     """Accumulate the Gram matrix [n, n] of a float64 matrix from pieces [rows, n].
 
-    It is symmetric: a quarter of it is copied, which takes a third less time than to multiply all.
+    Of its columns, those from ``first`` on: [n, n - first]. It is symmetric: a part of it is
+    copied, a quarter of the whole, which takes a third less time than to multiply all.
     """
-    gram, half = torch.zeros(n, n, dtype=torch.float64), n // 2
+    middle = (first + n) // 2
+    at, gram = middle - first, torch.zeros(n, n - first, dtype=torch.float64)
     for piece in pieces:
-        first, second = piece[:, :half], piece[:, half:]
-        gram[:half, :half].addmm_(first.mT, first)
-        gram[:, half:].addmm_(piece.mT, second)
-    gram[half:, :half] = gram[:half, half:].mT
+        gram[:middle, :at].addmm_(piece[:, :middle].mT, piece[:, first:middle])
+        gram[:, at:].addmm_(piece.mT, piece[:, middle:])
+    gram[middle:, :at] = gram[first:middle, at:].mT
     return gram
 
 
-def whitening(gram: Tensor, orthonormal: int = 0) -> Tensor:
-    """Compute the inverse square root [n, n] of a Gram matrix.
+def whitening(columns: Tensor) -> Tensor:
+    """Compute the inverse square root [n, n] of a Gram matrix from its last columns, [n, l].
 
     A matrix A = P D Qᵀ times that of its own Gram matrix is P Qᵀ, the nearest matrix to A with
     orthonormal columns (the Procrustes solution). For linearly dependent columns it is a partial
-    isometry onto their span. ``orthonormal``: so many columns, the first, are so already. The l
-    others then meet them in l dimensions at most; in all further ones nothing changes.
+    isometry onto their span. The first n - l columns of A are orthonormal already; the others then
+    meet them in l dimensions at most, and in all further ones nothing changes.
     """
-    k, n_others = orthonormal, len(gram) - orthonormal
+    n, n_others = columns.shape
+    k = n - n_others
     if n_others >= k:
-        v, s = spectrum(gram)
+        v, s = spectrum(completed(columns))
         return (v / s) @ v.mT
-    q, r = torch.linalg.qr(gram[:k, k:])
-    eye = torch.eye(n_others, dtype=gram.dtype)
-    met = whitening(torch.cat([torch.cat([eye, r], 1), torch.cat([r.mT, gram[k:, k:]], 1)]))
+    q, r = torch.linalg.qr(columns[:k])
+    eye = torch.eye(n_others, dtype=columns.dtype)
+    met = whitening(torch.cat([torch.cat([eye, r], 1), torch.cat([r.mT, columns[k:]], 1)]))
     met[:n_others, :n_others] -= eye
-    basis = gram.new_zeros(len(gram), 2 * n_others)
+    basis = columns.new_zeros(n, 2 * n_others)
     basis[:k, :n_others], basis[k:, n_others:] = q, eye
     found: Tensor = basis @ met @ basis.mT
     found.diagonal()[:k].add_(1)
+    return found
+
+
+def completed(columns: Tensor) -> Tensor:
+    """Complete a Gram matrix [n, n] of whose columns all but the last are known, [n, l].
+
+    The first n - l are those of orthonormal columns; see `whitening`.
+    """
+    n, n_others = columns.shape
+    k = n - n_others
+    if k == 0:
+        return columns
+    gram = torch.eye(n, dtype=columns.dtype)
+    gram[:, k:], gram[k:, :k] = columns, columns[:k].mT
+    return gram
+
+
+def whitening_of_two(cross: Tensor) -> Tensor:
+    """Compute `whitening` [a + b, a + b] for two matrices, each of orthonormal columns.
+
+    ``cross``: products of the first one's columns with the second's, [a, b] = P C Qᵀ. Each pair of
+    directions in P and Q meets at an angle of its own, of cosine c, and no other: its part of the
+    Gram matrix, [[1, c], [c, 1]], has the eigenvalues 1 + c and 1 - c.
+    """
+    a, b = cross.shape
+    p, cosines, qt = torch.linalg.svd(cross, full_matrices=False)
+    sums, differences = (1 + cosines).sqrt(), (1 - cosines).clamp(min=0).sqrt()
+    is_noise = differences <= NOISE * sums[:1]
+    alike, opposed = 1 / sums, torch.where(is_noise, 0.0, 1 / differences)
+    own, other = (alike + opposed) / 2, (alike - opposed) / 2
+    found = torch.eye(a + b, dtype=cross.dtype)
+    found[:a, :a].addmm_(p * (own - 1), p.mT)
+    found[a:, a:].addmm_(qt.mT * (own - 1), qt)
+    found[:a, a:] = (p * other) @ qt
+    found[a:, :a] = found[:a, a:].mT
     return found
 
 
@@ -105,14 +142,18 @@ def side_by_side(spectra: Sequence[Spectrum]) -> Rows:
     )
 
 
-def scaled_right(spectra: Sequence[Spectrum], *, flat: bool, orthonormal: int = 0) -> Tensor:
+def scaled_right(spectra: Sequence[Spectrum], *, flat: bool) -> Tensor:
     """Concatenate right singular vectors, make them orthonormal and scale them: S V⊥ᵀ [k, n].
 
-    ``flat``: replace every singular value by the mean of all; ``orthonormal``: see `whitening`.
+    ``flat``: replace every singular value by the mean of all.
     """
     v, s = (torch.cat(each, dim=-1) for each in zip(*spectra, strict=True))
     s = s.mean().expand(len(s)) if flat else s
-    return (v @ whitening(v.mT @ v, orthonormal)).mul_(s).mT
+    if len(spectra) == 2:
+        inverse = whitening_of_two(spectra[0].v.mT @ spectra[1].v)
+    else:
+        inverse = whitening(gram_of(len(s), [v], first=len(spectra[0].s)))
+    return (v @ inverse).mul_(s).mT
 
 
 def evened(common: Spectrum) -> Rows:
@@ -163,7 +204,7 @@ class TaskSingularVectors:
 
     def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]; see `by_matrix`."""
-        return by_matrix(weight, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, turn=Matrix.upright)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Build the function that computes merged rows from the same rows of the task vectors."""
@@ -199,7 +240,7 @@ class IsoC:
 
     def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]; see `by_matrix`."""
-        return by_matrix(weight, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, turn=Matrix.upright)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Build the function that computes merged rows from the same rows of the task vectors."""
@@ -236,7 +277,7 @@ class IsoCTS:
 
     def merge_matrix(self, weight: Weight) -> Tensor:
         """Return base + lambda * merged task vector: float32 [*shape]; see `by_matrix`."""
-        return by_matrix(weight, self.lambda_, self.merge, upright=True)
+        return by_matrix(weight, self.lambda_, self.merge, turn=with_least_work)
 
     def merge(self, matrix: Matrix) -> Rows:
         """Build the function that computes merged rows from the same rows of the task vectors."""
@@ -248,23 +289,32 @@ class IsoCTS:
         common = leading(squares, v, n - n_own * matrix.n_experts)
         if n_own == 0:
             return evened(common)
-        k, to_left = len(common.s), common.to_left
-        rest = v[:, : n - k].clone()
-        del v
-        found = [outside(to_left, rest, matrix, i, n_own) for i in range(matrix.n_experts)]
-        owns, along = [own for own, _ in found], torch.cat([each for _, each in found], dim=1)
-        own_left, of_sum = side_by_side(owns), torch.cat([to_left, to_left @ along.neg_()], dim=1)
+        k, to_left, experts = len(common.s), common.to_left, range(matrix.n_experts)
+        if matrix.turned:
+            rest = v[:, : n - k].clone()
+            del v
+            owns = [outside_columns(rest, matrix, i, n_own) for i in experts]
+        else:
+            del v
+            found = [outside_rows(to_left, matrix, i, n_own) for i in experts]
+            owns, along = [own for own, _ in found], torch.cat([each for _, each in found], dim=1)
+            to_left = torch.cat([to_left, to_left @ along.neg_()], dim=1)
+        own_left = side_by_side(owns)
 
         def left(deltas: Sequence[Tensor], first: int = 0) -> Tensor:
-            rows = total(deltas) @ of_sum[:, first:]
-            rows[:, k - first :] += own_left(deltas)
+            rows, own = total(deltas) @ to_left[:, first:], own_left(deltas)
+            if matrix.turned:
+                return torch.cat([rows, own], dim=1)
+            rows[:, k - first :] += own
             return rows
 
-        right = scaled_right([common, *owns], flat=True, orthonormal=k)
-        first = 0 if matrix.turned else k  # then own left vectors are orthogonal to the common ones
-        pieces = (left(piece.deltas, first) for piece in matrix.pieces())
-        overlap = gram_of(len(right) - first, pieces)
-        right[first:] = whitening(overlap, k - first) @ right[first:]
+        right = scaled_right([common, *owns], flat=True)
+        if matrix.turned:
+            overlap = gram_of(len(right), (left(piece.deltas) for piece in matrix.pieces()), k)
+            right = whitening(overlap) @ right
+        else:  # own left vectors are orthogonal to the common ones
+            pieces = (left(piece.deltas, k) for piece in matrix.pieces())
+            right[k:] = whitening(gram_of(len(right) - k, pieces)) @ right[k:]
         return lambda deltas: left(deltas) @ right
 
     def own_directions(self, rank: int, n_experts: int) -> int:
@@ -273,21 +323,35 @@ class IsoCTS:
         return min(round(left / n_experts), rank // n_experts)
 
 
-def outside(
-    to_left: Tensor, rest: Tensor, matrix: Matrix, expert: int, most: int
-) -> tuple[Spectrum, Tensor]:
-    """Compute the spectrum, up to ``most`` values, of a task vector off the common left vectors.
+def with_least_work(matrix: Matrix) -> Matrix:
+    """Return a matrix with at least as many rows as columns, flipped also if it is square.
 
-    ``to_left``: of the sum of the task vectors, [n, k]; ``rest``: its other right vectors,
-    [n, n - k]. Also returns the products of the k common left vectors with the task vector and with
-    its own `Spectrum.to_left`, [k, own]: 0 for a turned matrix, whose left vectors are over the
-    columns.
+    Then the common left vectors are orthonormal over the columns, see `outside_columns`.
+    """
+    rows, columns = matrix.shape
+    return matrix if rows > columns else matrix.flipped()
+
+
+def outside_columns(rest: Tensor, matrix: Matrix, expert: int, most: int) -> Spectrum:
+    """Compute the spectrum of a turned task vector, whose columns are a layer's outputs.
+
+    Up to ``most`` values, of what it has outside the common left vectors, which are then over the
+    columns. ``rest``: all directions but those, orthonormal [n, n - k].
+    """
+    gram = gram_of(matrix.shape[1], (piece.deltas[expert] for piece in matrix.pieces()))
+    v, s = spectrum(rest.mT @ gram @ rest, most, gram.trace().sqrt())
+    return Spectrum(rest @ v, s)
+
+
+def outside_rows(
+    to_left: Tensor, matrix: Matrix, expert: int, most: int
+) -> tuple[Spectrum, Tensor]:
+    """Compute the spectrum of a task vector, up to ``most`` values, off the common left vectors.
+
+    ``to_left``: of the sum of the task vectors, [n, k]. Also returns the products of the k common
+    left vectors with the task vector and with its own `Spectrum.to_left`, [k, own].
     """
     n = matrix.shape[1]
-    if matrix.turned:
-        gram = gram_of(n, (piece.deltas[expert] for piece in matrix.pieces()))
-        v, s = spectrum(rest.mT @ gram @ rest, most, gram.trace().sqrt())
-        return Spectrum(rest @ v, s), gram.new_zeros(to_left.shape[1], len(s))
     crossed = torch.zeros(n, n, dtype=torch.float64)
 
     def delta(piece: Piece) -> Tensor:

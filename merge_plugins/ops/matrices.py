@@ -74,11 +74,14 @@ class Matrix:
         rows, columns = self.region.sizes[-2:]
         return (rows, columns) if self._row_dim == -2 else (columns, rows)
 
-    @property
+    def flipped(self) -> Matrix:
+        """Return this matrix with its rows as columns."""
+        return replace(self, turned=not self.turned)
+
     def upright(self) -> Matrix:
-        """This matrix with at least as many rows as columns, turned if need be."""
+        """Return this matrix with at least as many rows as columns, flipped if need be."""
         rows, columns = self.shape
-        return self if rows >= columns else replace(self, turned=not self.turned)
+        return self if rows >= columns else self.flipped()
 
     def pieces(self) -> Iterator[Piece]:
         """Read the matrix some rows at a time; rows read before are dropped."""
@@ -107,17 +110,20 @@ class Matrix:
 
 
 def by_matrix(
-    weight: Weight, scale: float, merge: Callable[[Matrix], Rows], *, upright: bool = False
+    weight: Weight,
+    scale: float,
+    merge: Callable[[Matrix], Rows],
+    turn: Callable[[Matrix], Matrix] | None = None,
 ) -> Tensor:
     """Add scale * merged task vector to the base: [*shape] in the weight's ``rounds_to``.
 
-    ``merge`` measures one matrix and returns the function that merges its rows; ``upright``: at
-    `Matrix.upright`.
+    ``merge`` measures one matrix and returns the function that merges its rows; ``turn`` chooses
+    which way round, as `Matrix.upright` does (default: rows are outputs).
     """
     result = torch.empty(weight.shape, dtype=weight.rounds_to, device=weight.device)
     for region in weight.region.matrices():
         matrix = Matrix(weight, region)
-        matrix = matrix.upright if upright else matrix
+        matrix = matrix if turn is None else turn(matrix)
         rows = merge(matrix)
         for piece in matrix.pieces():
             target = matrix.oriented(result[piece.region.within(weight.region)])

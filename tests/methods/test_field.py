@@ -189,7 +189,7 @@ def test_columns_that_are_orthonormal_already_need_no_decomposition(
     first = torch.linalg.qr(normal(16, known, seed=seed).double()).Q
     columns = torch.cat([first, normal(16, others, seed=seed + 1).double()], dim=1)
     gram = columns.mT @ columns
-    assert torch.allclose(whitening(gram, known), whitening(gram), atol=1e-9)
+    assert torch.allclose(whitening(gram[:, known:]), whitening(gram), atol=1e-9)
 
 
 @given(n=st.integers(1, 4), size=sizes, seed=seeds)
