@@ -166,20 +166,14 @@ def evened(common: Spectrum) -> Rows:
     return lambda deltas: total(deltas) @ flat
 
 
-def work(
-    products: Callable[[int], float], decompositions: Callable[[int], int]
-) -> Callable[..., float]:
-    """Build the cost function of products [m, n] by [n, n] and of spectra [n, n], n <= m.
+def operations(outputs: int, inputs: int, products: int, decompositions: int) -> float:
+    """Count floating-point operations of products [m, n] by [n, n] and of spectra [n, n], n <= m.
 
-    A product takes 2 m n² operations, the eigenvectors of a symmetric matrix 9 n³ [Golub & Van
-    Loan, 4th ed., sec. 8.3.1]. The arguments compute the number of each from that of experts.
+    A product takes 2 m n², the eigenvectors of a symmetric matrix 9 n³ [Golub & Van Loan, 4th ed.,
+    sec. 8.3.1].
     """
-
-    def cost(outputs: int, inputs: int, n_experts: int) -> float:
-        n, m = sorted((outputs, inputs))
-        return products(n_experts) * 2.0 * m * n**2 + decompositions(n_experts) * 9.0 * n**3
-
-    return cost
+    n, m = sorted((outputs, inputs))
+    return products * 2.0 * m * n**2 + decompositions * 9.0 * n**3
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,11 @@ class TaskSingularVectors:
 
     def prepare(self, sources: Sources) -> None:
         """Log the cost of the merge."""
-        announce(sources, "tsv", "decompositions", work(lambda n: n + 4, lambda n: n + 2))
+
+        def cost(outputs: int, inputs: int, n_experts: int) -> float:
+            return operations(outputs, inputs, n_experts + 4, n_experts + 2)
+
+        announce(sources, "tsv", "decompositions", cost)
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * mean task vector: float32 [*shape]."""
@@ -232,7 +230,7 @@ class IsoC:
 
     def prepare(self, sources: Sources) -> None:
         """Log the cost of the merge."""
-        announce(sources, "iso_c", "decompositions", work(lambda n: 2, lambda n: 1))
+        announce(sources, "iso_c", "decompositions", lambda m, n, _: operations(m, n, 2, 1))
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * mean task vector: float32 [*shape]."""
@@ -269,7 +267,13 @@ class IsoCTS:
 
     def prepare(self, sources: Sources) -> None:
         """Log the cost of the merge."""
-        announce(sources, "iso_cts", "decompositions", work(lambda n: 2 * n + 4, lambda n: n + 2))
+
+        def cost(outputs: int, inputs: int, n_experts: int) -> float:
+            if outputs > inputs:
+                return operations(outputs, inputs, 2 * n_experts + 3, n_experts + 1)
+            return operations(outputs, inputs, n_experts + 4, 1)  # see `outside_columns`
+
+        announce(sources, "iso_cts", "decompositions", cost)
 
     def __call__(self, slot: Slot) -> Tensor:
         """Return base + lambda * mean task vector: float32 [*shape]."""

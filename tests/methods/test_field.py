@@ -20,7 +20,14 @@ from merge_plugins import Recipe, Slot, merged_tensors
 from merge_plugins.errors import CheckpointError, ParameterError
 from merge_plugins.methods.consensus import Consensus
 from merge_plugins.methods.pcb import PcbMerging
-from merge_plugins.methods.tsv_iso import IsoC, IsoCTS, TaskSingularVectors, whitening
+from merge_plugins.methods.tsv_iso import (
+    IsoC,
+    IsoCTS,
+    TaskSingularVectors,
+    gram_of,
+    whitening,
+    whitening_of_two,
+)
 from merge_plugins.methods.wudi import Wudi
 from merge_plugins.ops import matrices
 from merge_plugins.plugins import registry
@@ -190,6 +197,31 @@ def test_columns_that_are_orthonormal_already_need_no_decomposition(
     columns = torch.cat([first, normal(16, others, seed=seed + 1).double()], dim=1)
     gram = columns.mT @ columns
     assert torch.allclose(whitening(gram[:, known:]), whitening(gram), atol=1e-9)
+
+
+@given(sizes=st.tuples(st.integers(0, 8), st.integers(0, 8)), shared=st.integers(0, 3), seed=seeds)
+def test_of_two_sets_of_orthonormal_columns_the_angles_are_enough(
+    sizes: tuple[int, int], shared: int, seed: int
+) -> None:
+    n_shared = min(shared, *sizes)
+    both = torch.linalg.qr(normal(16, n_shared, seed=seed).double()).Q
+    one, other = (
+        torch.linalg.qr(torch.cat([both, normal(16, n - n_shared, seed=s).double()], dim=1)).Q
+        for s, n in enumerate(sizes, seed + 1)
+    )
+    columns = torch.cat([one, other.roll(1, dims=1)], dim=1)
+    gram = columns.mT @ columns
+    found = whitening_of_two(gram[: sizes[0], sizes[0] :])
+    assert torch.allclose(found, whitening(gram), atol=1e-7)
+
+
+@given(rows=st.integers(1, 40), n=st.integers(0, 9), first=st.integers(0, 9), seed=seeds)
+def test_columns_of_a_gram_matrix_are_those_of_the_product(
+    rows: int, n: int, first: int, seed: int
+) -> None:
+    matrix, first = normal(rows, n, seed=seed).double(), min(first, n)
+    found = gram_of(n, matrix.split(7), first)
+    assert torch.allclose(found, (matrix.mT @ matrix)[:, first:], atol=1e-12)
 
 
 @given(n=st.integers(1, 4), size=sizes, seed=seeds)
