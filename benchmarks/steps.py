@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import merge_plugins
-from merge_plugins.engine.memory import new_memory
+from merge_plugins.memory import new_memory
 from merge_plugins.parallel import parallel
 from merge_plugins.plugins import registry
 

@@ -23,7 +23,7 @@ ROOMS = (
     "routing",
     *("engine", "planning", "calibration", "hf", "identity", "sources", "tokenizer", "recipe"),
     *("weights", "plugins", "ops", "api", "drawing", "folders", "notice", "parallel", "ranks"),
-    *("signals", "errors", "installing", "_version"),
+    *("memory", "signals", "errors", "installing", "_version"),
 )
 """Rooms, and files outside of rooms, from the top to the ground: each may import what is below."""
 FOR_METHODS = (

@@ -28,8 +28,8 @@ from plain_llamas import plain_llamas
 
 import merge_plugins.__main__
 from harness_adapters import execution
-from merge_plugins import MergeError, Recipe, folders, merged_tensors, mount, parallel, save
-from merge_plugins.engine.memory import HUGE, new_memory
+from merge_plugins import MergeError, Recipe, folders, memory, merged_tensors, mount, save
+from merge_plugins.memory import HUGE, new_memory
 from merge_plugins.outputs import card
 from merge_plugins.search import locks
 from merge_plugins.search.workers import Candidate, Claims
@@ -181,12 +181,12 @@ def test_memory_is_laid_out_without_huge_pages(windows: None) -> None:
 
 def test_a_system_without_malloc_trim_returns_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    parallel._trim.cache_clear()
+    memory._trim.cache_clear()
     try:
-        parallel.return_memory()
-        assert parallel._trim() is None
+        memory.return_memory()
+        assert memory._trim() is None
     finally:
-        parallel._trim.cache_clear()
+        memory._trim.cache_clear()
 
 
 def test_models_on_another_drive_stay_absolute(

@@ -16,6 +16,7 @@ from torch import Tensor
 from merge_plugins.api.low_rank import LowRank
 from merge_plugins.api.region import Region
 from merge_plugins.errors import RecipeError
+from merge_plugins.memory import new_memory
 from merge_plugins.parallel import CPU, Place
 from merge_plugins.ranks import Ranks
 
@@ -208,6 +209,10 @@ class Weight:
         kernel to cut: it is dropped when the weight is merged.
         """
         return self.n_experts * self.region.numel * self.dtype.itemsize <= self.place.room
+
+    def empty(self, dtype: torch.dtype) -> Tensor:
+        """Allocate a tensor of this shape where the weight's parts are read to: [*shape]."""
+        return new_memory(self.shape, dtype, self.device)
 
     def part(self, region: Region) -> Slot:
         """Read a region, in coordinates of the stored weight."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region
-from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import WeightReader
 from merge_plugins.errors import MismatchError
+from merge_plugins.memory import new_memory
 from merge_plugins.parallel import BLOCK, parallel
 from merge_plugins.planning.plan import MERGEABLE
 from merge_plugins.weights import SourceTensor, StoredTensor

@@ -22,9 +22,9 @@ from merge_plugins.api import (
     holds_matrices,
 )
 from merge_plugins.engine.copied import is_finite, placed
-from merge_plugins.engine.memory import new_memory
 from merge_plugins.engine.reader import AnyReader
 from merge_plugins.errors import MismatchError
+from merge_plugins.memory import new_memory
 from merge_plugins.planning import PlannedTensor
 from merge_plugins.plugins import Method
 from merge_plugins.weights.damage import refuse_damage

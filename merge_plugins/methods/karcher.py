@@ -96,7 +96,7 @@ class Karcher:
         if not (is_one_block or weight.has_room):
             return self._steps(lambda terms: sums(weight, terms), norms, weight.dtype, {})
         held: Blocks = {}
-        mean = torch.empty(weight.shape, dtype=weight.dtype)
+        mean = weight.empty(weight.dtype)
 
         def alone(block: Slot) -> None:
             self._steps(lambda terms: block_sums(terms(block)), norms, weight.dtype, held, {})

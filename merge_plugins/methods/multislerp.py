@@ -89,7 +89,7 @@ class MultiSlerp:
         cosines = sums(weight, products).to(dtype)
         if not weight.has_room:
             return {"norms": norms, "length": length, "cosines": cosines}
-        merged = torch.empty(weight.shape, dtype=dtype)
+        merged = weight.empty(dtype)
 
         def finish(block: Slot) -> None:
             block.box.of(merged).copy_(self.step(*kept.pop(block.box), cosines, norms))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from merge_plugins.api import Region, Slot, Sources, Weight, holds_matrices
+from merge_plugins.memory import return_memory
 from merge_plugins.notice import tell
 from merge_plugins.ops.arithmetic import weighted_sum
-from merge_plugins.parallel import return_memory
 
 PIECE = 1 << 18
 """Elements read at once, 2 MiB in float64: enough for products with an [n, n] at full speed, little
@@ -120,7 +120,7 @@ def by_matrix(
     ``merge`` measures one matrix and returns the function that merges its rows; ``turn`` chooses
     which way round, as `Matrix.upright` does (default: rows are outputs).
     """
-    result = torch.empty(weight.shape, dtype=weight.rounds_to, device=weight.device)
+    result = weight.empty(weight.rounds_to)
     for region in weight.region.matrices():
         matrix = Matrix(weight, region)
         matrix = matrix if turn is None else turn(matrix)

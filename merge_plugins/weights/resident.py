@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from merge_plugins.errors import MergeError, RecipeError, first_line
-from merge_plugins.parallel import accelerator, return_memory
+from merge_plugins.memory import return_memory
+from merge_plugins.parallel import accelerator
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge_plugins.engine.memory import HUGE, new_memory
+from merge_plugins.memory import HUGE, new_memory
 
 CPU = torch.device("cpu")
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
