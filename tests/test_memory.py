@@ -1,4 +1,4 @@
-"""Memory of merged weights: in huge pages where the system has them, and no larger than it is."""
+"""Memory of merged weights, in huge pages where there are any, and of small results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from merge_plugins.memory import HUGE, new_memory
+from merge_plugins.memory import HUGE, SMALL, new_memory, set_aside, taken_back
 
 CPU = torch.device("cpu")
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -42,3 +44,25 @@ def flags_at(address: int) -> list[str]:
         elif inside and line.startswith("VmFlags:"):
             return line.split()[1:]
     raise AssertionError("the address is not mapped")
+
+
+@given(
+    shape=st.lists(st.integers(0, 9), max_size=3),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool]),
+    seed=st.integers(0, 99),
+)
+def test_a_small_tensor_set_aside_comes_back_as_it_was(
+    shape: list[int], dtype: torch.dtype, seed: int
+) -> None:
+    one = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(9).to(dtype)
+    for tensor in (one, one.mT if one.ndim > 1 else one):
+        found = taken_back(set_aside(tensor))
+        assert found.dtype == dtype
+        assert torch.equal(found, tensor)
+
+
+def test_anything_else_is_left_where_it_is() -> None:
+    large = torch.zeros(SMALL // 4 + 1)
+    learnt = torch.zeros(2, requires_grad=True)
+    for result in (None, 3, "text", [torch.zeros(2)], large, learnt, torch.empty(2, device="meta")):
+        assert taken_back(set_aside(result)) is result

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_plugins.api import Region
-from merge_plugins.parallel import alone, parallel
+from merge_plugins.parallel import alone, parallel, pool
 
 
 @given(shape=st.lists(st.integers(0, 7), max_size=4).map(tuple), numel=st.integers(1, 30))
@@ -54,6 +54,21 @@ def test_results_come_in_the_order_of_the_items() -> None:
         return i * i
 
     assert parallel(slow_at_first, range(20)) == [i * i for i in range(20)]
+
+
+def test_what_is_found_out_about_a_block_does_not_lie_in_the_way_of_the_next() -> None:
+    found: list[weakref.ref[torch.Tensor]] = []
+    waiting = []
+
+    def look(i: int) -> torch.Tensor:
+        waiting.append(sum(each() is not None for each in found))
+        small = torch.tensor([i, -i])
+        found.append(weakref.ref(small))
+        return small
+
+    results = parallel(look, range(40))
+    assert [each.tolist() for each in results] == [[i, -i] for i in range(40)]
+    assert max(waiting) <= pool().size, "one in each thread's hands"
 
 
 def test_the_first_error_is_raised_and_the_rest_is_not_started() -> None:
@@ -149,7 +164,7 @@ def test_an_error_alone_is_the_callers() -> None:
 def test_a_forked_process_has_workers_of_its_own() -> None:
     code = (
         "import os\n"
-        "from merge_plugins.parallel import alone, parallel\n"
+        "from merge_plugins.parallel import alone, parallel, pool\n"
         "assert parallel(abs, [-1]) == [alone(lambda: 1)]\n"
         "child = os.fork()\n"
         "if child == 0:\n"
