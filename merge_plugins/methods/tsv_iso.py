@@ -330,17 +330,17 @@ class IsoCTS:
 def with_least_work(matrix: Matrix) -> Matrix:
     """Return a matrix with at least as many rows as columns, flipped also if it is square.
 
-    Then the common left vectors are orthonormal over the columns, see `outside_columns`.
+    Turned, it needs smaller spectra: see `outside_columns`.
     """
     rows, columns = matrix.shape
     return matrix if rows > columns else matrix.flipped()
 
 
 def outside_columns(rest: Tensor, matrix: Matrix, expert: int, most: int) -> Spectrum:
-    """Compute the spectrum of a turned task vector, whose columns are a layer's outputs.
+    """Compute the spectrum of a turned task vector, up to ``most`` values, off the common vectors.
 
-    Up to ``most`` values, of what it has outside the common left vectors, which are then over the
-    columns. ``rest``: all directions but those, orthonormal [n, n - k].
+    Its columns are a layer's outputs, and over them are the layer's left vectors. ``rest``: all
+    directions of the columns but those that are common, orthonormal [n, n - k].
     """
     gram = gram_of(matrix.shape[1], (piece.deltas[expert] for piece in matrix.pieces()))
     v, s = spectrum(rest.mT @ gram @ rest, most, gram.trace().sqrt())
