@@ -59,7 +59,9 @@ def set_aside(result: R) -> R | Aside:
     is free too. With a sum left behind each block, the heaps of two workers grew to 370 MB, and
     most blocks were computed in new memory, cleared by the system page by page.
     """
-    if not isinstance(result, Tensor) or result.device.type != "cpu" or result.requires_grad:
+    if not isinstance(result, Tensor) or type(result) is not Tensor or result.requires_grad:
+        return result
+    if result.device.type != "cpu" or result.layout is not torch.strided or result.is_complex():
         return result
     if result.nbytes > SMALL:
         return result

@@ -98,7 +98,7 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Compute ``[function(item) for item in items]`` on every core.
 
     An exception, or Ctrl-C, cancels what has not started; of several that of the first item is
-    raised. Never call it from ``function``.
+    raised. Never call it from ``function``. Small tensors come back as copies; see `set_aside`.
     """
     work = list(items)
     todo, results = deque(enumerate(work)), cast("list[R | Aside]", [None] * len(work))

@@ -64,5 +64,10 @@ def test_a_small_tensor_set_aside_comes_back_as_it_was(
 def test_anything_else_is_left_where_it_is() -> None:
     large = torch.zeros(SMALL // 4 + 1)
     learnt = torch.zeros(2, requires_grad=True)
-    for result in (None, 3, "text", [torch.zeros(2)], large, learnt, torch.empty(2, device="meta")):
+    others = (
+        torch.empty(2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.zeros(2).cfloat().conj(),
+    )
+    for result in (None, 3, "text", [torch.zeros(2)], large, learnt, *others):
         assert taken_back(set_aside(result)) is result
