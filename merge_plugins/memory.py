@@ -43,6 +43,17 @@ def new_memory(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.frombuffer(pages, dtype=dtype, count=count).view(sizes)
 
 
+def elements(tensor: Tensor) -> bytearray:
+    """Copy the elements of a tensor on the CPU, in order, and no others of one that is a view."""
+    return bytearray(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
+
+
+def of_elements(raw: bytearray, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """Make a tensor of `elements`, which it keeps: [*shape]."""
+    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+    return flat.view(shape)
+
+
 @dataclass(frozen=True)
 class Aside:
     """The elements of a small tensor, in objects that malloc has no part in."""
@@ -65,8 +76,8 @@ def set_aside(result: R) -> R | Aside:
         return result
     if result.nbytes > SMALL:
         return result
-    raw = result.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    parts = tuple(raw[i : i + PART] for i in range(0, len(raw), PART))
+    raw = elements(result)
+    parts = tuple(bytes(raw[i : i + PART]) for i in range(0, len(raw), PART))
     return Aside(result.dtype, result.shape, parts)
 
 
@@ -74,9 +85,7 @@ def taken_back(result: R | Aside) -> R:
     """Make the tensor again that was `set_aside`; return anything else as it is."""
     if not isinstance(result, Aside):
         return result
-    raw = bytearray().join(result.parts)
-    flat = torch.frombuffer(raw, dtype=result.dtype) if raw else torch.empty(0, dtype=result.dtype)
-    return cast(R, flat.view(result.shape))
+    return cast(R, of_elements(bytearray().join(result.parts), result.dtype, result.shape))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from merge_plugins.errors import first_line
+from merge_plugins.memory import elements, of_elements
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -149,8 +150,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, Tensor):
             return None
-        raw = obj.detach().to(CPU).reshape(-1).contiguous().view(torch.uint8)
-        return obj.device.type == "cpu", obj.dtype, tuple(obj.shape), bytearray(raw.numpy())
+        return obj.device.type == "cpu", obj.dtype, tuple(obj.shape), elements(obj.to(CPU))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -160,8 +160,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         on_cpu, dtype, shape, raw = pid
-        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return flat.view(shape).to(CPU if on_cpu else self._device)
+        return of_elements(raw, dtype, shape).to(CPU if on_cpu else self._device)
 
 
 def packed(value: Any) -> bytes:

@@ -164,7 +164,7 @@ def test_an_error_alone_is_the_callers() -> None:
 def test_a_forked_process_has_workers_of_its_own() -> None:
     code = (
         "import os\n"
-        "from merge_plugins.parallel import alone, parallel, pool\n"
+        "from merge_plugins.parallel import alone, parallel\n"
         "assert parallel(abs, [-1]) == [alone(lambda: 1)]\n"
         "child = os.fork()\n"
         "if child == 0:\n"
